@@ -1,0 +1,165 @@
+"""What travels between the command line, the daemon and the managers beside the stored records."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from vxnet.model.address import IPAddress, IPNetwork
+from vxnet.model.cluster import DATA_PORT, Assignment, Driver, Network, Node, Record, Role
+from vxnet.model.container import ContainerState
+
+MemberStatus = Literal["ready", "suspect", "down", "left", "unknown"]
+
+
+class InitRequest(Record, frozen=True, kw_only=True):
+    advertise_addr: str = ""
+    """Address or interface; empty: the one that the default route uses, if that is unambiguous."""
+    data_path_addr: str = ""
+    data_path_port: int = DATA_PORT
+    default_addr_pool: tuple[IPNetwork, ...] = ()
+    store: str = ""
+
+
+class JoinRequest(Record, frozen=True, kw_only=True):
+    token: str
+    manager: str
+    """``HOST[:PORT]``."""
+    advertise_addr: str = ""
+    data_path_addr: str = ""
+
+
+class JoinClaim(Record, frozen=True, kw_only=True):
+    """From a joiner to a manager, over a connection whose CA the token pins."""
+
+    secret: str
+    csr: bytes
+    """PKCS#10, DER; of the joiner's Ed25519 key."""
+    name: str
+    advertise_addr: IPAddress
+    data_path_addr: IPAddress
+    routes: tuple[IPNetwork, ...] = ()
+    version: str = ""
+
+
+class JoinGrant(Record, frozen=True, kw_only=True):
+    node: Node
+    certificate: bytes
+    """DER."""
+    assignment: Assignment
+
+
+class NodeReport(Record, frozen=True, kw_only=True):
+    """What an agent tells the managers of its host, at every start and change."""
+
+    routes: tuple[IPNetwork, ...] = ()
+    version: str = ""
+
+
+class LeaseRequest(Record, frozen=True, kw_only=True):
+    network: str
+    """Id."""
+    addresses: int = 1
+    """How many more are wanted."""
+    address: IPAddress | None = None
+    """One chosen address (``--ip``): a block of one."""
+
+
+class NetworkCreate(Record, frozen=True, kw_only=True):
+    name: str
+    driver: Driver = "overlay"
+    attachable: bool = False
+    internal: bool = False
+    subnets: tuple[IPNetwork, ...] = ()
+    gateways: tuple[IPAddress, ...] = ()
+    options: dict[str, str] = {}
+    labels: dict[str, str] = {}
+
+
+class NodeView(Record, frozen=True, kw_only=True):
+    """A line of ``node ls``."""
+
+    node: Node
+    status: MemberStatus
+    self: bool = False
+    leader: bool = False
+
+
+class EndpointView(Record, frozen=True, kw_only=True):
+    name: str
+    node: str
+    """Name of the host it lives on."""
+    addresses: tuple[IPAddress, ...]
+    mac: str
+    vtep: IPAddress
+    state: str
+    container: str = ""
+    aliases: tuple[str, ...] = ()
+
+
+class PeerView(Record, frozen=True, kw_only=True):
+    name: str
+    vtep: IPAddress
+
+
+class NetworkView(Record, frozen=True, kw_only=True):
+    """``network inspect``; ``endpoints`` and ``peers`` of the whole cluster with ``-v``, else of this host."""
+
+    network: Network
+    mtu: int = 0
+    """In force on this host; 0 where the network is not live here."""
+    leases: tuple[IPNetwork, ...] = ()
+    """This node's blocks."""
+    endpoints: tuple[EndpointView, ...] = ()
+    peers: tuple[PeerView, ...] = ()
+
+
+class NetworkConnect(Record, frozen=True, kw_only=True):
+    container: str
+    ip: IPAddress | None = None
+    aliases: tuple[str, ...] = ()
+
+
+class ContainerView(Record, frozen=True, kw_only=True):
+    """A line of ``ps``."""
+
+    id: str
+    name: str
+    argv: tuple[str, ...]
+    state: ContainerState
+    exit_status: int | None = None
+    created_at: float
+    started_at: float | None = None
+    finished_at: float | None = None
+    networks: tuple[str, ...] = ()
+    addresses: tuple[IPAddress, ...] = ()
+
+
+class Info(Record, frozen=True, kw_only=True):
+    version: str
+    name: str
+    cluster: str = ""
+    """Id; empty: not in a cluster."""
+    node: str = ""
+    role: Role | None = None
+    advertise_addr: IPAddress | None = None
+    data_path_addr: IPAddress | None = None
+    data_port: int = DATA_PORT
+    managers: tuple[str, ...] = ()
+    """``name (address:port)``."""
+    manager_reachable: bool = False
+    nodes: int = 0
+    nodes_alive: int = 0
+    networks: int = 0
+    containers: int = 0
+    containers_running: int = 0
+    segments: int = 0
+    """Overlay networks live on this host."""
+    rows: int = 0
+    rows_refused: dict[str, int] = {}
+    """Rows kept without effect, by reason."""
+    drift: int = 0
+    """Kernel objects mended since the daemon's start."""
+    key_epoch: int = 0
+    health: int = 0
+    """Lifeguard's awareness score: 0 is healthy."""
+    warnings: tuple[str, ...] = ()

@@ -1,0 +1,135 @@
+"""Wishes: what the managers store and hand out."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from vxnet.model.address import IPAddress, IPNetwork
+
+Role = Literal["worker", "manager"]
+Driver = Literal["overlay", "bridge", "host", "null"]
+Scope = Literal["swarm", "local"]
+
+CONTROL_PORT = 2377
+GOSSIP_PORT = 7946
+DATA_PORT = 4789
+FIRST_VNI = 65536
+LAST_VNI = (1 << 24) - 1
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of the stored records. Fields may be added; unknown ones are ignored when read."""
+
+
+class Cluster(Record, frozen=True, kw_only=True):
+    """Settled at ``init``; one a cluster."""
+
+    id: str
+    data_port: int = DATA_PORT
+    """UDP port of VXLAN on every node."""
+    pools: tuple[IPNetwork, ...]
+    """Where subnets of networks without ``--subnet`` come from."""
+    pool_prefixlen: int = 20
+    created_at: float
+    """Seconds since 1970, as all ``*_at``."""
+
+
+class Node(Record, frozen=True, kw_only=True):
+    id: str
+    name: str
+    """Host name; unique in the cluster as it is also the gossip's node name."""
+    role: Role
+    advertise_addr: IPAddress
+    """Where the others reach its 7946 and, on a manager, its 2377."""
+    data_path_addr: IPAddress
+    """Its VTEP: source and destination of its VXLAN packets."""
+    joined_at: float
+    routes: tuple[IPNetwork, ...] = ()
+    """Prefixes its main routing table reaches, as last reported; pools avoid them."""
+    version: str = ""
+    """Of vxnet on it, as last reported."""
+
+
+class Subnet(Record, frozen=True, kw_only=True):
+    prefix: IPNetwork
+    gateway: IPAddress
+    """Reserved, answered by nobody: the way out is ``vxnet_gw``."""
+
+
+class Network(Record, frozen=True, kw_only=True):
+    id: str
+    name: str
+    driver: Driver = "overlay"
+    scope: Scope = "swarm"
+    vni: int = 0
+    """RFC 7348 network identifier; 0 for drivers without one."""
+    subnets: tuple[Subnet, ...] = ()
+    attachable: bool = False
+    internal: bool = False
+    mtu: int | None = None
+    """``--opt mtu=``: of the containers' interfaces. None: the path's less the encapsulation."""
+    options: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    created_at: float = 0.0
+
+
+class Lease(Record, frozen=True, kw_only=True):
+    """A block of a network's subnet that one node may hand out. Never ended by silence."""
+
+    network: str
+    vni: int
+    prefix: IPNetwork
+    node: str
+    epoch: int
+    """Grows with each lease of a network: of two that claim an address, the higher is right."""
+
+
+class LeaseSet(Record, frozen=True, kw_only=True):
+    """All leases of a node, as its proof: signed by a manager, shown by the node to everybody."""
+
+    node: str
+    revision: int
+    """Of the store when it was made; the highest is valid."""
+    leases: tuple[Lease, ...]
+
+
+class Signed(Record, frozen=True, kw_only=True):
+    """Bytes that somebody vouches for. Kept and passed on as they are, so that the signature stays good."""
+
+    content: bytes
+    signature: bytes
+    """Ed25519 over a purpose string and ``content``."""
+    certificate: bytes
+    """DER; of the signer. It chains to the cluster's CA."""
+
+
+class GossipKey(Record, frozen=True, kw_only=True):
+    epoch: int
+    secret: bytes
+    """16, 24 or 32 octets (AES-128/192/256-GCM)."""
+
+
+class Manager(Record, frozen=True, kw_only=True):
+    id: str
+    name: str
+    addr: IPAddress
+    port: int = CONTROL_PORT
+
+
+class Assignment(Record, frozen=True, kw_only=True):
+    """Everything that one node has to know of the wishes; kept on its disk."""
+
+    revision: int
+    cluster: Cluster
+    networks: tuple[Network, ...] = ()
+    leases: Signed | None = None
+    """A :class:`LeaseSet` in JSON."""
+    keys: tuple[GossipKey, ...] = ()
+    """Newest first; all are accepted, the first is used."""
+    roots: tuple[bytes, ...] = ()
+    """CA certificates, DER."""
+    managers: tuple[Manager, ...] = ()
+    revoked: tuple[str, ...] = ()
+    """Ids of removed nodes: their certificates count for nothing."""

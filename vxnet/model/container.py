@@ -1,0 +1,68 @@
+"""Containers of this host."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from vxnet.model.address import MAC, IPAddress, IPInterface
+from vxnet.model.cluster import Record
+
+ContainerState = Literal["created", "running", "exited", "dead"]
+"""``dead``: its shim vanished without telling an exit status."""
+
+
+class NetworkWish(Record, frozen=True, kw_only=True):
+    """``--network NET --ip A --alias X`` of one attachment."""
+
+    network: str
+    """Name or id."""
+    ip: IPAddress | None = None
+    aliases: tuple[str, ...] = ()
+
+
+class ContainerSpec(Record, frozen=True, kw_only=True):
+    """What ``vxnet run`` asked for."""
+
+    name: str = ""
+    """Empty: one is made."""
+    argv: tuple[str, ...]
+    env: tuple[str, ...] = ()
+    """``KEY=value``."""
+    workdir: str = ""
+    hostname: str = ""
+    """Empty: the short id."""
+    terminal: bool = False
+    stdin: bool = False
+    """``-i``: keep standard input open."""
+    remove: bool = False
+    """``--rm``."""
+    networks: tuple[NetworkWish, ...] = ()
+    labels: dict[str, str] = {}
+
+
+class Attachment(Record, frozen=True, kw_only=True):
+    """A container's place on one network, once its addresses are given."""
+
+    network: str
+    """Id."""
+    ifname: str
+    mac: MAC
+    addresses: tuple[IPInterface, ...]
+    aliases: tuple[str, ...] = ()
+
+
+class Container(Record, frozen=True, kw_only=True):
+    id: str
+    """64 hexadecimal digits; people see the first 12."""
+    spec: ContainerSpec
+    attachments: tuple[Attachment, ...] = ()
+    gateway: Attachment | None = None
+    """On ``vxnet_gw``; None where every network is internal."""
+    state: ContainerState = "created"
+    pid: int = 0
+    """Of its first process, as this host counts; 0 unless running."""
+    exit_status: int | None = None
+    error: str = ""
+    created_at: float
+    started_at: float | None = None
+    finished_at: float | None = None

@@ -1,0 +1,110 @@
+"""The whole desired state of one host's kernel: what :mod:`vxnet.core.plan` returns and :mod:`vxnet.host` does.
+
+::
+
+     host namespace                namespace "vxnet"               sandbox (a container's namespace)
+     vxnet_gw ──── veth ────────────────────────────────────────── ethN   Interface(vni=None)
+     udp/4789 <─── vx<VNI> ── br<VNI> ──── veth ────────────────── eth0   Interface(vni=VNI)
+                   └──── Segment ────┘                             Sandbox
+
+Handing over the same state twice is harmless. Sequences are sorted, so that equal states are equal records.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from vxnet.model.address import MAC, IPAddress, IPInterface, IPNetwork
+from vxnet.model.cluster import DATA_PORT, Record
+
+DATAPATH_NAMESPACE = "vxnet"
+GATEWAY_BRIDGE = "vxnet_gw"
+NFT_TABLE = "vxnet"
+
+
+class Remote(Record, frozen=True, kw_only=True):
+    """An endpoint of this segment on another host: two FDB rows and a neighbour for each address."""
+
+    mac: MAC
+    addresses: tuple[IPAddress, ...]
+    vtep: IPAddress
+
+
+class Segment(Record, frozen=True, kw_only=True):
+    """One overlay network as far as this host takes part in it: ``vx<VNI>`` and ``br<VNI>``."""
+
+    vni: int
+    mtu: int
+    """Of bridge, tunnel and the containers' interfaces; octets."""
+    local: IPAddress
+    """This host's VTEP."""
+    kind: Literal["kernel", "userspace"] = "kernel"
+    remotes: tuple[Remote, ...] = ()
+    flood: tuple[IPAddress, ...] = ()
+    """VTEPs that get broadcast and multicast: hosts with an endpoint in this VNI (head-end replication)."""
+
+
+class Interface(Record, frozen=True, kw_only=True):
+    """A veth pair: ``name`` in the sandbox, ``port`` on the bridge."""
+
+    name: str
+    port: str
+    """At most 15 characters, unique on the host."""
+    vni: int | None
+    """Of the segment it joins; None: ``vxnet_gw``."""
+    mac: MAC
+    mtu: int
+    addresses: tuple[IPInterface, ...]
+
+
+class Sandbox(Record, frozen=True, kw_only=True):
+    id: str
+    """The container's."""
+    netns: str
+    """Path to open: ``/proc/PID/ns/net``."""
+    interfaces: tuple[Interface, ...] = ()
+    default_via: tuple[IPAddress, ...] = ()
+    """Next hops of the default routes, one a family at most; they lie on the interface with ``vni`` None."""
+    dns_port: int = 0
+    """127.0.0.11:53, UDP and TCP, lead to this port of 127.0.0.11; 0: no resolver there."""
+
+
+class GatewayBridge(Record, frozen=True, kw_only=True):
+    """``vxnet_gw``: the way out, with NAT and without traffic between containers."""
+
+    addresses: tuple[IPInterface, ...]
+    mtu: int
+
+
+class HostState(Record, frozen=True, kw_only=True):
+    segments: tuple[Segment, ...] = ()
+    sandboxes: tuple[Sandbox, ...] = ()
+    gateway: GatewayBridge | None = None
+    data_port: int = DATA_PORT
+    vteps: tuple[IPAddress, ...] = ()
+    """The only sources from which the VXLAN port accepts packets."""
+
+
+class HostFacts(Record, frozen=True, kw_only=True):
+    """What this host tells of itself before anything is built."""
+
+    hostname: str
+    machine_id: str
+    addresses: tuple[IPInterface, ...]
+    """Global ones of interfaces that are up, without vxnet's own."""
+    routes: tuple[IPNetwork, ...]
+    """Destinations in the main table but the default, without vxnet's own."""
+    nameservers: tuple[IPAddress, ...]
+    """Of /etc/resolv.conf, in order."""
+    missing: tuple[str, ...] = ()
+    """Kernel features and programs that vxnet needs and did not find, each with its cure."""
+
+
+class Change(Record, frozen=True, kw_only=True):
+    """One thing done to the kernel, or tried."""
+
+    verb: Literal["add", "replace", "delete"]
+    object: str
+    """As an operator would say it: ``fdb 02:42:0a:00:10:03 dev vx65536 dst 192.168.56.12``."""
+    error: str = ""
+    """The kernel's words; empty if it was done."""
