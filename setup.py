@@ -1,0 +1,71 @@
+"""The C parts of the build; everything else stands in pyproject.toml.
+
+cffi builds ``vxnet.host._syscalls`` as an extension of the limited API, so that one wheel serves Python 3.11 and later.
+The shim is not a module but a program. setuptools has no word for that, so it is an extension whose file name is the
+program's and whose linking makes an executable; as an extension it goes into wheels, ``-e`` installs and ``build_ext
+--inplace`` by itself.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+# Python's own flags bring -DNDEBUG, which would take the assertions out of a program that must not go on after one.
+CFLAGS = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Wconversion", "-UNDEBUG"]
+
+
+class Program(Extension):
+    """An executable that lies in a package's directory."""
+
+
+class BuildExtensionsAndPrograms(build_ext):
+    def get_ext_filename(self, fullname: str) -> str:
+        if isinstance(self.ext_map.get(fullname), Program):
+            return fullname.replace(".", "/")
+        return super().get_ext_filename(fullname)
+
+    def build_extension(self, ext: Extension) -> None:
+        if not isinstance(ext, Program):
+            super().build_extension(ext)
+            return
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # copy_extensions_to_source (-e, --inplace) does not make it.
+        Path(*ext.name.split(".")[:-1]).mkdir(parents=True, exist_ok=True)
+        objects = self.compiler.compile(
+            ext.sources,
+            output_dir=self.build_temp,
+            include_dirs=ext.include_dirs,
+            extra_postargs=ext.extra_compile_args,
+            depends=ext.depends,
+        )
+        # Not link_executable's own name handling: some compilers classes append Python's library path.
+        self.compiler.link_executable(objects, target.name, output_dir=str(target.parent))
+
+
+def shim() -> list[Extension]:
+    sources = sorted(str(path) for path in Path("csrc/shim").glob("*.c"))
+    headers = sorted(str(path) for path in Path("csrc/shim").glob("*.h"))
+    if not sources:
+        return []
+    return [
+        Program(
+            "vxnet.bin.vxnet-shim",
+            sources=sources,
+            depends=headers,
+            include_dirs=["csrc/shim"],
+            extra_compile_args=CFLAGS,
+            py_limited_api=True,
+        )
+    ]
+
+
+setup(
+    cffi_modules=["csrc/ffi_build.py:ffibuilder"] if Path("csrc/ffi_build.py").exists() else [],
+    ext_modules=shim(),
+    cmdclass={"build_ext": BuildExtensionsAndPrograms},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)
