@@ -42,8 +42,7 @@ class BuildExtensionsAndPrograms(build_ext):
             extra_postargs=ext.extra_compile_args,
             depends=ext.depends,
         )
-        # Not link_executable's own name handling: some compilers classes append Python's library path.
-        self.compiler.link_executable(objects, target.name, output_dir=str(target.parent))
+        self.compiler.link_executable(objects, str(target))
 
 
 def shim() -> list[Extension]:

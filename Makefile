@@ -1,0 +1,80 @@
+# As root on a fresh Debian 12: `make demo`, then `make test`. Each installs what it lacks, once: the files under
+# .venv/ that end in .stamp say what was done, and it is done again when its inputs change.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+CC     ?= cc
+
+C_SOURCES := $(wildcard csrc/*.c csrc/*/*.c)
+C_HEADERS := $(wildcard csrc/*.h csrc/*/*.h)
+C_STRICT  := -std=c11 -O2 -Wall -Wextra -Wconversion -Werror -UNDEBUG -Icsrc
+
+# /usr/sbin holds ip, bridge and nft, and is not in everybody's PATH.
+export PATH := $(PATH):/usr/sbin:/sbin
+# One cache of nothing: pip neither asks for its own updates nor warns of running as root inside a venv.
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+
+.PHONY: help demo test test-fast lint bench shell ext clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo       three hosts on this machine, the tutorial typed for you, an iperf3 table (root)"
+	@echo "make test       every test (root)"
+	@echo "make test-fast  those that take no lab and no patience: under two minutes"
+	@echo "make lint       ruff, mypy --strict, C compiled with warnings as errors"
+	@echo "make bench      the figures of docs/performance.md, on this machine (root, about ten minutes)"
+	@echo "make ext        compile the C again"
+	@echo "make clean      everything that make made"
+
+demo: $(VENV)/demo.stamp ext
+	$(BIN)/vxnet lab demo
+
+test: $(VENV)/test.stamp ext
+	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/test.stamp ext
+	$(BIN)/python -m pytest -m "not lab and not slow" -n 2 --dist loadfile
+
+lint: $(VENV)/test.stamp ext
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy vxnet
+	@set -e; for source in $(C_SOURCES); do \
+	    echo "$(CC) $(C_STRICT) $$source"; \
+	    $(CC) $(C_STRICT) -I$$(dirname $$source) -c -o /dev/null $$source; \
+	done
+
+bench: $(VENV)/test.stamp ext
+	$(BIN)/python -m tests.perf
+
+# The programs and modules made from csrc/, beside their Python. The compiler's own output is worth reading only when
+# it fails.
+ext: $(VENV)/ext.stamp
+
+$(VENV)/ext.stamp: $(VENV)/demo.stamp setup.py $(C_SOURCES) $(C_HEADERS) $(wildcard csrc/*.py)
+	@echo "compiling csrc/"
+	@mkdir -p build
+	@$(BIN)/python setup.py -q build_ext --inplace >build/ext.log 2>&1 || { cat build/ext.log; exit 1; }
+	@touch $@
+
+# setuptools and cffi are in the venv too, so that changed C is compiled again without the network.
+$(VENV)/demo.stamp: pyproject.toml scripts/packages
+	@scripts/packages demo
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing vxnet and what it needs into $(VENV)"
+	@$(BIN)/python -m pip install -q "setuptools>=80" "cffi>=1.17"
+	@$(BIN)/python -m pip install -q --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/test.stamp: $(VENV)/demo.stamp scripts/packages
+	@scripts/packages test
+	@echo "installing what the tests need into $(VENV)"
+	@$(BIN)/python -m pip install -q --no-build-isolation -e ".[test,dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist vxnet.egg-info vxnet/bin .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find vxnet csrc tests -name __pycache__ -prune -exec rm -rf {} +
+	find vxnet -name '*.so' -delete
