@@ -45,7 +45,7 @@ from vxnet.model.errors import (
 
 T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-HandlerT = TypeVar("HandlerT", bound=Handler)
+HandlerT = TypeVar("HandlerT", bound=Callable[..., Awaitable[web.StreamResponse]])
 
 BODY_LIMIT: Final = 1 << 20
 """Octets of a request's body."""
@@ -78,9 +78,7 @@ async def read_record(request: web.Request, kind: type[T]) -> T:
     try:
         return codec.from_json(body, kind)
     except RecursionError:
-        raise CallerError(
-            f"expected a {kind.__name__} in JSON, found too many brackets in brackets"
-        ) from None
+        raise CallerError(f"expected a {kind.__name__} in JSON, found too many brackets in brackets") from None
     except ValueError as error:
         raise CallerError(f"expected a {kind.__name__} in JSON: {error}") from None
 
@@ -105,9 +103,7 @@ def query_number(request: web.Request, name: str, default: float) -> float:
     except ValueError:
         number = -1.0
     if not 0 <= number < float("inf"):
-        raise CallerError(
-            f"?{name}= takes a number that is not negative, found {text!r}"
-        )
+        raise CallerError(f"?{name}= takes a number that is not negative, found {text!r}")
     return number
 
 
@@ -116,18 +112,14 @@ def query_number(request: web.Request, name: str, default: float) -> float:
 
 def json_response(record: object, *, status: int = 200) -> web.Response:
     """One JSON document; a tuple of records becomes an array."""
-    return web.Response(
-        body=codec.to_json(record), status=status, content_type="application/json"
-    )
+    return web.Response(body=codec.to_json(record), status=status, content_type="application/json")
 
 
 def empty_response() -> web.Response:
     return web.Response(status=204)
 
 
-async def stream_response(
-    request: web.Request, chunks: AsyncIterable[bytes], content_type: str
-) -> web.StreamResponse:
+async def stream_response(request: web.Request, chunks: AsyncIterable[bytes], content_type: str) -> web.StreamResponse:
     """Send ``chunks`` as they come, each at once.
 
     An error before the first chunk is an ordinary refusal. Later ones break the connection off before the end mark, so
@@ -135,9 +127,7 @@ async def stream_response(
     """
     async with _closing(chunks) as iterator:
         first = await anext(iterator, None)
-        response = web.StreamResponse(
-            headers={"Content-Type": content_type, "Cache-Control": "no-store"}
-        )
+        response = web.StreamResponse(headers={"Content-Type": content_type, "Cache-Control": "no-store"})
         await response.prepare(request)
         try:
             if first is not None:
@@ -154,9 +144,7 @@ async def stream_response(
     return response
 
 
-async def ndjson_response(
-    request: web.Request, records: AsyncIterable[object]
-) -> web.StreamResponse:
+async def ndjson_response(request: web.Request, records: AsyncIterable[object]) -> web.StreamResponse:
     """One JSON document a line, each sent at once; errors as in :func:`stream_response`."""
 
     async def lines() -> AsyncIterator[bytes]:
@@ -202,9 +190,7 @@ def make_app() -> web.Application:
 
 
 @web.middleware
-async def _error_middleware(
-    request: web.Request, handler: Handler
-) -> web.StreamResponse:
+async def _error_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except VxnetError as error:
@@ -217,9 +203,7 @@ async def _error_middleware(
         )
     except web.HTTPNotFound:
         hint = "are the client and the daemon of the same version?"
-        return failure_response(
-            NotFoundError(f"no such path: {request.method} {request.path}", hint=hint)
-        )
+        return failure_response(NotFoundError(f"no such path: {request.method} {request.path}", hint=hint))
     except web.HTTPException as error:
         return failure_response(
             CallerError(f"{request.method} {request.path}: {error.reason}"),
@@ -230,9 +214,7 @@ async def _error_middleware(
         return failure_response(HostError(f"this host refused: {error}"))
     except Exception as error:
         log.exception("%s %s failed", request.method, request.path)
-        shown = (
-            f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        )
+        shown = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         return failure_response(
             HostError(
                 f"a bug of vxnet's: {shown}",
@@ -242,9 +224,7 @@ async def _error_middleware(
 
 
 @web.middleware
-async def _survival_middleware(
-    request: web.Request, handler: Handler
-) -> web.StreamResponse:
+async def _survival_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     if hasattr(request.match_info.handler, _MARK):
         return await handler(request)
     # The body is read here: once the client has gone, there is nothing left to read it from.
@@ -297,9 +277,7 @@ def unix_listener(path: str | os.PathLike[str], *, group: str = GROUP) -> socket
         raise
     except OSError as error:
         listener.close()
-        raise HostError(
-            f"cannot listen on {place}: {error.strerror or error}"
-        ) from error
+        raise HostError(f"cannot listen on {place}: {error.strerror or error}") from error
     return listener
 
 
@@ -309,12 +287,8 @@ def _clear_stale(place: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise HostError(
-            f"cannot listen on {place}: it exists and is no socket", hint="move it away"
-        )
-    with socket.socket(
-        socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC
-    ) as probe:
+        raise HostError(f"cannot listen on {place}: it exists and is no socket", hint="move it away")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
         probe.settimeout(1.0)
         try:
             probe.connect(os.fspath(place))
@@ -323,9 +297,7 @@ def _clear_stale(place: Path) -> None:
             return
         except (TimeoutError, BlockingIOError):
             pass  # somebody holds it and is busy
-    raise ConflictError(
-        f"another process serves {place} already", hint="is a vxnet daemon running?"
-    )
+    raise ConflictError(f"another process serves {place} already", hint="is a vxnet daemon running?")
 
 
 def _hand_to_group(place: Path, group: str) -> None:
@@ -364,3 +336,10 @@ async def serving(
         if path:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
+
+
+@contextlib.asynccontextmanager
+async def serve_unix(app: web.Application, path: str | os.PathLike[str]) -> AsyncIterator[web.AppRunner]:
+    """:func:`serving` on :func:`unix_listener`."""
+    async with serving(app, unix_listener(path)) as runner:
+        yield runner

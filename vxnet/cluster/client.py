@@ -1,0 +1,213 @@
+"""The local API's client: one method a route, records in and out. Used by the command line, the lab and tests.
+
+Blocking, standard library only, one connection a request. A refusal comes out as the :class:`VxnetError` that the
+daemon raised; a daemon out of reach is an :class:`UnavailableError`, a socket that may not be used a
+:class:`ForbiddenError`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from typing import Final, TypeVar
+
+from vxnet.cluster.failure import failure_from_json
+from vxnet.cluster.http1 import BrokenAnswerError, Exchange, quote
+from vxnet.model import codec
+from vxnet.model.api import (
+    ContainerView,
+    Info,
+    InitRequest,
+    JoinRequest,
+    NetworkConnect,
+    NetworkCreate,
+    NetworkView,
+    NodeView,
+)
+from vxnet.model.cluster import Network, Node, Record, Role
+from vxnet.model.container import Container, ContainerSpec
+from vxnet.model.errors import ForbiddenError, NotFoundError, PeerError, UnavailableError
+
+T = TypeVar("T")
+
+SOCKET_PATH: Final = "/run/vxnet/vxnet.sock"
+SOCKET_VARIABLE: Final = "VXNET_SOCKET"
+"""Environment variable that names another socket."""
+ANSWER_S: Final = 30.0
+"""Longest silence of the daemon: it may have to ask a manager, which may have to be found among several."""
+CLUSTER_S: Final = 120.0
+"""`init`, `join` and `leave` make keys, devices and certificates, or take everything down."""
+
+
+class TokenAnswer(Record, frozen=True, kw_only=True):
+    token: str
+
+
+class ShimAnswer(Record, frozen=True, kw_only=True):
+    """Where a running container's shim listens: `exec` and `attach` talk to it past the daemon."""
+
+    socket: str
+
+
+class Client:
+    def __init__(self, socket_path: str = "", *, timeout_s: float = ANSWER_S) -> None:
+        self.socket_path = socket_path or os.environ.get(SOCKET_VARIABLE) or SOCKET_PATH
+        self._timeout_s = timeout_s
+
+    # ------------------------------------------------------------------------------------------------------- cluster
+
+    def info(self) -> Info:
+        return self._get("info", Info)
+
+    def init(self, request: InitRequest) -> Node:
+        return self._read(self._exchange("POST", "cluster/init", request, CLUSTER_S), Node)
+
+    def join(self, request: JoinRequest) -> Node:
+        return self._read(self._exchange("POST", "cluster/join", request, CLUSTER_S), Node)
+
+    def leave(self, *, force: bool = False) -> None:
+        self._exchange("POST", f"cluster/leave{_query(force=force)}", None, CLUSTER_S)
+
+    def join_token(self, role: Role, *, rotate: bool = False) -> str:
+        if rotate:
+            return self._post(f"join-token/{role}/rotate", TokenAnswer).token
+        return self._get(f"join-token/{role}", TokenAnswer).token
+
+    def nodes(self) -> tuple[NodeView, ...]:
+        return self._get("nodes", tuple[NodeView, ...])
+
+    def node(self, ref: str) -> NodeView:
+        return self._get(f"nodes/{_segment('node', ref)}", NodeView)
+
+    def remove_node(self, ref: str, *, force: bool = False) -> None:
+        self._call("DELETE", f"nodes/{_segment('node', ref)}{_query(force=force)}")
+
+    # ------------------------------------------------------------------------------------------------------ networks
+
+    def networks(self) -> tuple[Network, ...]:
+        return self._get("networks", tuple[Network, ...])
+
+    def network(self, ref: str, *, verbose: bool = False) -> NetworkView:
+        return self._get(f"networks/{_segment('network', ref)}{_query(verbose=verbose)}", NetworkView)
+
+    def create_network(self, request: NetworkCreate) -> Network:
+        return self._post("networks", Network, request)
+
+    def remove_network(self, ref: str) -> None:
+        self._call("DELETE", f"networks/{_segment('network', ref)}")
+
+    def connect(self, ref: str, request: NetworkConnect) -> None:
+        self._call("POST", f"networks/{_segment('network', ref)}/connect", request)
+
+    def disconnect(self, ref: str, request: NetworkConnect, *, force: bool = False) -> None:
+        self._call("POST", f"networks/{_segment('network', ref)}/disconnect{_query(force=force)}", request)
+
+    # ---------------------------------------------------------------------------------------------------- containers
+
+    def containers(self, *, all: bool = False) -> tuple[ContainerView, ...]:
+        return self._get(f"containers{_query(all=all)}", tuple[ContainerView, ...])
+
+    def container(self, ref: str) -> Container:
+        return self._get(_container(ref), Container)
+
+    def create_container(self, spec: ContainerSpec, *, start: bool = False) -> Container:
+        return self._post(f"containers{_query(start=start)}", Container, spec)
+
+    def start(self, ref: str) -> Container:
+        return self._post(f"{_container(ref)}/start", Container)
+
+    def stop(self, ref: str, *, timeout_s: float = 10.0) -> None:
+        target = f"{_container(ref)}/stop?timeout={timeout_s:g}"
+        self._exchange("POST", target, None, timeout_s + self._timeout_s)
+
+    def kill(self, ref: str, *, signal: str = "KILL") -> None:
+        self._call("POST", f"{_container(ref)}/kill?signal={quote(signal)}")
+
+    def wait(self, ref: str, *, timeout_s: float | None = None) -> Container:
+        """Blocks until the container has ended (:class:`UnavailableError` after ``timeout_s``)."""
+        return self._read(self._exchange("POST", f"{_container(ref)}/wait", None, timeout_s), Container)
+
+    def remove(self, ref: str, *, force: bool = False) -> None:
+        self._call("DELETE", f"{_container(ref)}{_query(force=force)}")
+
+    def logs(self, ref: str, *, follow: bool = False) -> Iterator[bytes]:
+        """The log as it is on disk (CRI lines), in pieces of any size; with ``follow`` until the container ends."""
+        target = f"/v1/{_container(ref)}/logs{_query(follow=follow)}"
+        timeout_s = None if follow else self._timeout_s
+        with self._reached(timeout_s), Exchange(self.socket_path, "GET", target, None, timeout_s) as exchange:
+            if exchange.status >= 400:
+                raise failure_from_json(exchange.status, exchange.read())
+            yield from exchange.chunks()
+
+    def shim(self, ref: str) -> str:
+        """Path of the control socket of a container's shim."""
+        return self._get(f"{_container(ref)}/shim", ShimAnswer).socket
+
+    # ------------------------------------------------------------------------------------------------------ requests
+
+    def _get(self, target: str, kind: type[T]) -> T:
+        return self._read(self._call("GET", target), kind)
+
+    def _post(self, target: str, kind: type[T], record: object = None) -> T:
+        return self._read(self._call("POST", target, record), kind)
+
+    def _call(self, method: str, target: str, record: object = None) -> bytes:
+        return self._exchange(method, target, record, self._timeout_s)
+
+    def _exchange(self, method: str, target: str, record: object, timeout_s: float | None) -> bytes:
+        """The body of a successful answer."""
+        body = None if record is None else codec.to_json(record)
+        with self._reached(timeout_s), Exchange(self.socket_path, method, f"/v1/{target}", body, timeout_s) as exchange:
+            answer = exchange.read()
+        if exchange.status >= 400:
+            raise failure_from_json(exchange.status, answer)
+        return answer
+
+    def _read(self, body: bytes, kind: type[T]) -> T:
+        try:
+            return codec.from_json(body, kind)
+        except (ValueError, RecursionError) as error:
+            hint = "are the daemon and this client of the same version?"
+            raise PeerError(f"cannot read the answer of the daemon at {self.socket_path}: {error}", hint=hint) from None
+
+    @contextlib.contextmanager
+    def _reached(self, timeout_s: float | None) -> Iterator[None]:
+        """Errors of the connection in the words of a person who typed a command."""
+        try:
+            yield
+        except TimeoutError:
+            message = f"the vxnet daemon at {self.socket_path} did not answer within {timeout_s:g} s"
+            raise UnavailableError(message, hint="its log says why: `journalctl -u vxnetd`") from None
+        except BrokenAnswerError as error:
+            hint = "it may have been restarted: try again"
+            raise UnavailableError(f"the vxnet daemon at {self.socket_path} broke off: {error}", hint=hint) from None
+        except PermissionError:
+            message = f"may not use the vxnet daemon at {self.socket_path}"
+            raise ForbiddenError(message, hint="be root or a member of the group vxnet") from None
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            hint = "start it with `systemctl start vxnetd` or `vxnet daemon`"
+            if error.errno in (errno.ECONNRESET, errno.EPIPE):
+                hint = "it may have been restarted: try again"
+            raise UnavailableError(
+                f"cannot reach the vxnet daemon at {self.socket_path}: {reason}", hint=hint
+            ) from None
+
+
+def _query(**flags: bool) -> str:
+    """``?a=1`` for the flags that are set."""
+    wanted = "&".join(f"{name}=1" for name, value in flags.items() if value)
+    return f"?{wanted}" if wanted else ""
+
+
+def _segment(what: str, ref: str) -> str:
+    """A name or id as one segment of the path. ``.`` and ``..`` would be taken for directories."""
+    if not ref.strip("."):
+        raise NotFoundError(f"no such {what}: {ref!r}")
+    return quote(ref)
+
+
+def _container(ref: str) -> str:
+    return f"containers/{_segment('container', ref)}"

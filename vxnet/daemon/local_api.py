@@ -1,0 +1,262 @@
+"""The local API: routes under ``/v1`` on a unix socket, each a call of one method of the agent.
+
+Who may: whoever may open the socket (root and the group vxnet). Bodies and answers are the records of
+:mod:`vxnet.model` in JSON; errors as in :mod:`vxnet.cluster.failure`.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import AsyncIterator
+from typing import Final, Protocol
+
+from aiohttp import web
+
+from vxnet.cluster.api import (
+    empty_response,
+    json_response,
+    make_app,
+    query_flag,
+    query_number,
+    read_record,
+    stream_response,
+    until_disconnect,
+)
+from vxnet.cluster.client import ShimAnswer, TokenAnswer
+from vxnet.model.api import (
+    ContainerView,
+    Info,
+    InitRequest,
+    JoinRequest,
+    NetworkConnect,
+    NetworkCreate,
+    NetworkView,
+    NodeView,
+)
+from vxnet.model.cluster import Network, Node, Role
+from vxnet.model.container import Container, ContainerSpec
+from vxnet.model.errors import CallerError
+
+STOP_S: Final = 10.0
+"""From SIGTERM to SIGKILL, as Docker's."""
+
+
+class AgentApi(Protocol):
+    """What the agent offers. ``ref`` is a name, an id, or an unambiguous start of an id.
+
+    All raise :class:`VxnetError`; a ref without its object is a :class:`NotFoundError`.
+    """
+
+    async def info(self) -> Info: ...
+    async def init(self, request: InitRequest, /) -> Node: ...
+    async def join(self, request: JoinRequest, /) -> Node: ...
+    async def leave(self, force: bool, /) -> None: ...
+    async def join_token(self, role: Role, rotate: bool, /) -> str: ...
+    async def nodes(self) -> tuple[NodeView, ...]: ...
+    async def node(self, ref: str, /) -> NodeView: ...
+    async def remove_node(self, ref: str, force: bool, /) -> None: ...
+    async def networks(self) -> tuple[Network, ...]: ...
+    async def network(self, ref: str, verbose: bool, /) -> NetworkView: ...
+    async def create_network(self, request: NetworkCreate, /) -> Network: ...
+    async def remove_network(self, ref: str, /) -> None: ...
+    async def connect(self, ref: str, request: NetworkConnect, /) -> None: ...
+    async def disconnect(self, ref: str, request: NetworkConnect, force: bool, /) -> None: ...
+    async def containers(self, all: bool, /) -> tuple[ContainerView, ...]: ...
+    async def container(self, ref: str, /) -> Container: ...
+    async def create_container(self, spec: ContainerSpec, /) -> Container: ...
+    async def start(self, ref: str, /) -> Container: ...
+    async def stop(self, ref: str, timeout_s: float, /) -> None: ...
+    async def kill(self, ref: str, signal: int, /) -> None: ...
+    async def wait(self, ref: str, /) -> Container: ...
+    async def remove(self, ref: str, force: bool, /) -> None: ...
+
+    def logs(self, ref: str, follow: bool, /) -> AsyncIterator[bytes]:
+        """CRI lines in pieces of any size; an async generator, closed when the reader goes."""
+        ...
+
+    async def shim(self, ref: str, /) -> str:
+        """Path of the control socket of the shim of a container that has not ended."""
+        ...
+
+
+def build_app(agent: AgentApi) -> web.Application:
+    app = make_app()
+    for routes in (_ClusterRoutes(agent).table(), _NetworkRoutes(agent).table(), _ContainerRoutes(agent).table()):
+        app.router.add_routes(routes)
+    return app
+
+
+def signal_number(text: str) -> int:
+    """``KILL``, ``SIGKILL`` and ``9`` alike. Raises :class:`CallerError` on anything else."""
+    if text.isdecimal() and 1 <= int(text) < signal.NSIG:
+        return int(text)
+    name = text.upper()
+    try:
+        return signal.Signals[name if name.startswith("SIG") else f"SIG{name}"].value
+    except KeyError:
+        raise CallerError(f"no such signal: {text!r}", hint="`kill -l` lists them") from None
+
+
+def _ref(request: web.Request) -> str:
+    return request.match_info["ref"]
+
+
+class _ClusterRoutes:
+    def __init__(self, agent: AgentApi) -> None:
+        self._agent = agent
+
+    def table(self) -> list[web.RouteDef]:
+        return [
+            web.get("/v1/info", self.info),
+            web.post("/v1/cluster/init", self.init),
+            web.post("/v1/cluster/join", self.join),
+            web.post("/v1/cluster/leave", self.leave),
+            web.get("/v1/join-token/{role}", self.join_token),
+            web.post("/v1/join-token/{role}/rotate", self.rotate_token),
+            web.get("/v1/nodes", self.nodes),
+            web.get("/v1/nodes/{ref}", self.node),
+            web.delete("/v1/nodes/{ref}", self.remove_node),
+        ]
+
+    async def info(self, request: web.Request) -> web.Response:
+        return json_response(await self._agent.info())
+
+    async def init(self, request: web.Request) -> web.Response:
+        return json_response(await self._agent.init(await read_record(request, InitRequest)))
+
+    async def join(self, request: web.Request) -> web.Response:
+        return json_response(await self._agent.join(await read_record(request, JoinRequest)))
+
+    async def leave(self, request: web.Request) -> web.Response:
+        await self._agent.leave(query_flag(request, "force"))
+        return empty_response()
+
+    async def join_token(self, request: web.Request) -> web.Response:
+        return json_response(TokenAnswer(token=await self._agent.join_token(_role(request), False)))
+
+    async def rotate_token(self, request: web.Request) -> web.Response:
+        return json_response(TokenAnswer(token=await self._agent.join_token(_role(request), True)))
+
+    async def nodes(self, request: web.Request) -> web.Response:
+        return json_response(await self._agent.nodes())
+
+    async def node(self, request: web.Request) -> web.Response:
+        return json_response(await self._agent.node(_ref(request)))
+
+    async def remove_node(self, request: web.Request) -> web.Response:
+        await self._agent.remove_node(_ref(request), query_flag(request, "force"))
+        return empty_response()
+
+
+def _role(request: web.Request) -> Role:
+    match request.match_info["role"]:
+        case "worker":
+            return "worker"
+        case "manager":
+            return "manager"
+        case other:
+            raise CallerError(f"a role is worker or manager, found {other!r}")
+
+
+class _NetworkRoutes:
+    def __init__(self, agent: AgentApi) -> None:
+        self._agent = agent
+
+    def table(self) -> list[web.RouteDef]:
+        return [
+            web.get("/v1/networks", self.networks),
+            web.post("/v1/networks", self.create),
+            web.get("/v1/networks/{ref}", self.network),
+            web.delete("/v1/networks/{ref}", self.remove),
+            web.post("/v1/networks/{ref}/connect", self.connect),
+            web.post("/v1/networks/{ref}/disconnect", self.disconnect),
+        ]
+
+    async def networks(self, request: web.Request) -> web.Response:
+        return json_response(await self._agent.networks())
+
+    async def create(self, request: web.Request) -> web.Response:
+        network = await self._agent.create_network(await read_record(request, NetworkCreate))
+        return json_response(network, status=201)
+
+    async def network(self, request: web.Request) -> web.Response:
+        return json_response(await self._agent.network(_ref(request), query_flag(request, "verbose")))
+
+    async def remove(self, request: web.Request) -> web.Response:
+        await self._agent.remove_network(_ref(request))
+        return empty_response()
+
+    async def connect(self, request: web.Request) -> web.Response:
+        await self._agent.connect(_ref(request), await read_record(request, NetworkConnect))
+        return empty_response()
+
+    async def disconnect(self, request: web.Request) -> web.Response:
+        wish = await read_record(request, NetworkConnect)
+        await self._agent.disconnect(_ref(request), wish, query_flag(request, "force"))
+        return empty_response()
+
+
+class _ContainerRoutes:
+    def __init__(self, agent: AgentApi) -> None:
+        self._agent = agent
+
+    def table(self) -> list[web.RouteDef]:
+        return [
+            web.get("/v1/containers", self.containers),
+            web.post("/v1/containers", self.create),
+            web.get("/v1/containers/{ref}", self.container),
+            web.delete("/v1/containers/{ref}", self.remove),
+            web.post("/v1/containers/{ref}/start", self.start),
+            web.post("/v1/containers/{ref}/stop", self.stop),
+            web.post("/v1/containers/{ref}/kill", self.kill),
+            web.post("/v1/containers/{ref}/wait", self.wait),
+            web.get("/v1/containers/{ref}/logs", self.logs),
+            web.get("/v1/containers/{ref}/shim", self.shim),
+        ]
+
+    async def containers(self, request: web.Request) -> web.Response:
+        return json_response(await self._agent.containers(query_flag(request, "all")))
+
+    async def create(self, request: web.Request) -> web.Response:
+        start = query_flag(request, "start")
+        spec = await read_record(request, ContainerSpec)
+        container = await self._agent.create_container(spec)
+        if start:
+            try:
+                container = await self._agent.start(container.id)
+            except BaseException:
+                # Without --rm it stays, as Docker's does: `inspect` tells why it would not start.
+                if spec.remove:
+                    await self._agent.remove(container.id, True)
+                raise
+        return json_response(container, status=201)
+
+    async def container(self, request: web.Request) -> web.Response:
+        return json_response(await self._agent.container(_ref(request)))
+
+    async def remove(self, request: web.Request) -> web.Response:
+        await self._agent.remove(_ref(request), query_flag(request, "force"))
+        return empty_response()
+
+    async def start(self, request: web.Request) -> web.Response:
+        return json_response(await self._agent.start(_ref(request)))
+
+    async def stop(self, request: web.Request) -> web.Response:
+        await self._agent.stop(_ref(request), query_number(request, "timeout", STOP_S))
+        return empty_response()
+
+    async def kill(self, request: web.Request) -> web.Response:
+        await self._agent.kill(_ref(request), signal_number(request.query.get("signal", "KILL")))
+        return empty_response()
+
+    @until_disconnect
+    async def wait(self, request: web.Request) -> web.Response:
+        return json_response(await self._agent.wait(_ref(request)))
+
+    @until_disconnect
+    async def logs(self, request: web.Request) -> web.StreamResponse:
+        chunks = self._agent.logs(_ref(request), query_flag(request, "follow"))
+        return await stream_response(request, chunks, "text/plain")
+
+    async def shim(self, request: web.Request) -> web.Response:
+        return json_response(ShimAnswer(socket=await self._agent.shim(_ref(request))))
