@@ -189,7 +189,7 @@ def test_long_modules_have_their_reason() -> None:
 
 
 def test_the_reading_order_lists_what_there_is() -> None:
-    """Each line ``- `core/swim.py` …`` under *Reading order* of docs/architecture.md is a file, and each file is one."""
+    """The lines ``- `core/swim.py` …`` under *Reading order* in docs/architecture.md are the files that there are."""
     text = (ROOT / "docs/architecture.md").read_text()
     section = text.split("\n## Reading order\n")[1].split("\n## ")[0]
     listed = re.findall(r"^\s*- `([\w/]+\.(?:py|c|h))`", section, re.MULTILINE)
