@@ -1,0 +1,278 @@
+"""The table behind the names: packed answers by (network, name, type), kept up by difference.
+
+An answer's records all begin with a pointer to the question's name (``c0 0c``), so that they are the same octets for
+every query, whatever its spelling: a lookup is two dictionary reads and a concatenation, and the same octets can be
+laid into a C table (:attr:`RRset`, the differences that :meth:`Names.update` returns).
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from vxnet.core.names.message import (
+    AAAA,
+    ANY,
+    IN,
+    NOERROR,
+    NXDOMAIN,
+    PTR,
+    A,
+    Query,
+    Rejected,
+    encode_name,
+    pack_reply,
+    parse_query,
+    reverse_prefix,
+)
+from vxnet.model.address import IPNetwork
+from vxnet.model.cluster import Network
+from vxnet.model.container import Container
+from vxnet.model.row import Endpoint, RowKey, Value, Version
+
+TTL_S = 5
+"""How long a client may go on with what it knows, and so how long it may knock at a place where nobody lives any more.
+Docker's 600 s were complaint 4 of its users; less than 5 s buys little, as most of libc's resolvers keep nothing."""
+
+_HEADS = {kind: struct.pack(">HHHI", 0xC00C, kind, IN, TTL_S) for kind in (A, AAAA, PTR)}
+"""Owner, type, class, TTL; the owner is a pointer to octet 12, where the question's name stands."""
+_CONTAINER_ID = re.compile(r"[0-9a-f]{12}")
+
+
+class View(NamedTuple):
+    """What one container sees."""
+
+    networks: tuple[str, ...]
+    """Ids, in the order of its attachments: the first that has an address for a name answers."""
+    forward: bool
+    """Whether names that nobody here has may be asked outside: not from where only ``--internal`` networks are,
+    because DNS itself would be the way out (CVE-2024-29018)."""
+
+
+class RRset(NamedTuple):
+    """Answers of one name and type."""
+
+    number: int
+    stride: int
+    """Octets of each record, so that they can be turned and cut; 0: as a whole or not at all."""
+    body: bytes
+
+
+Answers = dict[int, RRset]
+"""By type. Empty: the name exists, and no address may be told yet."""
+
+
+class Forward(NamedTuple):
+    """Nobody here has this name: the host's resolvers are to be asked."""
+
+    query: Query
+
+
+def view_of(container: Container) -> View:
+    return View(tuple(attachment.network for attachment in container.attachments), container.gateway is not None)
+
+
+class _Zone:
+    """One network's names."""
+
+    __slots__ = ("answers", "claims", "network", "reverse", "suffix")
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.suffix = encode_name(network.name)
+        self.answers: dict[bytes, Answers] = {}
+        self.claims: dict[bytes, dict[RowKey, int]] = {}
+        """Who has a name, and in which rank: 0 for the name itself, 1 for ``name.network``, which yields to it."""
+        self.reverse: dict[bytes, dict[RowKey, int]] = {}
+
+    def keys(self, key: RowKey, endpoint: Endpoint) -> Iterable[tuple[dict[bytes, dict[RowKey, int]], bytes, int]]:
+        """All that a row claims here: which table, name on the wire, rank."""
+        texts = [endpoint.name, *endpoint.aliases]
+        if _CONTAINER_ID.match(key.id):
+            texts.append(key.id[:12])
+        for text in texts:
+            if plain := encode_name(text):
+                yield self.claims, plain, 0
+                if qualified := self.qualify(plain):
+                    yield self.claims, qualified, 1
+        for address in endpoint.addresses:
+            if name := encode_name(address.reverse_pointer):
+                yield self.reverse, name, 0
+
+    def qualify(self, name: bytes) -> bytes | None:
+        """``name.network``, if that is not too long for DNS."""
+        if self.suffix is None or len(name) + len(self.suffix) > 256:
+            return None
+        return name[:-1] + self.suffix
+
+    def pack(self, name: bytes, rows: Mapping[RowKey, tuple[Version, Endpoint]]) -> Answers | None:
+        claims = self.claims.get(name)
+        reverse = self.reverse.get(name)
+        if claims is None and reverse is None:
+            return None
+        answers: Answers = {}
+        if claims:
+            best = min(claims.values())
+            answers = _pack_addresses([rows[key][1] for key, rank in claims.items() if rank == best])
+        if reverse:
+            names = {encode_name(rows[key][1].name) for key in reverse}
+            targets = sorted(target for name in names if name and (target := self.qualify(name)))
+            if targets:
+                answers[PTR] = RRset(len(targets), 0, b"".join(_record(PTR, target) for target in targets))
+        return answers
+
+
+class Names:
+    """All networks' names on this host. Lookups never change it, updates replace its parts."""
+
+    def __init__(self) -> None:
+        self._zones: dict[str, _Zone] = {}
+        self._rows: dict[RowKey, tuple[Version, Endpoint]] = {}
+
+    def __len__(self) -> int:
+        return sum(len(zone.answers) for zone in self._zones.values())
+
+    def update(
+        self, rows: Iterable[tuple[RowKey, Version, Value]], networks: Mapping[str, Network]
+    ) -> dict[tuple[str, bytes], Answers | None]:
+        """Take over the whole truth: all effective rows of the cluster, this host's own too, and all networks by id.
+
+        Returns what became different, by network and name: the new answers, or None for a name that is gone. Only
+        rows with another version than last time cost more than a comparison.
+        """
+        touched: set[tuple[str, bytes]] = set()
+        self._follow(networks, touched)
+        wanted = {
+            key: (version, value)
+            for key, version, value in rows
+            if isinstance(value, Endpoint) and value.network in networks
+        }
+        known = self._rows
+        for key in known.keys() - wanted.keys():
+            self._claim(key, known.pop(key)[1], touched, add=False)
+        for key, row in wanted.items():
+            old = known.get(key)
+            if old is not None:
+                if old[0] == row[0]:
+                    continue
+                self._claim(key, old[1], touched, add=False)
+            known[key] = row
+            self._claim(key, row[1], touched, add=True)
+        return self._repack(touched)
+
+    def answer(self, view: View, data: bytes, turn: int, *, tcp: bool = False) -> bytes | Forward | Rejected:
+        """The reply to one message from a container. ``turn`` is random and says which address comes first."""
+        query = parse_query(data, tcp=tcp)
+        if isinstance(query, Rejected):
+            return query
+        known = False
+        for network in view.networks:
+            zone = self._zones.get(network)
+            if zone is None:
+                continue
+            answers = zone.answers.get(query.name)
+            if answers:
+                rrset = _all_of(answers) if query.type == ANY else answers.get(query.type)
+                # The name exists, the type does not: NOERROR. Asked upstream, AAAA would cost a round trip or more.
+                return pack_reply(query, NOERROR) if rrset is None else _choose(query, rrset, turn)
+            known |= answers is not None
+        if known:
+            return pack_reply(query, NOERROR)
+        return self._miss(view, query)
+
+    def _miss(self, view: View, query: Query) -> bytes | Forward:
+        prefix = reverse_prefix(query.name)
+        if prefix is not None:
+            for network in view.networks:
+                zone = self._zones.get(network)
+                if zone is not None and any(_inside(prefix, subnet.prefix) for subnet in zone.network.subnets):
+                    # Ours to know; the world outside has other hosts at these addresses, or must not hear of them.
+                    whole = prefix.prefixlen == prefix.max_prefixlen
+                    return pack_reply(query, NXDOMAIN if whole else NOERROR)
+        return Forward(query) if view.forward else pack_reply(query, NXDOMAIN)
+
+    def _follow(self, networks: Mapping[str, Network], touched: set[tuple[str, bytes]]) -> None:
+        """One zone a network; a network that changed begins anew."""
+        stale = {key for key, zone in self._zones.items() if networks.get(key) != zone.network}
+        for network in stale:
+            touched.update((network, name) for name in self._zones.pop(network).answers)
+        if stale:
+            self._rows = {key: row for key, row in self._rows.items() if row[1].network not in stale}
+        for key, network_record in networks.items():
+            if key not in self._zones:
+                self._zones[key] = _Zone(network_record)
+
+    def _claim(self, key: RowKey, endpoint: Endpoint, touched: set[tuple[str, bytes]], *, add: bool) -> None:
+        zone = self._zones[endpoint.network]
+        for table, name, rank in zone.keys(key, endpoint):
+            touched.add((endpoint.network, name))
+            if add:
+                claims = table.setdefault(name, {})
+                claims[key] = min(rank, claims.get(key, rank))
+            elif claims := table.get(name, {}):
+                claims.pop(key, None)
+                if not claims:
+                    del table[name]
+
+    def _repack(self, touched: Iterable[tuple[str, bytes]]) -> dict[tuple[str, bytes], Answers | None]:
+        difference: dict[tuple[str, bytes], Answers | None] = {}
+        for network, name in touched:
+            zone = self._zones.get(network)
+            answers = None if zone is None else zone.pack(name, self._rows)
+            difference[network, name] = answers
+            if zone is None:
+                continue
+            if answers is None:
+                zone.answers.pop(name, None)
+            else:
+                zone.answers[name] = answers
+        return difference
+
+
+def _pack_addresses(endpoints: Iterable[Endpoint]) -> Answers:
+    """A and AAAA of those that are ready. Draining ones count only where nobody is ready: they still serve, and a name
+    without an address makes a client give up where it would have got through. Starting ones never do: nobody listens,
+    perhaps not even the path is there.
+    """
+    by_state: dict[str, list[Endpoint]] = {}
+    for endpoint in endpoints:
+        by_state.setdefault(endpoint.state, []).append(endpoint)
+    chosen = by_state.get("ready") or by_state.get("draining") or []
+    # A set: one endpoint may claim a name twice over, and two hosts may claim one address for a moment.
+    packed = sorted({address.packed for endpoint in chosen for address in endpoint.addresses})
+    answers: Answers = {}
+    for kind, size in ((A, 4), (AAAA, 16)):
+        records = [_record(kind, address) for address in packed if len(address) == size]
+        if records:
+            answers[kind] = RRset(len(records), len(records[0]), b"".join(records))
+    return answers
+
+
+def _all_of(answers: Answers) -> RRset:
+    sets = answers.values()
+    return RRset(sum(rrset.number for rrset in sets), 0, b"".join(rrset.body for rrset in sets))
+
+
+def _record(kind: int, data: bytes) -> bytes:
+    return _HEADS[kind] + len(data).to_bytes(2, "big") + data
+
+
+def _choose(query: Query, rrset: RRset, turn: int) -> bytes:
+    number, stride, body = rrset
+    if number > 1 and stride:
+        cut = turn % number * stride
+        body = body[cut:] + body[:cut]
+    room = query.limit - 12 - len(query.question) - len(query.opt)
+    if len(body) <= room:
+        return pack_reply(query, NOERROR, number, body)
+    # As many as fit: musl before 1.2.4 knows no TCP and takes what it gets.
+    number = room // stride if stride else 0
+    return pack_reply(query, NOERROR, number, body[: number * stride], truncated=True)
+
+
+def _inside(prefix: IPNetwork, subnet: IPNetwork) -> bool:
+    if prefix.version != subnet.version or prefix.prefixlen < subnet.prefixlen:
+        return False
+    return prefix.supernet(new_prefix=subnet.prefixlen) == subnet
