@@ -1,0 +1,112 @@
+"""iperf3 and ping over vxnet against the same devices made by hand, in the same lab, in interleaved pairs.
+
+::
+
+     h1                                                           h2
+     container ─ veth ─ br ─ vxlan ═══════ underlay ═══════ vxlan ─ br ─ veth ─ container     vxnet
+     netns hc  ─ veth ─ br ─ vxlan ═══════ underlay ═══════ vxlan ─ br ─ veth ─ netns hc      by hand
+
+The hand-made set is what an administrator would type with static FDB rows: the tunnel in a namespace of its own with
+its socket in the host's, as vxnet has it, and nothing else: no resolver, no nftables. Pairs alternate who goes first.
+What counts is the ratio within a pair; its median and the interval of that say whether one is faster.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+
+from tests.perf.measure import BenchLab, interval, lab, table
+
+PAIRS = 15
+SECONDS = 2
+PINGS = 400
+
+HAND_PORT = 8472
+MADE_BY_HAND = """
+ip netns add hd; ip netns add hc
+ip link add vxh netns hd type vxlan id 77 local {own} dstport {port} nolearning
+ip -n hd link set vxh mtu 1450
+ip -n hd link add brh type bridge mcast_snooping 0
+ip -n hd link set brh mtu 1450 up
+ip -n hd link set vxh master brh up
+ip -n hd link add vh mtu 1450 type veth peer name eth0 netns hc mtu 1450 address 02:77:00:00:00:0{number}
+ip -n hd link set vh master brh up
+ip -n hc address add 10.77.0.{number}/24 dev eth0
+ip -n hc link set eth0 up; ip -n hc link set lo up
+ip netns exec hd bridge fdb append 00:00:00:00:00:00 dev vxh dst {peer}
+ip netns exec hd bridge fdb append 02:77:00:00:00:0{other} dev vxh dst {peer}
+"""
+
+
+def make_by_hand(bench: BenchLab) -> None:
+    address = {host: own_address(bench, host) for host in ("h1", "h2")}
+    for number, host, peer in ((1, "h1", "h2"), (2, "h2", "h1")):
+        script = MADE_BY_HAND.format(
+            own=address[host], peer=address[peer], port=HAND_PORT, number=number, other=3 - number
+        )
+        bench.sh(host, script)
+    bench.run("h2", "ip", "netns", "exec", "hc", "iperf3", "-s", "-D")
+
+
+def own_address(bench: BenchLab, host: str) -> str:
+    found = re.search(r"inet (\S+?)/", bench.run(host, "ip", "-4", "address", "show", "dev", "eth1"))
+    assert found, f"{host} has no address on eth1"
+    return found[1]
+
+
+def megabits(bench: BenchLab, prefix: list[str], server: str) -> float:
+    argv = [*prefix, "iperf3", "-c", server, "-t", str(SECONDS), "-O", "0.5", "-J"]
+    report = json.loads(bench.run("h1", *argv))
+    return float(report["end"]["sum_received"]["bits_per_second"]) / 1e6
+
+
+def rtt_us(bench: BenchLab, prefix: list[str], server: str) -> float:
+    argv = [*prefix, "ping", "-n", "-i", "0.002", "-c", str(PINGS), server]
+    times = re.findall(r"time=([\d.]+) ms", bench.run("h1", *argv))
+    assert len(times) > PINGS * 0.99, f"{PINGS - len(times)} of {PINGS} pings to {server} were lost"
+    return statistics.median(map(float, times)) * 1000
+
+
+def main() -> None:
+    with lab("--hosts", "2") as bench:
+        bench.run("h1", "vxnet", "network", "create", "-d", "overlay", "--attachable", "speed")
+        bench.run("h2", "vxnet", "run", "-d", "--name", "server", "--network", "speed", "--", "iperf3", "-s")
+        bench.run("h1", "vxnet", "run", "-d", "--name", "client", "--network", "speed", "--", "sleep", "infinity")
+        server = bench.run("h1", "vxnet", "exec", "client", "getent", "ahostsv4", "server").split()[0]
+        make_by_hand(bench)
+        # Straight into the namespace: what is compared is the data path, not two ways of starting iperf3.
+        pid = bench.sh("h1", "vxnet inspect client | grep -o '\"pid\": *[0-9]*' | grep -o '[0-9]*$'").strip()
+        vxnet = (["nsenter", "--net", "-t", pid], server)
+        hand = (["nsenter", "--net=/run/netns/hc"], "10.77.0.2")
+
+        rows = []
+        for what, unit, measure, more_is_better in (
+            ("TCP, one stream", "Mb/s", megabits, True),
+            ("RTT, p50", "µs", rtt_us, False),
+        ):
+            pairs = []
+            for number in range(PAIRS):
+                if number % 2:
+                    theirs = measure(bench, *hand)
+                    ours = measure(bench, *vxnet)
+                else:
+                    ours = measure(bench, *vxnet)
+                    theirs = measure(bench, *hand)
+                pairs.append((ours, theirs))
+            rows.append(row(what, unit, pairs, more_is_better=more_is_better))
+    table(
+        f"The data path: {PAIRS} interleaved pairs",
+        ["", "vxnet", "by hand", "vxnet : by hand [95 % interval]", "not worse"],
+        rows,
+    )
+
+
+def row(what: str, unit: str, pairs: list[tuple[float, float]], *, more_is_better: bool) -> list[str]:
+    ratios = [ours / theirs for ours, theirs in pairs]
+    low, high = interval(ratios)
+    holds = high >= 1 if more_is_better else low <= 1
+    ours, theirs = (statistics.median(values) for values in zip(*pairs, strict=True))
+    ratio = f"{statistics.median(ratios):.3f} [{low:.3f}–{high:.3f}]"
+    return [what, f"{ours:.0f} {unit}", f"{theirs:.0f} {unit}", ratio, "yes" if holds else "NO"]
