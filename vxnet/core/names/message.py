@@ -1,5 +1,5 @@
-"""DNS messages as far as a resolver needs them: a query checked and taken apart, a reply put together, an upstream's
-reply judged. RFC 1035 section 4, RFC 6891 (EDNS0).
+"""DNS messages as far as a resolver needs them: a query checked and taken apart, a reply put together.
+RFC 1035 section 4, RFC 6891 (EDNS0).
 
 All checks come before any further reading: one question, nothing in the answer and authority sections, no compression
 pointer in the question, at most two additional records. A general parser lets 3.8 kB of pointers cost 152 ms (dnslib
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import struct
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from vxnet.model.address import IPNetwork
 
@@ -26,10 +26,10 @@ UDP_REPLY_MIN = 512
 TCP_QUERY_MAX = 4096
 TCP_REPLY_MAX = 65535
 
-_HEADER = struct.Struct(">HHHHHH")
+HEADER = struct.Struct(">HHHHHH")
 _OPT_FIELDS = struct.Struct(">HHIH")
-_QR, _AA, _TC, _RD, _RA, _CD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080, 0x0010
-_OPCODE, _RCODE = 0x7800, 0x000F
+QR, _AA, TC, _RD, _RA, _CD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080, 0x0010
+OPCODE, RCODE = 0x7800, 0x000F
 _DO = 0x8000
 _ASKED = _RD | _CD
 """Flags that a reply copies from its query."""
@@ -74,11 +74,11 @@ def parse_query(data: bytes, *, tcp: bool = False) -> Query | Rejected:
         return Rejected("short")
     if size > (TCP_QUERY_MAX if tcp else UDP_QUERY_MAX):
         return Rejected("long")
-    _, flags, questions, answers, authorities, additionals = _HEADER.unpack_from(data)
-    if flags & _QR:
+    _, flags, questions, answers, authorities, additionals = HEADER.unpack_from(data)
+    if flags & QR:
         # Never answered: two resolvers would talk to each other for ever.
         return Rejected("response")
-    if flags & _OPCODE:
+    if flags & OPCODE:
         return Rejected("opcode", _bare(data, flags, NOTIMP))
     if questions != 1 or answers or authorities or additionals > 2:
         return Rejected("counts", _bare(data, flags, FORMERR))
@@ -102,11 +102,11 @@ def parse_query(data: bytes, *, tcp: bool = False) -> Query | Rejected:
             opt = _opt(extended & _DO)
             if extended >> 16 & 0xFF:
                 refusal = _opt(extended & _DO | (BADVERS >> 4) << 24)
-                return Rejected("edns version", _reply(data, flags | _QR | _RA, question, 0, b"", refusal))
+                return Rejected("edns version", _reply(data, flags | QR | _RA, question, 0, b"", refusal))
             # Upstream replies must not come in IP fragments, which anybody can forge.
             data = data[: edns + 2] + limit.to_bytes(2, "big") + data[edns + 4 :]
     if question[-2:] != _IN:
-        return Rejected("class", _reply(data, flags & _ASKED | _QR | _RA | REFUSED, question, 0, b"", opt))
+        return Rejected("class", _reply(data, flags & _ASKED | QR | _RA | REFUSED, question, 0, b"", opt))
     kind = question[-4] << 8 | question[-3]
     return Query(data, flags, question, question[:-4].lower(), kind, TCP_REPLY_MAX if tcp else limit, opt)
 
@@ -115,47 +115,13 @@ def pack_reply(query: Query, rcode: int, count: int = 0, body: bytes = b"", *, t
     """An authoritative reply; ``body`` holds ``count`` answers. Negative ones carry no SOA, so nobody caches them
     (RFC 2308 section 5): a container that starts is found at once.
     """
-    flags = query.flags & _ASKED | _QR | _AA | _RA | rcode | (_TC if truncated else 0)
+    flags = query.flags & _ASKED | QR | _AA | _RA | rcode | (TC if truncated else 0)
     return _reply(query.packet, flags, query.question, count, body, query.opt)
 
 
-def pack_failure(query: Query, rcode: int = SERVFAIL) -> bytes:
-    return _reply(query.packet, query.flags & _ASKED | _QR | _RA | rcode, query.question, 0, b"", query.opt)
-
-
-# Upstream
-
-
-def upstream_query(query: Query, number: int) -> bytes:
-    """What goes to the host's resolver. ``number`` is a fresh random id, 16 bits."""
-    return number.to_bytes(2, "big") + query.packet[2:]
-
-
-Verdict = Literal["good", "next", "stray"]
-
-
-def judge(query: Query, number: int, reply: bytes) -> Verdict:
-    """``stray``: not the reply to this query, go on listening. ``next``: it is, and says to ask somebody else."""
-    if len(reply) < 12:
-        return "stray"
-    sent, flags, questions, _, _, _ = _HEADER.unpack_from(reply)
-    if sent != number or not flags & _QR or flags & _OPCODE or questions > 1:
-        return "stray"
-    rcode = flags & _RCODE
-    if questions == 0:
-        # Servers that understand little send a bare header.
-        return "next" if rcode in (FORMERR, SERVFAIL, NOTIMP, REFUSED) else "stray"
-    if reply[12 : 12 + len(query.question)].lower() != query.question.lower():
-        return "stray"
-    return "next" if rcode in (SERVFAIL, REFUSED) else "good"
-
-
-def relay(query: Query, reply: bytes) -> bytes:
-    """A ``good`` reply as the client gets it: its own id and spelling; cut to nothing with TC if it is too long."""
-    if len(reply) > query.limit:
-        flags = int.from_bytes(reply[2:4], "big") | _TC
-        return _reply(query.packet, flags, query.question, 0, b"", query.opt)
-    return query.packet[:2] + reply[2:12] + query.question + reply[12 + len(query.question) :]
+def pack_empty(query: Query, flags: int) -> bytes:
+    """A reply with these flags and no answers, in nobody's authority."""
+    return _reply(query.packet, query.flags & _ASKED | QR | _RA | flags, query.question, 0, b"", query.opt)
 
 
 # Reverse names
@@ -206,13 +172,13 @@ def _labels(name: bytes) -> list[bytes]:
 
 
 def _reply(packet: bytes, flags: int, question: bytes, count: int, body: bytes, opt: bytes) -> bytes:
-    counts = _HEADER.pack(0, flags, 1, count, 0, 1 if opt else 0)
+    counts = HEADER.pack(0, flags, 1, count, 0, 1 if opt else 0)
     return packet[:2] + counts[2:] + question + body + opt
 
 
 def _bare(packet: bytes, flags: int, rcode: int) -> bytes:
     """Without the question, which may be what is wrong."""
-    return packet[:2] + _HEADER.pack(0, flags & (_OPCODE | _RD) | _QR | _RA | rcode, 0, 0, 0, 0)[2:]
+    return packet[:2] + HEADER.pack(0, flags & (OPCODE | _RD) | QR | _RA | rcode, 0, 0, 0, 0)[2:]
 
 
 def _opt(extended: int) -> bytes:
