@@ -1,0 +1,150 @@
+"""Containers that exist: ps, inspect, stop, kill, rm, wait."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import click
+
+from vxnet.cli import output
+from vxnet.cli.complete import container_names, running_names
+from vxnet.cli.group import FAILED, for_each, report
+from vxnet.cli.options import Format, filter_option, inspect_format, list_options, matches
+from vxnet.cluster.client import Client
+from vxnet.model.api import ContainerView
+from vxnet.model.errors import NotFoundError, VxnetError
+
+_COMMAND_WIDTH = 20
+"""Of the COMMAND column, as Docker's."""
+
+
+@click.command()
+@click.option("-a", "--all", "everything", is_flag=True, help="Also those that do not run.")
+@list_options
+@filter_option("id", "name", "network", "status")
+@click.pass_obj
+def ps(
+    client: Client, everything: bool, quiet: bool, form: Format, no_trunc: bool, filters: dict[str, list[str]]
+) -> None:
+    """List this host's containers."""
+    # As with Docker, asking for a status asks for containers in it, running or not.
+    views = [view for view in client.containers(all=everything or "status" in filters) if _wanted(view, filters)]
+    if quiet:
+        for view in views:
+            click.echo(output.short(view.id, whole=no_trunc))
+    elif form == "json":
+        output.json_lines(views)
+    else:
+        headers = ("CONTAINER ID", "COMMAND", "CREATED", "STATUS", "NETWORKS", "ADDRESSES", "NAMES")
+        output.table(headers, (_row(view, no_trunc) for view in views))
+
+
+def _wanted(view: ContainerView, filters: dict[str, list[str]]) -> bool:
+    tests = {
+        "id": view.id.startswith,
+        "name": lambda text: text in view.name,
+        "network": view.networks.__contains__,
+        "status": view.state.__eq__,
+    }
+    return matches(filters, tests)
+
+
+def _row(view: ContainerView, whole: bool) -> tuple[str, ...]:
+    command = output.printable(" ".join(view.argv))
+    return (
+        output.short(view.id, whole=whole),
+        f'"{command if whole else output.ellipsis(command, _COMMAND_WIDTH)}"',
+        f"{output.since(view.created_at)} ago",
+        status_words(view),
+        ",".join(view.networks),
+        ",".join(str(address) for address in view.addresses),
+        view.name,
+    )
+
+
+def status_words(view: ContainerView) -> str:
+    match view.state:
+        case "created":
+            return "Created"
+        case "running":
+            return f"Up {output.since(view.started_at)}".rstrip()
+        case "exited":
+            return f"Exited ({view.exit_status}) {output.since(view.finished_at)} ago"
+        case "dead":
+            return "Dead"
+
+
+@click.command()
+@inspect_format
+@click.option("--type", "kind", type=click.Choice(["container", "network", "node"]), help="Default: any.")
+@click.argument("names", nargs=-1, required=True, metavar="NAME|ID...", shell_complete=container_names)
+@click.pass_obj
+def inspect(client: Client, kind: str | None, names: tuple[str, ...]) -> None:
+    """Show everything about containers, networks or nodes."""
+    kinds: dict[str, Callable[[str], object]] = {
+        "container": client.container,
+        "network": client.network,
+        "node": client.node,
+    }
+
+    def find(ref: str) -> object:
+        for look in kinds.values() if kind is None else (kinds[kind],):
+            try:
+                return look(ref)
+            except NotFoundError:
+                continue
+        raise NotFoundError(f"no such {kind or 'container, network or node'}: {ref!r}")
+
+    output.inspect(names, find)
+
+
+@click.command()
+@click.option(
+    *("-t", "--time", "--timeout", "timeout_s"),
+    type=click.FloatRange(min=0),
+    default=10.0,
+    metavar="SECONDS",
+    help="From SIGTERM to SIGKILL; default 10.",
+)
+@click.argument("containers", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=running_names)
+@click.pass_obj
+def stop(client: Client, timeout_s: float, containers: tuple[str, ...]) -> None:
+    """End containers: SIGTERM, then SIGKILL."""
+    for_each(containers, lambda ref: client.stop(ref, timeout_s=timeout_s))
+
+
+@click.command()
+@click.option("-s", "--signal", default="KILL", show_default=True, metavar="NAME|NUMBER")
+@click.argument("containers", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=running_names)
+@click.pass_obj
+def kill(client: Client, signal: str, containers: tuple[str, ...]) -> None:
+    """Send containers a signal."""
+    for_each(containers, lambda ref: client.kill(ref, signal=signal))
+
+
+@click.command()
+@click.option("-f", "--force", is_flag=True, help="Also a running one: it is killed.")
+@click.argument("containers", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=container_names)
+@click.pass_obj
+def rm(client: Client, force: bool, containers: tuple[str, ...]) -> None:
+    """Remove containers."""
+    for_each(containers, lambda ref: client.remove(ref, force=force))
+
+
+@click.command()
+@click.argument("containers", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=running_names)
+@click.pass_obj
+def wait(client: Client, containers: tuple[str, ...]) -> None:
+    """Wait for containers to end.
+
+    Shows their exit statuses.
+    """
+    failed = False
+    for ref in containers:
+        try:
+            click.echo(client.wait(ref).exit_status)
+        except VxnetError as error:
+            report(error)
+            failed = True
+    if failed:
+        raise click.exceptions.Exit(FAILED)

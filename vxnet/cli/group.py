@@ -1,0 +1,174 @@
+"""Groups that load a command when it is asked for, and the last word on errors.
+
+Exit statuses: 0; 1 it could not be done; 2 wrongly called; 130 interrupted; `run` has Docker's 125, 126, 127 beside
+the container's own. An error is one line on standard error: ``vxnet: what was wanted and found; what to do next``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn
+
+import click
+
+from vxnet.model.errors import UnsupportedError, VxnetError
+
+FAILED: Final = 1
+INTERRUPTED: Final = 130
+"""128 + SIGINT, as the shell says it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A command that only has commands: ``vxnet network``."""
+
+    help: str
+    table: Table
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """A command that the design has and this version has not."""
+
+
+LATER: Final = Later()
+
+Table = dict[str, "str | Section | Later"]
+
+_SYNONYMS: Final = {"list": "ls", "remove": "rm"}
+"""Docker takes both."""
+
+
+class Group(click.Group):
+    """Commands by a :data:`Table`; a command's module is imported when the command is called or listed."""
+
+    def __init__(self, *args: Any, table: Table, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._table = table
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for name, entry in self._table.items() if entry is not LATER]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry = self._table.get(cmd_name) or self._table.get(_SYNONYMS.get(cmd_name, ""))
+        match entry:
+            case None:
+                return None
+            case Later():
+                return _later(cmd_name)
+            case Section(help=text, table=table):
+                return Group(cmd_name, help=text, table=table)
+            case _:
+                module, _, attribute = entry.partition(":")
+                command = getattr(importlib.import_module(f"vxnet.cli.{module}"), attribute)
+                assert isinstance(command, click.Command)
+                return command
+
+
+def _later(name: str) -> click.Command:
+    def refuse(ctx: click.Context, param: click.Parameter, value: object) -> NoReturn:
+        raise UnsupportedError(f"`{ctx.command_path}` is not built yet", hint="`vxnet --help` lists what there is")
+
+    anything = click.Argument(["anything"], nargs=-1, type=click.UNPROCESSED, callback=refuse, expose_value=False)
+    settings = {"ignore_unknown_options": True, "help_option_names": []}
+    return click.Command(name, params=[anything], hidden=True, context_settings=settings)
+
+
+class Root(Group):
+    """The whole command: runs it and ends the process with the right status."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> NoReturn:
+        sys.exit(_flushed(self._run(args, prog_name, complete_var, extra)))
+
+    def _run(
+        self, args: Sequence[str] | None, prog_name: str | None, complete_var: str | None, extra: dict[str, Any]
+    ) -> int:
+        try:
+            status = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            return error.exit_code
+        except click.UsageError as error:
+            say(_usage_line(error))
+            return error.exit_code
+        except click.ClickException as error:
+            say(_one_line(error.format_message()))
+            return error.exit_code
+        except (KeyboardInterrupt, click.Abort):
+            return INTERRUPTED
+        except (VxnetError, OSError) as error:
+            report(error)
+            return FAILED
+        return status if isinstance(status, int) else 0
+
+
+def say(line: str) -> None:
+    click.echo(f"vxnet: {line}", err=True)
+
+
+def report(error: VxnetError | OSError) -> None:
+    """The one line about ``error``. A reader that went away (``vxnet ps | head``) needs none."""
+    if isinstance(error, BrokenPipeError):
+        return
+    if isinstance(error, OSError):
+        reason = error.strerror or str(error) or type(error).__name__
+        say(f"{error.filename}: {reason}" if error.filename else reason)
+    else:
+        say(_one_line(str(error)))
+
+
+def for_each(targets: Iterable[str], act: Callable[[str], object]) -> None:
+    """Do it to every target, whatever happens to the others; names those that it was done to, as Docker does.
+
+    Ends the command with status 1 if any failed.
+    """
+    failed = False
+    for target in targets:
+        try:
+            act(target)
+        except (VxnetError, OSError) as error:
+            report(error)
+            failed = True
+        else:
+            click.echo(target)
+    if failed:
+        raise click.exceptions.Exit(FAILED)
+
+
+def _usage_line(error: click.UsageError) -> str:
+    """click's words in our form: what is wrong; where to look."""
+    if isinstance(error, click.NoSuchOption) and error.possibilities and error.ctx:
+        hidden = {name for param in error.ctx.command.params if getattr(param, "hidden", False) for name in param.opts}
+        error.possibilities = [name for name in error.possibilities if name not in hidden]
+    text = _one_line(error.format_message()).rstrip(".")
+    hint = f"; see `{error.ctx.command_path} --help`" if error.ctx else ""
+    return text[:1].lower() + text[1:] + hint
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _flushed(status: int) -> int:
+    """Write out what is buffered while there is still somebody to handle the error."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more at its end and would complain: give it a place to flush to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return status or FAILED
+    except OSError as error:  # a full disk
+        report(error)
+        return status or FAILED
+    return status

@@ -1,0 +1,116 @@
+"""Options that several commands take, and how their values are read."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, TypeVar
+
+import click
+
+from vxnet.model.address import IPAddress, IPNetwork
+from vxnet.model.errors import CallerError, UnsupportedError
+
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+Format = Literal["table", "json"]
+
+
+def address(text: str) -> IPAddress:
+    """An option's type: an IPv4 or IPv6 address."""
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        raise click.BadParameter(f"expected an address such as 10.0.16.5, found {text!r}") from None
+
+
+def prefix(text: str) -> IPNetwork:
+    """An option's type: an IPv4 or IPv6 prefix without host bits."""
+    try:
+        found = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise click.BadParameter(f"expected a prefix such as 10.0.16.0/20, found {text!r}") from None
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError:
+        raise click.BadParameter(f"expected a prefix without host bits, such as {found}, found {text!r}") from None
+
+
+def list_options(command: F) -> F:
+    """``--format``, ``-q`` and ``--no-trunc`` of everything that lists."""
+    for option in (
+        click.option("--no-trunc", is_flag=True, help="Show ids and commands in full."),
+        click.option("-q", "--quiet", is_flag=True, help="Only show ids."),
+        click.option(
+            "--format", "form", type=click.Choice(["table", "json"]), default="table", help="json: a document a line."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def filter_option(*keys: str) -> Callable[[F], F]:
+    """``-f KEY=VALUE``, repeatable; see :func:`matches`."""
+
+    def parse(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for value in values:
+            key, sign, wanted = value.partition("=")
+            if not sign or key not in keys:
+                raise click.BadParameter(f"takes KEY=VALUE with KEY one of {', '.join(keys)}; found {value!r}")
+            found.setdefault(key, []).append(wanted)
+        return found
+
+    text = f"Only those with KEY=VALUE; keys: {', '.join(keys)}."
+    return click.option("-f", "--filter", "filters", multiple=True, callback=parse, metavar="KEY=VALUE", help=text)
+
+
+def matches(filters: dict[str, list[str]], tests: dict[str, Callable[[str], bool]]) -> bool:
+    """Docker's rule: every key must hold, by any one of its values."""
+    return all(any(tests[key](value) for value in values) for key, values in filters.items())
+
+
+def inspect_format(command: F) -> F:
+    """Docker's ``--format json``, which is what ``inspect`` prints anyway."""
+    option = click.option("-f", "--format", type=click.Choice(["json"]), expose_value=False, help="The only one: json.")
+    return option(command)
+
+
+def pairs(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, str]:
+    """Callback for ``--label KEY[=VALUE]`` and ``--opt``: the last of equal keys counts."""
+    found = {}
+    for value in values:
+        key, _, text = value.partition("=")
+        if not key:
+            raise click.BadParameter(f"takes KEY=VALUE, found {value!r}")
+        found[key] = text
+    return found
+
+
+def not_built(*names: str, flags: Iterable[str] = ()) -> Callable[[F], F]:
+    """Options of Docker's that a later version brings: they end the command with a line that says so.
+
+    Each is written ``"-p --publish"``; those in ``flags`` take no value.
+    """
+
+    def refuse(ctx: click.Context, param: click.Parameter, value: object) -> None:
+        if value is not None and value is not False:
+            raise UnsupportedError(f"`{ctx.command_path} {param.opts[-1]}` is not built yet")
+
+    def decorate(command: F) -> F:
+        for declaration, is_flag in [*((name, False) for name in names), *((name, True) for name in flags)]:
+            option = click.option(
+                *declaration.split(), is_flag=is_flag, default=None, hidden=True, expose_value=False, callback=refuse
+            )
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def command_of(words: Sequence[str]) -> tuple[str, ...]:
+    """The command behind a target; ``vxnet exec web -- ls`` and ``vxnet exec web ls`` are the same."""
+    argv = tuple(words[1:] if words and words[0] == "--" else words)
+    if not argv:
+        raise CallerError("no command given to run")
+    return argv

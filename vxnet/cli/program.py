@@ -1,0 +1,62 @@
+"""The program itself: daemon, version, completion."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import click
+
+from vxnet import __version__
+from vxnet.cli import output
+from vxnet.cli.options import Format
+from vxnet.cluster.client import Client
+from vxnet.model.errors import VxnetError
+
+
+@click.command()
+@click.option(
+    "--config", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Default: /etc/vxnet/vxnet.toml."
+)
+@click.pass_obj
+def daemon(client: Client, config: Path | None) -> None:
+    """Be this host's agent, in the foreground, until SIGTERM."""
+    from vxnet.daemon import main
+
+    socket_path = Path(client.socket_path)
+    if config is None:
+        status = main.main(socket_path=socket_path)
+    else:
+        status = main.main(socket_path=socket_path, config_path=config)
+    raise click.exceptions.Exit(status)
+
+
+@click.command()
+@click.option("-f", "--format", "form", type=click.Choice(["table", "json"]), default="table")
+@click.pass_obj
+def version(client: Client, form: Format) -> None:
+    """Show this program's and the daemon's version."""
+    try:
+        server, problem = client.info().version, ""
+    except VxnetError as error:
+        server, problem = "", error.message
+    if form == "json":
+        output.json_lines([{"client": __version__, "daemon": server, "python": platform.python_version()}])
+        return
+    output.fields([("Client", __version__), ("Daemon", server or problem), ("Python", platform.python_version())])
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
+    """Show a shell's completion script.
+
+    \b
+    source <(vxnet completion bash)
+    """
+    from click.shell_completion import get_completion_class
+
+    script = get_completion_class(shell)
+    assert script is not None
+    click.echo(script(context.find_root().command, {}, "vxnet", "_VXNET_COMPLETE").source())

@@ -1,0 +1,86 @@
+"""The one table of commands, and where every command ends: its exit status and its one line about what went wrong."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import click
+
+from vxnet import __version__
+from vxnet.cli.group import LATER, Root, Section, Table
+from vxnet.cluster.client import SOCKET_VARIABLE, Client
+
+TABLE: Final[Table] = {
+    "init": "cluster:init",
+    "join": "cluster:join",
+    "leave": "cluster:leave",
+    "join-token": "cluster:join_token",
+    "info": "cluster:info",
+    "node": Section(
+        "Manage the cluster's nodes.",
+        {
+            "ls": "cluster:node_ls",
+            "inspect": "cluster:node_inspect",
+            "rm": "cluster:node_rm",
+            "ps": LATER,
+            "update": LATER,
+            "promote": LATER,
+            "demote": LATER,
+        },
+    ),
+    "network": Section(
+        "Manage networks.",
+        {
+            "create": "network:create",
+            "ls": "network:ls",
+            "inspect": "network:inspect",
+            "rm": "network:rm",
+            "connect": "network:connect",
+            "disconnect": "network:disconnect",
+            "prune": LATER,
+        },
+    ),
+    "run": "run:run",
+    "ps": "container:ps",
+    "inspect": "container:inspect",
+    "exec": "stream:exec_",
+    "attach": "stream:attach",
+    "logs": "stream:logs",
+    "stop": "container:stop",
+    "kill": "container:kill",
+    "rm": "container:rm",
+    "wait": "container:wait",
+    "service": LATER,
+    "events": LATER,
+    "doctor": LATER,
+    "bench": LATER,
+    "capture": LATER,
+    "lab": Section(
+        "Several hosts on this machine, each with its own daemon.",
+        {
+            "up": "lab:up",
+            "ls": "lab:ls",
+            "exec": "lab:exec_",
+            "shell": "lab:shell",
+            "cut": "lab:cut",
+            "heal": "lab:heal",
+            "kill": "lab:kill",
+            "start": "lab:start",
+            "down": "lab:down",
+            "demo": "lab:demo",
+        },
+    ),
+    "daemon": "program:daemon",
+    "version": "program:version",
+    "completion": "program:completion",
+}
+"""Command → ``module:attribute`` below ``vxnet.cli``. ``LATER`` ones say so when they are called."""
+
+
+@click.command(cls=Root, table=TABLE, invoke_without_command=False)
+@click.option("--socket", envvar=SOCKET_VARIABLE, metavar="PATH", help="Socket of the vxnet daemon.")
+@click.version_option(__version__, message="vxnet %(version)s")
+@click.pass_context
+def root(context: click.Context, socket: str | None) -> None:
+    """Docker Swarm's overlay networking for plain Linux hosts, without Docker."""
+    context.obj = Client(socket or "")

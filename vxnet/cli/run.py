@@ -1,0 +1,256 @@
+"""``vxnet run``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
+
+import click
+
+from vxnet.cli.complete import network_names
+from vxnet.cli.group import report
+from vxnet.cli.options import address, command_of, not_built, pairs
+from vxnet.cluster.client import Client
+from vxnet.model.address import IPAddress
+from vxnet.model.container import ContainerSpec, NetworkWish
+from vxnet.model.errors import CallerError, UnsupportedError, VxnetError
+
+NOT_RUN: Final = 125
+"""Docker's status for a fault of its own, beside 126 (not executable), 127 (not found) and the command's."""
+
+
+class WronglyRunError(click.UsageError):
+    exit_code = NOT_RUN
+
+
+class RunCommand(click.Command):
+    """Every failure of vxnet's own is 125, wrong usage too: the other statuses are the container's."""
+
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        with _failing_as_run():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _failing_as_run():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _failing_as_run() -> Iterator[None]:
+    try:
+        yield
+    except click.UsageError as error:
+        raise WronglyRunError(error.format_message(), ctx=error.ctx) from None
+    except (VxnetError, OSError) as error:
+        report(error)
+        raise click.exceptions.Exit(NOT_RUN) from None
+
+
+@click.command(cls=RunCommand, context_settings={"allow_interspersed_args": False})
+@click.option("-d", "--detach", is_flag=True, help="In the background; show the id.")
+@click.option("-i", "--interactive", is_flag=True, help="Keep standard input open.")
+@click.option("-t", "--tty", is_flag=True, help="With a terminal.")
+@click.option("--rm", "remove", is_flag=True, help="Remove the container when it has ended.")
+@click.option("--name", default="", help="Default: one is made up. Other containers find it by this name.")
+@click.option(
+    *("--network", "--net", "networks"),
+    multiple=True,
+    metavar="NETWORK",
+    shell_complete=network_names,
+    help="NAME, or name=NAME,ip=ADDRESS,alias=NAME,…; repeatable.",
+)
+@click.option("--ip", type=address, metavar="ADDRESS", help="On the first network.")
+@click.option("--alias", "--network-alias", "aliases", multiple=True, metavar="NAME", help="On the first network.")
+@click.option("-h", "--hostname", default="", metavar="NAME", help="Default: the id's first 12 digits.")
+@click.option("-e", "--env", "env", multiple=True, metavar="KEY[=VALUE]", help="KEY alone: its value here.")
+@click.option("--env-file", "env_files", multiple=True, type=click.Path(exists=True, dir_okay=False), metavar="FILE")
+@click.option("-w", "--workdir", default="", metavar="DIRECTORY", help="Default: /.")
+@click.option("-l", "--label", "labels", multiple=True, callback=pairs, metavar="KEY=VALUE")
+@click.option("--sig-proxy/--no-sig-proxy", default=True, help="Pass signals on to the command.")
+@not_built(
+    *("-p --publish", "-v --volume", "--mount", "--tmpfs", "--rootfs", "-u --user", "-m --memory", "--memory-swap"),
+    *(
+        "--cpus",
+        "--cpuset-cpus",
+        "-c --cpu-shares",
+        "--pids-limit",
+        "--ulimit",
+        "--shm-size",
+        "--restart",
+        "--entrypoint",
+    ),
+    *(
+        "--dns",
+        "--dns-search",
+        "--dns-option",
+        "--add-host",
+        "--ip6",
+        "--mac-address",
+        "--link",
+        "--expose",
+        "--domainname",
+    ),
+    *("--cap-add", "--cap-drop", "--security-opt", "--sysctl", "--device", "--group-add", "--pid", "--ipc", "--uts"),
+    *("--userns", "--cgroupns", "--cgroup-parent", "--stop-signal", "--stop-timeout", "--log-driver", "--log-opt"),
+    *("--health-cmd", "--health-interval", "--health-retries", "--health-timeout", "-a --attach", "--cidfile"),
+    *("--label-file", "--detach-keys", "--volumes-from"),
+    flags=["-P --publish-all", "--privileged", "--read-only", "--init", "--no-healthcheck", "--oom-kill-disable"],
+)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[--] COMMAND [ARG]...")
+@click.pass_obj
+def run(
+    client: Client,
+    detach: bool,
+    interactive: bool,
+    tty: bool,
+    remove: bool,
+    name: str,
+    networks: tuple[str, ...],
+    ip: IPAddress | None,
+    aliases: tuple[str, ...],
+    hostname: str,
+    env: tuple[str, ...],
+    env_files: tuple[str, ...],
+    workdir: str,
+    labels: dict[str, str],
+    sig_proxy: bool,
+    command: tuple[str, ...],
+) -> None:
+    """Run a command in a new container.
+
+    It sees this host's root file system; what it writes goes with the container.
+    """
+    spec = ContainerSpec(
+        name=name,
+        argv=command_of(command),
+        env=environment(env, env_files, os.environ),
+        workdir=workdir,
+        hostname=hostname,
+        terminal=tty,
+        stdin=interactive,
+        remove=remove,
+        networks=network_wishes(networks, ip, aliases),
+        labels=labels,
+    )
+    if tty and interactive and not detach:
+        _need_terminal()
+    container = client.create_container(spec)
+    if detach:
+        with _told_apart(client, container.id, remove):
+            client.start(container.id)
+        click.echo(container.id)
+        return
+    raise click.exceptions.Exit(_run_attached(client, container.id, spec, sig_proxy))
+
+
+def _run_attached(client: Client, id: str, spec: ContainerSpec, sig_proxy: bool) -> int:
+    """The command's exit status. Attached before the command starts, so that nothing it says is lost."""
+    from vxnet.cluster import terminal
+
+    def start() -> None:
+        client.start(id)
+
+    with _told_apart(client, id, spec.remove):
+        return terminal.attach(client.shim(id), stdin=spec.stdin, sig_proxy=sig_proxy, start=start)
+
+
+@contextlib.contextmanager
+def _told_apart(client: Client, id: str, remove: bool) -> Iterator[None]:
+    """A container that did not start: end with the status that says whose fault it was, and keep ``--rm``'s promise."""
+    try:
+        yield
+    except (VxnetError, OSError) as error:
+        report(error)
+        status = NOT_RUN
+        with contextlib.suppress(VxnetError):
+            status = client.container(id).exit_status or NOT_RUN
+            if remove:
+                client.remove(id, force=True)
+        raise click.exceptions.Exit(status) from None
+
+
+def _need_terminal() -> None:
+    if not sys.stdin.isatty():
+        raise CallerError("-t with -i needs a terminal as standard input", hint="leave -t out when piping")
+
+
+# ------------------------------------------------------------------------------------------------------ environment
+
+
+def environment(pairs: Sequence[str], files: Sequence[str], own: os._Environ[str] | dict[str, str]) -> tuple[str, ...]:
+    """``KEY=value`` lines from ``--env-file`` and then ``-e``, of which the last of a key counts.
+
+    A KEY alone takes its value from ``own``, and is left out if that has none. Raises :class:`CallerError`.
+    """
+    found: dict[str, str] = {}
+    for line in [line for file in files for line in _env_lines(file)] + list(pairs):
+        key, sign, value = line.partition("=")
+        if not key or "\0" in line or any(letter.isspace() for letter in key):
+            raise CallerError(f"an environment variable is KEY=VALUE or KEY, found {line!r}")
+        if sign:
+            found[key] = value
+        elif key in own:
+            found[key] = own[key]
+    return tuple(f"{key}={value}" for key, value in found.items())
+
+
+def _env_lines(file: str) -> Iterable[str]:
+    """The lines of a ``--env-file`` that are neither empty nor comments."""
+    try:
+        with open(file, encoding="utf-8") as lines:
+            stripped = [line.rstrip("\n").lstrip() for line in lines]
+    except UnicodeDecodeError:
+        raise CallerError(f"--env-file {file}: expected text in UTF-8") from None
+    return [line for line in stripped if line and not line.startswith("#")]
+
+
+# --------------------------------------------------------------------------------------------------------- networks
+
+
+def network_wishes(networks: Sequence[str], ip: IPAddress | None, aliases: tuple[str, ...]) -> tuple[NetworkWish, ...]:
+    """``--network`` in both of Docker's forms; ``--ip`` and ``--alias`` belong to the first. Raises CallerError."""
+    wishes = [_network_wish(text) for text in networks]
+    if ip is not None or aliases:
+        if not wishes:
+            raise CallerError("--ip and --alias need a --network that they are for")
+        first = wishes[0]
+        if (ip is not None and first.ip is not None) or (aliases and first.aliases):
+            raise CallerError(f"address or alias on {first.network} is given twice, within --network and beside it")
+        wishes[0] = NetworkWish(network=first.network, ip=ip or first.ip, aliases=aliases or first.aliases)
+    names = [wish.network for wish in wishes]
+    for name in names:
+        if names.count(name) > 1:
+            raise CallerError(f"--network {name} is given more than once")
+    return tuple(wishes)
+
+
+def _network_wish(text: str) -> NetworkWish:
+    """``my-net``, or ``name=my-net,ip=10.0.16.9,alias=web,alias=www``."""
+    if "=" not in text:
+        if not text:
+            raise CallerError("--network takes the name of a network, found nothing")
+        return NetworkWish(network=text)
+    name, ip = "", None
+    aliases: list[str] = []
+    for part in text.split(","):
+        key, _, value = part.partition("=")
+        match key:
+            case "name":
+                name = value
+            case "ip":
+                try:
+                    ip = address(value)
+                except click.BadParameter as error:
+                    raise CallerError(f"--network {text}: {error.message}") from None
+            case "alias":
+                aliases.append(value)
+            case "ip6" | "mac-address" | "link-local-ip" | "driver-opt" | "gw-priority":
+                raise UnsupportedError(f"`--network {key}=` is not built yet")
+            case _:
+                raise CallerError(f"--network takes name=, ip= and alias=, found {part!r}")
+    if not name:
+        raise CallerError(f"--network {text}: name= is missing")
+    return NetworkWish(network=name, ip=ip, aliases=tuple(aliases))

@@ -1,0 +1,115 @@
+"""Into and out of a running container: exec, attach, logs.
+
+exec and attach talk to the container's shim itself, so that a session outlives the daemon.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+
+import click
+
+from vxnet.cli.complete import container_names, running_names
+from vxnet.cli.options import command_of, not_built
+from vxnet.cli.run import environment
+from vxnet.cluster.client import Client
+from vxnet.model.errors import CallerError
+
+
+@click.command("exec", context_settings={"allow_interspersed_args": False})
+@click.option("-i", "--interactive", is_flag=True, help="Keep standard input open.")
+@click.option("-t", "--tty", is_flag=True, help="With a terminal.")
+@click.option("-e", "--env", "env", multiple=True, metavar="KEY[=VALUE]", help="KEY alone: its value here.")
+@click.option("--env-file", "env_files", multiple=True, type=click.Path(exists=True, dir_okay=False), metavar="FILE")
+@click.option("-w", "--workdir", default="", metavar="DIRECTORY", help="Default: /.")
+@click.argument("container", shell_complete=running_names)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[--] COMMAND [ARG]...")
+@not_built("-u --user", "--detach-keys", flags=["-d --detach", "--privileged"])
+@click.pass_obj
+def exec_(
+    client: Client,
+    interactive: bool,
+    tty: bool,
+    env: tuple[str, ...],
+    env_files: tuple[str, ...],
+    workdir: str,
+    container: str,
+    command: tuple[str, ...],
+) -> None:
+    """Run a command in a running container.
+
+    Ends with the command's exit status.
+    """
+    from vxnet.cluster import terminal
+
+    argv = command_of(command)
+    variables = environment(env, env_files, os.environ)
+    if tty and interactive and not sys.stdin.isatty():
+        raise CallerError("-t with -i needs a terminal as standard input", hint="leave -t out when piping")
+    status = terminal.execute(
+        client.shim(container), argv, env=variables, workdir=workdir, terminal=tty, stdin=interactive
+    )
+    raise click.exceptions.Exit(status)
+
+
+@click.command()
+@click.option("--no-stdin", is_flag=True, help="Only watch.")
+@click.option("--sig-proxy/--no-sig-proxy", default=True, help="Pass signals on to the command.")
+@click.argument("container", shell_complete=running_names)
+@not_built("--detach-keys")
+@click.pass_obj
+def attach(client: Client, no_stdin: bool, sig_proxy: bool, container: str) -> None:
+    """Read and write with a running container.
+
+    Ends with the exit status of its first command.
+    """
+    from vxnet.cluster import terminal
+
+    raise click.exceptions.Exit(terminal.attach(client.shim(container), stdin=not no_stdin, sig_proxy=sig_proxy))
+
+
+@click.command()
+@click.option("-f", "--follow", is_flag=True, help="Go on until the container has ended.")
+@click.option("-t", "--timestamps", is_flag=True, help="Begin each line with its time.")
+@click.argument("container", shell_complete=container_names)
+@not_built("-n --tail", "--since", "--until", flags=["--details"])
+@click.pass_obj
+def logs(client: Client, follow: bool, timestamps: bool, container: str) -> None:
+    """Show what a container has written.
+
+    Its standard output and standard error each go to one of their own.
+    """
+    outputs = {b"stdout": sys.stdout.buffer, b"stderr": sys.stderr.buffer}
+    begins = dict.fromkeys(outputs, True)
+    for line in lines(client.logs(container, follow=follow)):
+        moment, stream, tag, text = split_cri(line)
+        target = outputs[stream]
+        if timestamps and begins[stream]:
+            target.write(moment + b" ")
+        target.write(text)
+        # CRI cuts long lines: only the last part ends one (tag F).
+        begins[stream] = tag == b"F"
+        if begins[stream]:
+            target.write(b"\n")
+        target.flush()
+
+
+def lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Whole lines, without their ends, out of pieces of any size. A last line without an end is still being written."""
+    rest = b""
+    for chunk in chunks:
+        *whole, rest = (rest + chunk).split(b"\n")
+        yield from whole
+
+
+def split_cri(line: bytes) -> tuple[bytes, bytes, bytes, bytes]:
+    """Time, ``stdout`` or ``stderr``, ``F`` or ``P``, text of a line of a log (Kubernetes' CRI format).
+
+    What does not look like one, such as the rest of a line after a crash, is shown as it is.
+    """
+    parts = line.split(b" ", 3)
+    if len(parts) == 4 and parts[1] in (b"stdout", b"stderr") and parts[2] in (b"F", b"P"):
+        return parts[0], parts[1], parts[2], parts[3]
+    return b"-", b"stdout", b"F", line
