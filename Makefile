@@ -8,7 +8,7 @@ CC     ?= cc
 
 C_SOURCES := $(wildcard csrc/*.c csrc/*/*.c)
 C_HEADERS := $(wildcard csrc/*.h csrc/*/*.h)
-C_STRICT  := -std=c11 -O2 -Wall -Wextra -Wconversion -Werror -UNDEBUG -Icsrc
+C_STRICT  := -std=c11 -D_GNU_SOURCE= -O2 -Wall -Wextra -Wconversion -Werror -UNDEBUG -Icsrc
 
 # /usr/sbin holds ip, bridge and nft, and is not in everybody's PATH.
 export PATH := $(PATH):/usr/sbin:/sbin

@@ -14,7 +14,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 # Python's own flags bring -DNDEBUG, which would take the assertions out of a program that must not go on after one.
-CFLAGS = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Wconversion", "-UNDEBUG"]
+CFLAGS = ["-std=c11", "-D_GNU_SOURCE=", "-O2", "-Wall", "-Wextra", "-Wconversion", "-UNDEBUG"]
 
 
 class Program(Extension):

@@ -78,7 +78,7 @@ def filled(command: str, printed: str) -> str:
     words = []
     for word in command.split(" "):
         if "…" in word:
-            pattern = r"\S+".join(re.escape(part) for part in word.split("…"))
+            pattern = r"(?<!\S)" + r"\S+".join(re.escape(part) for part in word.split("…")) + r"(?!\S)"
             fitting = [match for match in re.findall(pattern, printed) if "…" not in match]
             if not fitting:
                 raise ValueError(f"nothing was printed that fits {word}")
