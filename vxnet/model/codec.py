@@ -40,6 +40,11 @@ def from_json(data: bytes | str, kind: type[T]) -> T:
     return msgspec.json.decode(data, type=kind, dec_hook=_address_from_text)
 
 
+def from_toml(text: str, kind: type[T]) -> T:
+    """The record of type ``kind`` in a TOML document."""
+    return msgspec.toml.decode(text, type=kind, dec_hook=_address_from_text)
+
+
 def to_builtins(record: object) -> Any:
     """Dicts, lists, text and numbers, as ``json.dumps`` takes them."""
     return msgspec.to_builtins(record, enc_hook=str)

@@ -85,12 +85,17 @@ class HostState(Record, frozen=True, kw_only=True):
     """The only sources from which the VXLAN port accepts packets."""
 
 
+class HostAddress(Record, frozen=True, kw_only=True):
+    interface: str
+    address: IPInterface
+
+
 class HostFacts(Record, frozen=True, kw_only=True):
     """What this host tells of itself before anything is built."""
 
     hostname: str
     machine_id: str
-    addresses: tuple[IPInterface, ...]
+    addresses: tuple[HostAddress, ...]
     """Global ones of interfaces that are up, without vxnet's own."""
     routes: tuple[IPNetwork, ...]
     """Destinations in the main table but the default, without vxnet's own."""
@@ -108,3 +113,5 @@ class Change(Record, frozen=True, kw_only=True):
     """As an operator would say it: ``fdb 02:42:0a:00:10:03 dev vx65536 dst 192.168.56.12``."""
     error: str = ""
     """The kernel's words; empty if it was done."""
+    sandbox: str = ""
+    """Id of the container that it belongs to, if to one."""

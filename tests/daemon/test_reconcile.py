@@ -1,0 +1,109 @@
+"""The reconcile loop: who waits is told, nothing is lost between wake-ups, drift is counted once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Collection
+from ipaddress import ip_address
+
+import pytest
+
+from vxnet.daemon.reconcile import Plan, Reconciler
+from vxnet.model.errors import HostError
+from vxnet.model.host import Change, HostState, Segment
+
+A = HostState(segments=(Segment(vni=65536, mtu=1450, local=ip_address("192.168.56.11")),))
+B = HostState()
+MENDED = Change(verb="add", object="fdb 02:00:0a:00:00:01 dev vx65536")
+REFUSED = Change(verb="add", object="vx65536", error="Operation not supported")
+
+
+class RecordingKernel:
+    """Answers from a list, and keeps what it was asked."""
+
+    def __init__(self, *answers: list[Change] | HostError) -> None:
+        self.answers = list(answers)
+        self.asked: list[tuple[HostState, Collection[str] | None]] = []
+
+    def reconcile(self, state: HostState, sandboxes: Collection[str] | None = None) -> list[Change]:
+        self.asked.append((state, sandboxes))
+        answer = self.answers.pop(0) if self.answers else []
+        if isinstance(answer, HostError):
+            raise answer
+        return answer
+
+
+@contextlib.asynccontextmanager
+async def running(kernel: RecordingKernel, wish: list[HostState]) -> AsyncIterator[tuple[Reconciler[int], list[int]]]:
+    """A loop whose plan is ``wish[0]`` at any time; the second value collects what was applied."""
+    applied: list[int] = []
+    plans = iter(range(1_000_000))
+    reconciler: Reconciler[int] = Reconciler(kernel, lambda: Plan(wish[0], next(plans)), applied.append)
+    task = asyncio.create_task(reconciler.run())
+    try:
+        yield reconciler, applied
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def test_settle_waits_for_a_cycle_that_began_after_the_call() -> None:
+    kernel = RecordingKernel()
+    async with running(kernel, [A]) as (reconciler, applied):
+        await reconciler.settle("c1")
+        assert applied
+        before = len(kernel.asked)
+        await reconciler.settle("c2")
+    assert len(kernel.asked) > before
+    assert kernel.asked[-1] == (A, frozenset({"c2"}))
+
+
+async def test_the_first_cycle_and_a_full_wake_look_at_everything() -> None:
+    kernel = RecordingKernel()
+    async with running(kernel, [A]) as (reconciler, _):
+        await reconciler.settle()
+        reconciler.wake(full=True)
+        await reconciler.settle()
+    assert kernel.asked[0][1] is None
+    assert kernel.asked[-1][1] is None
+
+
+async def test_drift_counts_only_what_was_mended_under_the_same_wish() -> None:
+    kernel = RecordingKernel([MENDED], [MENDED], [MENDED], [])
+    wish = [A]
+    async with running(kernel, wish) as (reconciler, _):
+        await reconciler.settle()
+        assert reconciler.drift == 0, "the first cycle builds"
+        await reconciler.settle()
+        assert reconciler.drift == 1
+        wish[0] = B
+        await reconciler.settle()
+        assert reconciler.drift == 1, "a new wish is no drift"
+
+
+async def test_a_refusal_is_tried_again_and_is_no_drift() -> None:
+    kernel = RecordingKernel([REFUSED], [MENDED])
+    async with running(kernel, [A]) as (reconciler, _):
+        assert await reconciler.settle() == [REFUSED]
+        assert await reconciler.settle() == [MENDED]
+        assert reconciler.drift == 0
+
+
+async def test_a_failed_cycle_tells_its_waiters_and_the_loop_lives_on() -> None:
+    kernel = RecordingKernel(HostError("the namespace vxnet cannot be made"), [])
+    async with running(kernel, [A]) as (reconciler, applied):
+        with pytest.raises(HostError, match="namespace"):
+            await reconciler.settle("c1")
+        assert applied == []
+        await reconciler.settle("c1")
+        assert applied
+
+
+async def test_waiters_of_a_stopped_loop_are_cancelled() -> None:
+    async with running(RecordingKernel(), [A]) as (reconciler, _):
+        await reconciler.settle()
+        waiter = asyncio.ensure_future(reconciler.settle())
+    await asyncio.wait([waiter], timeout=1)
+    assert waiter.done()

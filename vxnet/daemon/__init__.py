@@ -1,0 +1,1 @@
+"""RUNS: the long-lived loops of one host and their wiring."""

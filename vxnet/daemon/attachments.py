@@ -1,0 +1,172 @@
+"""Places on networks for the containers of this host: interface name, addresses, MAC.
+
+Addresses come from blocks leased to this host, with no round trip; a manager is asked only when no block fits (the
+first container of a burst, a chosen ``--ip`` elsewhere). What is taken is computed from the containers that live.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
+
+from vxnet.core import allocate
+from vxnet.model.address import IPAddress, IPInterface, IPNetwork
+from vxnet.model.api import LeaseRequest
+from vxnet.model.cluster import Lease, Network
+from vxnet.model.container import Attachment, Container, NetworkWish
+from vxnet.model.errors import CallerError, ConflictError, ExhaustedError, NotFoundError, UnsupportedError
+
+SPARE_ADDRESSES = 4
+"""With fewer free ones than this a further block is asked for, before it is needed."""
+
+
+class Cluster(Protocol):
+    """What is needed of :class:`vxnet.daemon.membership.Membership`, joined or not."""
+
+    @property
+    def networks(self) -> Mapping[str, Network]: ...
+
+    @property
+    def data_path_addr(self) -> IPAddress | None: ...
+
+    def blocks(self, network: str) -> tuple[Lease, ...]: ...
+
+    async def lease(self, request: LeaseRequest) -> None: ...
+
+
+class Attachments:
+    """``live`` gives the containers that hold addresses now."""
+
+    def __init__(
+        self, cluster: Cluster, gateway: Callable[[], IPInterface], live: Callable[[], Iterable[Container]]
+    ) -> None:
+        self._cluster = cluster
+        self._gateway = gateway
+        self._live = live
+        self._last: dict[tuple[str, int], IPAddress] = {}
+
+    def network(self, ref: str) -> Network:
+        """An overlay network of the cluster, by name or id. Raises :class:`NotFoundError`."""
+        for network in self._cluster.networks.values():
+            if ref in (network.name, network.id):
+                return network
+        raise NotFoundError(f'no network "{ref}"', hint="`vxnet network ls` lists them")
+
+    async def join(self, container: Container, wish: NetworkWish) -> Network:
+        """Check ``wish`` and make sure that there is an address for it: after this, :meth:`attach` cannot fail."""
+        network = self.network(wish.network)
+        if network.driver != "overlay":
+            raise UnsupportedError(f'network "{network.name}": driver {network.driver} is not built yet')
+        if not network.attachable:
+            raise CallerError(
+                f'network "{network.name}" is not attachable: only services may use it',
+                hint="create it with --attachable to start containers on it",
+            )
+        if any(attachment.network == network.id for attachment in container.attachments):
+            raise ConflictError(f'container "{container.spec.name}" is already on network "{network.name}"')
+        for version in _versions(network):
+            wanted = wish.ip if wish.ip is not None and wish.ip.version == version else None
+            while self._pick(network, version, wanted) is None:
+                had = self._cluster.blocks(network.id)
+                await self._cluster.lease(LeaseRequest(network=network.id, address=wanted))
+                if self._cluster.blocks(network.id) == had:
+                    raise ExhaustedError(f'the managers gave no address of network "{network.name}" to this host')
+        return network
+
+    def attach(self, container: Container, network: Network, wish: NetworkWish) -> Attachment:
+        """Call it right after :meth:`join`, and keep what it returns before the next ``await``."""
+        addresses = []
+        for version in _versions(network):
+            wanted = wish.ip if wish.ip is not None and wish.ip.version == version else None
+            address = self._pick(network, version, wanted)
+            if address is None:
+                raise ExhaustedError(f'network "{network.name}" has no free address on this host')
+            self._last[network.id, version] = address
+            prefix = next(subnet.prefix for subnet in network.subnets if address in subnet.prefix)
+            addresses.append(ipaddress.ip_interface((address, prefix.prefixlen)))
+        return Attachment(
+            network=network.id,
+            ifname=free_ifname(container),
+            mac=allocate.mac_of(network.vni, addresses[0].ip),
+            addresses=tuple(addresses),
+            aliases=wish.aliases,
+        )
+
+    def way_out(self, container: Container) -> Attachment | None:
+        """The place on ``vxnet_gw``; None if it asked for none, or is only on internal networks."""
+        networks = [
+            network
+            for attachment in container.attachments
+            if (network := self._cluster.networks.get(attachment.network)) is not None
+        ]
+        wishes = container.spec.networks
+        if any(wish.network == "none" for wish in wishes) or (networks and all(net.internal for net in networks)):
+            return None
+        if container.gateway is not None:
+            return container.gateway
+        gateway = self._gateway()
+        taken = {gateway.ip} | {other.gateway.addresses[0].ip for other in self._live() if other.gateway is not None}
+        address = allocate.pick_address((gateway.network,), taken | _ends(gateway.network), last=self._last.get(("", 0)))
+        if address is None:
+            raise ExhaustedError(f"vxnet_gw's subnet {gateway.network} has no free address on this host")
+        self._last["", 0] = address
+        return Attachment(
+            network="",
+            ifname=free_ifname(container),
+            mac=allocate.mac_of(0, address),
+            addresses=(ipaddress.ip_interface((address, gateway.network.prefixlen)),),
+        )
+
+    def running_short(self) -> list[LeaseRequest]:
+        """Further blocks to ask for now, so that the next container does not wait for a manager."""
+        requests = []
+        for network in self._cluster.networks.values():
+            for version in _versions(network):
+                blocks = _of_version(self._cluster.blocks(network.id), version)
+                used = len(self._taken(network))
+                if used and sum(block.num_addresses for block in blocks) - used < SPARE_ADDRESSES:
+                    requests.append(LeaseRequest(network=network.id, addresses=used))
+        return requests
+
+    def _pick(self, network: Network, version: int, wanted: IPAddress | None) -> IPAddress | None:
+        """None: only a manager can give one. Raises :class:`ConflictError` if ``wanted`` is in use here."""
+        blocks = _of_version(self._cluster.blocks(network.id), version)
+        taken = self._taken(network)
+        if wanted is None:
+            gateways = [subnet.gateway for subnet in network.subnets]
+            return allocate.pick_address(blocks, taken, gateways, self._last.get((network.id, version)))
+        if wanted in taken:
+            holder = next(name for name, address in self._holders(network) if address == wanted)
+            raise ConflictError(f'address {wanted} of network "{network.name}" is taken by container "{holder}"')
+        return wanted if any(wanted in block for block in blocks) else None
+
+    def _taken(self, network: Network) -> set[IPAddress]:
+        return {address for _, address in self._holders(network)}
+
+    def _holders(self, network: Network) -> list[tuple[str, IPAddress]]:
+        return [
+            (container.spec.name, interface.ip)
+            for container in self._live()
+            for attachment in container.attachments
+            if attachment.network == network.id
+            for interface in attachment.addresses
+        ]
+
+
+def free_ifname(container: Container) -> str:
+    """``eth0``, ``eth1`` …: the first that the container does not use."""
+    used = {attachment.ifname for attachment in (*container.attachments, container.gateway) if attachment is not None}
+    return next(name for number in range(len(used) + 1) if (name := f"eth{number}") not in used)
+
+
+def _versions(network: Network) -> list[int]:
+    return sorted({subnet.prefix.version for subnet in network.subnets})
+
+
+def _of_version(leases: Iterable[Lease], version: int) -> list[IPNetwork]:
+    return [lease.prefix for lease in leases if lease.prefix.version == version]
+
+
+def _ends(prefix: IPNetwork) -> set[IPAddress]:
+    return {prefix.network_address, prefix.broadcast_address}

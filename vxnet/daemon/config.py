@@ -1,0 +1,47 @@
+"""``/etc/vxnet/vxnet.toml``: everything in it is optional.
+
+::
+
+    log-level = "info"              # debug, info, warning, error
+    advertise-addr = "eth1"         # for `init` and `join` without --advertise-addr: address or interface
+    data-path-addr = "eth1"
+
+    [gateway]                       # vxnet_gw, the containers' way out
+    subnet = "172.19.0.0/16"        # default: the first of 172.19.0.0/16 … that no route of this host meets
+    mtu = 1500                      # default: of the host's default route
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from vxnet.model.address import IPNetwork
+from vxnet.model.codec import from_toml
+from vxnet.model.errors import CallerError
+
+CONFIG_PATH = Path("/etc/vxnet/vxnet.toml")
+
+
+class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+    subnet: IPNetwork | None = None
+    mtu: int | None = None
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    advertise_addr: str = ""
+    data_path_addr: str = ""
+    gateway: GatewayConfig = GatewayConfig()
+
+
+def load(path: Path = CONFIG_PATH) -> Config:
+    """Raises :class:`CallerError` with the file and the field; a missing file is an empty one."""
+    try:
+        return from_toml(path.read_text(), Config)
+    except FileNotFoundError:
+        return Config()
+    except (OSError, ValueError) as error:
+        raise CallerError(f"{path}: {error}", hint="mend the file, or remove it to run with the defaults") from error

@@ -1,0 +1,125 @@
+"""The loop that makes this host's kernel what it should be.
+
+    wake → plan (pure) → observe, diff, apply (a thread) → names follow → whoever waited is told
+
+It is level-triggered: a wake-up says that something changed, never what. The plan is made anew each time from the
+whole state, so that a lost or doubled wake-up costs at most the time to the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+import structlog
+
+from vxnet.model.errors import HostError
+from vxnet.model.host import Change, HostState
+
+log = structlog.get_logger()
+
+FULL_INTERVAL_S = 10.0
+"""How often everything is compared although nobody asked. Docker's fault 2 (a lost FDB row) lived for hours."""
+
+S = TypeVar("S")
+
+
+class Kernel(Protocol):
+    def reconcile(self, state: HostState, sandboxes: Collection[str] | None = None) -> list[Change]: ...
+
+
+class Plan(NamedTuple, Generic[S]):
+    state: HostState
+    seen: S
+    """What the plan was made from: given back once the kernel carries it."""
+
+
+class _Request(NamedTuple):
+    sandbox: str | None
+    done: asyncio.Future[Sequence[Change]]
+
+
+class Reconciler(Generic[S]):
+    """``plan`` is called in the event loop, ``applied(seen)`` after the kernel has what it says."""
+
+    def __init__(self, kernel: Kernel, plan: Callable[[], Plan[S]], applied: Callable[[S], None]) -> None:
+        self._kernel = kernel
+        self._plan = plan
+        self._applied = applied
+        self._wake = asyncio.Event()
+        self._requests: list[_Request] = []
+        self._dirty: set[str] = set()
+        self._full = True
+        self._last: HostState | None = None
+        # One thread for good: netlink handles belong to the thread that made them.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="kernel")
+        self.drift = 0
+        """Objects that had to be mended although the wish was the same."""
+
+    def wake(self, *, full: bool = False) -> None:
+        self._full |= full
+        self._wake.set()
+
+    async def settle(self, sandbox: str | None = None) -> Sequence[Change]:
+        """Wait for a cycle that begins after this call, with ``sandbox`` looked at; what it changed or failed to."""
+        request = _Request(sandbox, asyncio.get_running_loop().create_future())
+        self._requests.append(request)
+        if sandbox is not None:
+            self._dirty.add(sandbox)
+        self._wake.set()
+        return await request.done
+
+    async def run(self) -> None:
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(FULL_INTERVAL_S):
+                        await self._wake.wait()
+                except TimeoutError:
+                    self._full = True
+                self._wake.clear()
+                await self._cycle()
+        finally:
+            for request in self._requests:
+                request.done.cancel()
+            self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def call(self, function: Callable[[], object]) -> object:
+        """Run ``function`` in the kernel's thread, between two cycles."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+    async def _cycle(self) -> None:
+        requests, self._requests = self._requests, []
+        sandboxes = None if self._full else frozenset(self._dirty)
+        self._full = False
+        self._dirty.clear()
+        plan = self._plan()
+        loop = asyncio.get_running_loop()
+        try:
+            changes = await loop.run_in_executor(self._thread, self._kernel.reconcile, plan.state, sandboxes)
+        except HostError as error:
+            log.error("reconcile failed", error=str(error))
+            self._last = None
+            for request in requests:
+                if not request.done.done():
+                    request.done.set_exception(HostError(error.message, hint=error.hint))
+            return
+        self._count(plan.state, changes)
+        self._applied(plan.seen)
+        for request in requests:
+            if not request.done.done():
+                request.done.set_result(changes)
+
+    def _count(self, state: HostState, changes: Sequence[Change]) -> None:
+        failed = [change for change in changes if change.error]
+        for change in failed:
+            log.error("kernel refused", verb=change.verb, object=change.object, error=change.error)
+        if state == self._last:
+            mended = [change for change in changes if not change.error]
+            self.drift += len(mended)
+            for change in mended:
+                log.warning("drift mended", verb=change.verb, object=change.object)
+        # After a failure the same changes are tried again, and that is no drift.
+        self._last = None if failed else state

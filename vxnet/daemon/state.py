@@ -1,0 +1,183 @@
+"""What a node remembers over restarts: ``/var/lib/vxnet``.
+
+::
+
+     node.json        who we are in the cluster (LocalNode)        node.crt  node.key   PEM
+     assignment.json  the managers' last word                      members.json         where the others were
+     gateway.json     subnet of vxnet_gw                           store.db             on managers
+     containers/ID/   container.json and what the shim keeps
+
+A file is replaced whole or not at all: written beside, synced, renamed. What cannot be read is an error that names the
+file; nothing is guessed in its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from vxnet.model.address import IPAddress, IPInterface
+from vxnet.model.cluster import Assignment, Node, Record
+from vxnet.model.codec import from_json, to_json
+from vxnet.model.container import Container
+from vxnet.model.errors import HostError
+
+T = TypeVar("T")
+
+STATE_DIRECTORY = Path("/var/lib/vxnet")
+RUN_DIRECTORY = Path("/run/vxnet")
+
+
+class LocalNode(Record, frozen=True, kw_only=True):
+    """This host's own place in a cluster."""
+
+    node: Node
+    row_incarnation: int = 0
+    """Of the rows; grows by one at each start of the daemon."""
+
+
+class LastMembers(Record, frozen=True, kw_only=True):
+    """Where to look for the others after a restart when no manager answers."""
+
+    addresses: tuple[IPAddress, ...] = ()
+
+
+class GatewayChoice(Record, frozen=True, kw_only=True):
+    """Chosen once a host, so that containers keep their way out over restarts."""
+
+    addresses: tuple[IPInterface, ...]
+
+
+class StateDirectory:
+    """Typed access to the files. All methods block (small files) and raise :class:`HostError`."""
+
+    def __init__(self, path: Path = STATE_DIRECTORY) -> None:
+        self.path = path
+        self.containers_path = path / "containers"
+        try:
+            self.containers_path.mkdir(parents=True, exist_ok=True)
+            path.chmod(0o711)
+        except OSError as error:
+            raise HostError(f"cannot make {path}: {error.strerror}") from error
+
+    # The cluster
+
+    def local_node(self) -> LocalNode | None:
+        return self._read("node.json", LocalNode)
+
+    def save_local_node(self, local: LocalNode) -> None:
+        self._write("node.json", to_json(local))
+
+    def assignment(self) -> Assignment | None:
+        return self._read("assignment.json", Assignment)
+
+    def save_assignment(self, assignment: Assignment) -> None:
+        # It holds the gossip keys.
+        self._write("assignment.json", to_json(assignment), mode=0o600)
+
+    def last_members(self) -> LastMembers:
+        return self._read("members.json", LastMembers) or LastMembers()
+
+    def save_last_members(self, members: LastMembers) -> None:
+        self._write("members.json", to_json(members))
+
+    @property
+    def certificate_path(self) -> Path:
+        return self.path / "node.crt"
+
+    @property
+    def key_path(self) -> Path:
+        return self.path / "node.key"
+
+    @property
+    def store_path(self) -> Path:
+        return self.path / "store.db"
+
+    def save_credentials(self, certificate_pem: bytes, key_pem: bytes | None = None) -> None:
+        """The key first: a certificate without its key would be of no use."""
+        if key_pem is not None:
+            self._write("node.key", key_pem, mode=0o600)
+        self._write("node.crt", certificate_pem)
+
+    def credentials(self) -> tuple[bytes, bytes]:
+        """(certificate, key), PEM."""
+        try:
+            return self.certificate_path.read_bytes(), self.key_path.read_bytes()
+        except OSError as error:
+            raise HostError(
+                f"this node's certificate cannot be read: {error.filename}: {error.strerror}",
+                hint="restore it, or run `vxnet leave --force` and join again",
+            ) from error
+
+    def forget_cluster(self) -> None:
+        """After ``leave``: no secret and no name of the cluster stays."""
+        for name in ("node.json", "assignment.json", "members.json", "node.crt", "node.key", "gateway.json"):
+            (self.path / name).unlink(missing_ok=True)
+        for path in self.path.glob("store.db*"):
+            path.unlink(missing_ok=True)
+
+    # The gateway
+
+    def gateway(self) -> GatewayChoice | None:
+        return self._read("gateway.json", GatewayChoice)
+
+    def save_gateway(self, choice: GatewayChoice) -> None:
+        self._write("gateway.json", to_json(choice))
+
+    # Containers
+
+    def container_directory(self, container_id: str) -> Path:
+        return self.containers_path / container_id
+
+    def containers(self) -> list[Container]:
+        """Those whose record is whole. A directory without one is a creation that a crash cut short: it is removed."""
+        found = []
+        for directory in sorted(self.containers_path.iterdir()):
+            name = f"containers/{directory.name}/container.json"
+            if (container := self._read(name, Container)) is not None:
+                found.append(container)
+            elif not (directory / "pid").exists():
+                shutil.rmtree(directory, ignore_errors=True)
+        return found
+
+    def save_container(self, container: Container) -> None:
+        self.container_directory(container.id).mkdir(exist_ok=True)
+        self._write(f"containers/{container.id}/container.json", to_json(container), sync=False)
+
+    # Files
+
+    def _read(self, name: str, kind: type[T]) -> T | None:
+        path = self.path / name
+        try:
+            return from_json(path.read_bytes(), kind)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise HostError(f"cannot read {path}: {error.strerror}") from error
+        except msgspec.DecodeError as error:
+            raise HostError(
+                f"{path} is damaged ({error})",
+                hint="restore it from a backup, or run `vxnet leave --force` and join again",
+            ) from error
+
+    def _write(self, name: str, data: bytes, *, mode: int = 0o644, sync: bool = True) -> None:
+        path = self.path / name
+        beside = path.with_name(path.name + ".new")
+        try:
+            fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+            with open(fd, "wb") as file:
+                os.fchmod(fd, mode)
+                file.write(data)
+                file.flush()
+                if sync:
+                    os.fsync(fd)
+            os.replace(beside, path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                beside.unlink()
+            raise HostError(f"cannot write {path}: {error.strerror}") from error
