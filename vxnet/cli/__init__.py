@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import sys
 from typing import NoReturn
 
 
@@ -14,4 +16,26 @@ def main() -> NoReturn:
 
     gc.freeze()
     gc.enable()
-    root.main(prog_name="vxnet")
+    try:
+        root.main(prog_name="vxnet")
+    finally:
+        _leave_at_once()
+
+
+def _leave_at_once() -> None:
+    """End here with the status of the :class:`SystemExit` on its way, if nothing is left to do.
+
+    Taking the modules down one by one takes 15 ms of a start of 80. The daemon and the lab, which have threads and
+    children, end the long way.
+    """
+    ending = sys.exc_info()[1]
+    if (
+        isinstance(ending, SystemExit)
+        and isinstance(ending.code, int)
+        and not _MODULES_WITH_AN_END & sys.modules.keys()
+    ):
+        sys.stderr.flush()
+        os._exit(ending.code)
+
+
+_MODULES_WITH_AN_END = {"vxnet.daemon", "vxnet.lab"}

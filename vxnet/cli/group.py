@@ -10,8 +10,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 import click
 
@@ -22,17 +21,17 @@ INTERRUPTED: Final = 130
 """128 + SIGINT, as the shell says it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
+class Section(NamedTuple):
     """A command that only has commands: ``vxnet network``."""
 
     help: str
     table: Table
 
 
-@dataclass(frozen=True, slots=True)
 class Later:
     """A command that the design has and this version has not."""
+
+    __slots__ = ()
 
 
 LATER: Final = Later()
@@ -150,7 +149,8 @@ def _usage_line(error: click.UsageError) -> str:
     """click's words in our form: what is wrong; where to look."""
     if isinstance(error, click.NoSuchOption) and error.possibilities and error.ctx:
         hidden = {name for param in error.ctx.command.params if getattr(param, "hidden", False) for name in param.opts}
-        error.possibilities = [name for name in error.possibilities if name not in hidden]
+        built = [name for name in error.possibilities if name not in hidden]
+        error = click.NoSuchOption(error.option_name, possibilities=built, ctx=error.ctx)
     text = _one_line(error.format_message()).rstrip(".")
     hint = f"; see `{error.ctx.command_path} --help`" if error.ctx else ""
     return text[:1].lower() + text[1:] + hint

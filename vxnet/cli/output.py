@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
@@ -41,12 +40,12 @@ def fields(pairs: Iterable[tuple[str, object]]) -> None:
 def json_lines(records: Iterable[object]) -> None:
     """One JSON document a line, as Docker's ``ls --format json``."""
     for record in records:
-        click.echo(json.dumps(complete(record)))
+        click.echo(msgspec.json.encode(complete(record)))
 
 
 def json_array(records: Iterable[object]) -> None:
     """One JSON array, indented, as Docker's ``inspect``."""
-    click.echo(json.dumps([complete(record) for record in records], indent=4))
+    click.echo(msgspec.json.format(msgspec.json.encode([complete(record) for record in records]), indent=4))
 
 
 def inspect(refs: Iterable[str], look: Callable[[str], object]) -> None:
@@ -64,7 +63,7 @@ def inspect(refs: Iterable[str], look: Callable[[str], object]) -> None:
 
 
 def complete(record: object) -> Any:
-    """``record`` for :mod:`json` with every field in it, so that a script's key is there whatever its value.
+    """``record`` in dicts and lists with every field in it, so that a script's key is there whatever its value.
 
     (The codec leaves defaults out: right for the wire and the store.)
     """
