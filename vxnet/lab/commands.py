@@ -1,0 +1,136 @@
+"""What the command line's ``vxnet lab …`` calls, one function a command.
+
+They print nothing, and raise what is to be said.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+
+from vxnet.lab import operations, programs, state
+from vxnet.lab.views import LabView, view
+from vxnet.model.errors import NotFoundError
+
+
+def up(
+    *,
+    name: str = "lab",
+    hosts: int = 3,
+    outside: int = 0,
+    mtu: int = 1500,
+    ipv6: bool = False,
+    join: bool = True,
+    progress: Callable[[str], None] = lambda text: None,
+) -> LabView:
+    """Hosts h1…, a joined cluster with h1 as its manager, outside machines x1…. Leaves nothing when it fails."""
+    with _terminated_as_interrupted():
+        made = operations.create(name, hosts=hosts, outside=outside, mtu=mtu, ipv6=ipv6, join=join, progress=progress)
+    return view(made)
+
+
+def down(*, name: str = "lab", all: bool = False) -> tuple[str, ...]:
+    """Removes a lab, or all; the names of those that there were."""
+    return tuple(found for found in (state.names() if all else (name,)) if operations.destroy(found))
+
+
+def ls() -> tuple[LabView, ...]:
+    views = []
+    for name in state.names():
+        with contextlib.suppress(NotFoundError):  # removed meanwhile
+            views.append(view(state.load(name)))
+    return tuple(views)
+
+
+def exec_(*, host: str, argv: Sequence[str], name: str = "lab") -> int:
+    """Runs a command on a host with this process's streams and terminal.
+
+    Returns its exit status; 128 + N when signal N ended it. A program that is not there is a :class:`NotFoundError`.
+    """
+    init = state.load(name).host(host).init
+    with _terminal_given_back():
+        child = programs.popen(init, host, argv)
+        with _signals_passed_on(child):
+            status = child.wait()
+    return status if status >= 0 else 128 - status
+
+
+def shell(*, host: str, name: str = "lab") -> int:
+    """An interactive shell on a host; the exit status of the last command in it."""
+    wanted = os.environ.get("SHELL", "")
+    return exec_(host=host, argv=[wanted if os.access(wanted, os.X_OK) else "/bin/sh"], name=name)
+
+
+def cut(*, host: str, other: str | None = None, name: str = "lab") -> None:
+    operations.cut(name, host, other)
+
+
+def heal(*, host: str | None = None, other: str | None = None, name: str = "lab") -> None:
+    operations.heal(name, host, other)
+
+
+def kill(*, host: str, daemon: bool = False, name: str = "lab") -> None:
+    operations.kill_daemon(name, host) if daemon else operations.kill_host(name, host)
+
+
+def start(*, host: str, name: str = "lab") -> None:
+    operations.start_host(name, host)
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM and SIGHUP end ``up`` as Ctrl-C does: with everything taken away again."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _signals_passed_on(child: subprocess.Popen[bytes]) -> Iterator[None]:
+    """What the terminal sends reaches the child without us; what is sent to this process alone is handed on."""
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        child.send_signal(number)
+
+    wanted: dict[signal.Signals, Callable[[int, FrameType | None], None] | signal.Handlers] = {
+        signal.SIGINT: signal.SIG_IGN,
+        signal.SIGQUIT: signal.SIG_IGN,
+        signal.SIGTERM: hand_on,
+        signal.SIGHUP: hand_on,
+        signal.SIGUSR1: hand_on,
+        signal.SIGUSR2: hand_on,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _terminal_given_back() -> Iterator[None]:
+    """A shell makes its own group the foreground one and cannot give it back: its pid namespace does not know ours."""
+    try:
+        foreground = os.tcgetpgrp(0)
+    except OSError:  # no terminal
+        yield
+        return
+    try:
+        yield
+    finally:
+        before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+        with contextlib.suppress(OSError):
+            os.tcsetpgrp(0, foreground)
+        signal.signal(signal.SIGTTOU, before)
