@@ -1,0 +1,147 @@
+"""Places on networks: addresses from own blocks, a manager asked only when they have none that fits."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Interface, ip_address, ip_interface, ip_network
+
+import pytest
+from msgspec.structs import replace
+
+from vxnet.daemon.attachments import Attachments
+from vxnet.model.address import IPAddress, IPInterface
+from vxnet.model.api import LeaseRequest
+from vxnet.model.cluster import Lease, Network, Subnet
+from vxnet.model.container import Container, ContainerSpec, NetworkWish
+from vxnet.model.errors import CallerError, ConflictError, ExhaustedError, NotFoundError
+
+SUBNET = Subnet(prefix=ip_network("10.0.16.0/20"), gateway=ip_address("10.0.16.1"))
+NET = Network(id="n1", name="blue", vni=65536, subnets=(SUBNET,), attachable=True)
+
+
+class OneHost:
+    """A cluster whose manager answers from a list of blocks, and the containers of one host of it."""
+
+    def __init__(self, *blocks: str, spare: tuple[str, ...] = (), networks: tuple[Network, ...] = (NET,)) -> None:
+        self.networks = {network.id: network for network in networks}
+        self.data_path_addr: IPAddress | None = ip_address("192.168.56.11")
+        self.asked: list[LeaseRequest] = []
+        self.containers: list[Container] = []
+        self._blocks = [*blocks]
+        self._spare = [*spare]
+        self.attachments = Attachments(self, self.gateway, lambda: self.containers)
+
+    def blocks(self, network: str) -> tuple[Lease, ...]:
+        return tuple(
+            Lease(network=network, vni=65536, prefix=ip_network(block), node="me", epoch=1) for block in self._blocks
+        )
+
+    async def lease(self, request: LeaseRequest) -> None:
+        self.asked.append(request)
+        if request.address is not None:
+            self._blocks.append(f"{request.address}/32")
+        elif self._spare:
+            self._blocks.append(self._spare.pop(0))
+
+    def gateway(self) -> IPInterface:
+        return ip_interface("172.19.0.1/29")
+
+    async def place(self, name: str, wish: NetworkWish) -> Container:
+        container = Container(id=name * 8, spec=ContainerSpec(name=name, argv=("true",)), created_at=0.0)
+        network = await self.attachments.join(container, wish)
+        attachment = self.attachments.attach(container, network, wish)
+        self.containers.append(replace(container, attachments=(attachment,)))
+        return self.containers[-1]
+
+
+def address_of(container: Container) -> str:
+    interface = container.attachments[0].addresses[0]
+    assert isinstance(interface, IPv4Interface)
+    return str(interface)
+
+
+async def test_addresses_come_from_own_blocks_without_a_manager() -> None:
+    host = OneHost("10.0.16.8/29")
+    first = await host.place("a", NetworkWish(network="blue"))
+    second = await host.place("b", NetworkWish(network="n1"))
+    assert address_of(first) == "10.0.16.8/20"
+    assert address_of(second) == "10.0.16.9/20"
+    assert first.attachments[0].mac == "02:00:0a:00:10:08"
+    assert host.asked == []
+
+
+async def test_a_freed_address_rests_while_there_are_others() -> None:
+    host = OneHost("10.0.16.8/30")
+    for name in "abc":
+        await host.place(name, NetworkWish(network="blue"))
+    freed = host.containers.pop(0)
+    assert address_of(await host.place("d", NetworkWish(network="blue"))) == "10.0.16.11/20"
+    assert address_of(await host.place("e", NetworkWish(network="blue"))) == address_of(freed)
+
+
+async def test_a_full_host_asks_for_a_block_and_a_full_network_says_so() -> None:
+    host = OneHost("10.0.16.8/32", spare=("10.0.16.12/32",))
+    await host.place("a", NetworkWish(network="blue"))
+    assert address_of(await host.place("b", NetworkWish(network="blue"))) == "10.0.16.12/20"
+    assert host.asked == [LeaseRequest(network="n1")]
+    with pytest.raises(ExhaustedError, match="blue"):
+        await host.place("c", NetworkWish(network="blue"))
+
+
+async def test_a_chosen_address_elsewhere_is_leased_and_a_taken_one_names_its_holder() -> None:
+    host = OneHost("10.0.16.8/29")
+    wanted = ip_address("10.0.20.7")
+    chosen = await host.place("a", NetworkWish(network="blue", ip=wanted))
+    assert address_of(chosen) == "10.0.20.7/20"
+    assert host.asked == [LeaseRequest(network="n1", address=wanted)]
+    with pytest.raises(ConflictError, match='"a"'):
+        await host.place("b", NetworkWish(network="blue", ip=wanted))
+
+
+@pytest.mark.parametrize(
+    ("network", "wish", "error", "words"),
+    [
+        (NET, "red", NotFoundError, 'no network "red"'),
+        (replace(NET, attachable=False), "blue", CallerError, "not attachable"),
+    ],
+)
+async def test_wrong_networks_are_refused(network: Network, wish: str, error: type[Exception], words: str) -> None:
+    host = OneHost("10.0.16.8/29", networks=(network,))
+    with pytest.raises(error, match=words):
+        await host.place("a", NetworkWish(network=wish))
+    assert host.containers == []
+
+
+async def test_twice_on_one_network_is_refused() -> None:
+    host = OneHost("10.0.16.8/29")
+    container = await host.place("a", NetworkWish(network="blue"))
+    with pytest.raises(ConflictError, match="already on"):
+        await host.attachments.join(container, NetworkWish(network="blue"))
+
+
+async def test_the_way_out_is_kept_and_withheld_from_internal_networks() -> None:
+    internal = replace(NET, id="n2", name="inner", internal=True)
+    host = OneHost("10.0.16.8/29", networks=(NET, internal))
+    outer = await host.place("a", NetworkWish(network="blue"))
+    way_out = host.attachments.way_out(outer)
+    assert way_out is not None
+    assert (way_out.ifname, str(way_out.addresses[0])) == ("eth1", "172.19.0.2/29")
+    assert host.attachments.way_out(replace(outer, gateway=way_out)) == way_out
+    inner = await host.place("b", NetworkWish(network="inner", ip=ip_address("10.0.16.14")))
+    assert host.attachments.way_out(inner) is None
+
+
+async def test_a_used_up_gateway_says_which() -> None:
+    host = OneHost("10.0.16.0/26")
+    for number in range(5):
+        container = await host.place(f"c{number}", NetworkWish(network="blue"))
+        host.containers[-1] = replace(container, gateway=host.attachments.way_out(container))
+    with pytest.raises(ExhaustedError, match=r"172\.19\.0\.0/29"):
+        host.attachments.way_out(await host.place("last", NetworkWish(network="blue")))
+
+
+async def test_a_further_block_is_asked_for_before_it_is_needed() -> None:
+    host = OneHost("10.0.16.8/29")
+    assert host.attachments.running_short() == []
+    for name in "abcde":
+        await host.place(name, NetworkWish(network="blue"))
+    assert host.attachments.running_short() == [LeaseRequest(network="n1", addresses=5)]
