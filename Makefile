@@ -53,7 +53,7 @@ bench: $(VENV)/test.stamp ext
 # it fails.
 ext: $(VENV)/ext.stamp
 
-$(VENV)/ext.stamp: $(VENV)/demo.stamp setup.py $(C_SOURCES) $(C_HEADERS) $(wildcard csrc/*.py)
+$(VENV)/ext.stamp: $(VENV)/demo.stamp setup.py vxnet/__init__.py $(C_SOURCES) $(C_HEADERS) $(wildcard csrc/*.py)
 	@echo "compiling csrc/"
 	@mkdir -p build
 	@$(BIN)/python setup.py -q build_ext --inplace >build/ext.log 2>&1 || { cat build/ext.log; exit 1; }

@@ -8,6 +8,7 @@ program's and whose linking makes an executable; as an extension it goes into wh
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -38,11 +39,18 @@ class BuildExtensionsAndPrograms(build_ext):
         objects = self.compiler.compile(
             ext.sources,
             output_dir=self.build_temp,
+            macros=ext.define_macros,
             include_dirs=ext.include_dirs,
             extra_postargs=ext.extra_compile_args,
             depends=ext.depends,
         )
         self.compiler.link_executable(objects, str(target))
+
+
+def version() -> str:
+    found = re.search(r'^__version__ = "(.+)"$', Path("vxnet/__init__.py").read_text(), re.MULTILINE)
+    assert found
+    return found[1]
 
 
 def shim() -> list[Extension]:
@@ -56,6 +64,7 @@ def shim() -> list[Extension]:
             sources=sources,
             depends=headers,
             include_dirs=["csrc/shim"],
+            define_macros=[("VXNET_VERSION", f'"{version()}"')],
             extra_compile_args=CFLAGS,
             py_limited_api=True,
         )
