@@ -12,9 +12,12 @@ C_STRICT  := -std=c11 -D_GNU_SOURCE= -O2 -Wall -Wextra -Wconversion -Werror -UND
 
 # /usr/sbin holds ip, bridge and nft, and is not in everybody's PATH.
 export PATH := $(PATH):/usr/sbin:/sbin
-# One cache of nothing: pip neither asks for its own updates nor warns of running as root inside a venv.
+# pip neither asks for its own updates nor warns of root, which inside a venv is harmless.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
+
+# An argument of $(call) cannot hold one.
+comma := ,
 
 .PHONY: help demo test test-fast lint bench shell ext clean
 .DELETE_ON_ERROR:
@@ -49,14 +52,15 @@ lint: $(VENV)/test.stamp ext
 bench: $(VENV)/test.stamp ext
 	$(BIN)/python -m tests.perf
 
-# The programs and modules made from csrc/, beside their Python. The compiler's own output is worth reading only when
-# it fails.
+# What a step has to say is worth reading only when it fails: $(call quietly,LOG,COMMAND).
+quietly = mkdir -p build; $(2) >build/$(1).log 2>&1 || { cat build/$(1).log; exit 1; }
+
+# The programs and modules made from csrc/, beside their Python.
 ext: $(VENV)/ext.stamp
 
 $(VENV)/ext.stamp: $(VENV)/demo.stamp setup.py vxnet/__init__.py $(C_SOURCES) $(C_HEADERS) $(wildcard csrc/*.py)
 	@echo "compiling csrc/"
-	@mkdir -p build
-	@$(BIN)/python setup.py -q build_ext --inplace >build/ext.log 2>&1 || { cat build/ext.log; exit 1; }
+	@$(call quietly,ext,$(BIN)/python setup.py -q build_ext --inplace)
 	@touch $@
 
 # setuptools and cffi are in the venv too, so that changed C is compiled again without the network.
@@ -64,14 +68,14 @@ $(VENV)/demo.stamp: pyproject.toml scripts/packages
 	@scripts/packages demo
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing vxnet and what it needs into $(VENV)"
-	@$(BIN)/python -m pip install -q "setuptools>=80" "cffi>=1.17"
-	@$(BIN)/python -m pip install -q --no-build-isolation -e .
+	@$(call quietly,pip,$(BIN)/python -m pip install "setuptools>=80" "cffi>=1.17")
+	@$(call quietly,pip,$(BIN)/python -m pip install --no-build-isolation -e .)
 	@touch $@
 
 $(VENV)/test.stamp: $(VENV)/demo.stamp scripts/packages
 	@scripts/packages test
 	@echo "installing what the tests need into $(VENV)"
-	@$(BIN)/python -m pip install -q --no-build-isolation -e ".[test,dev]"
+	@$(call quietly,pip,$(BIN)/python -m pip install --no-build-isolation -e ".[test$(comma)dev]")
 	@touch $@
 
 clean:
