@@ -24,11 +24,7 @@ class FailureBody(Record, frozen=True, kw_only=True):
 
 
 def failure_to_json(error: VxnetError) -> bytes:
-    return codec.to_json(
-        FailureBody(
-            error=Failure(kind=error.kind, message=error.message, hint=error.hint)
-        )
-    )
+    return codec.to_json(FailureBody(error=Failure(kind=error.kind, message=error.message, hint=error.hint)))
 
 
 def failure_from_json(status: int, body: bytes) -> VxnetError:
@@ -41,7 +37,5 @@ def failure_from_json(status: int, body: bytes) -> VxnetError:
         failure = codec.from_json(body, FailureBody).error
     except (ValueError, RecursionError):
         text = " ".join(body[:_SHOWN].decode("utf-8", "replace").split())
-        return PeerError(
-            f"expected an error of vxnet's, found HTTP status {status} with: {text or '(nothing)'}"
-        )
+        return PeerError(f"expected an error of vxnet's, found HTTP status {status} with: {text or '(nothing)'}")
     return BY_KIND.get(failure.kind, HostError)(failure.message, hint=failure.hint)

@@ -88,7 +88,7 @@ def build_app(agent: AgentApi) -> web.Application:
 
 def signal_number(text: str) -> int:
     """``KILL``, ``SIGKILL`` and ``9`` alike. Raises :class:`CallerError` on anything else."""
-    if text.isdecimal() and 1 <= int(text) < signal.NSIG:
+    if text.isascii() and text.isdecimal() and 1 <= int(text) < signal.NSIG:
         return int(text)
     name = text.upper()
     try:

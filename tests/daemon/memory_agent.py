@@ -1,0 +1,367 @@
+"""An agent that keeps everything in memory: what the local API, its client and the command line are tested on.
+
+It makes no kernel object and starts no process, but refuses what the real one refuses: an unknown or ambiguous ref, a
+taken name, a network in use, the removal of a running container. `print(agent)` shows its state as text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Iterator
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from vxnet.cluster.api import serve_unix
+from vxnet.cluster.client import Client
+from vxnet.daemon.local_api import AgentApi, build_app
+from vxnet.model.api import (
+    ContainerView,
+    EndpointView,
+    Info,
+    InitRequest,
+    JoinRequest,
+    NetworkConnect,
+    NetworkCreate,
+    NetworkView,
+    NodeView,
+)
+from vxnet.model.cluster import Network, Node, Role, Subnet
+from vxnet.model.container import Container, ContainerSpec
+from vxnet.model.errors import ConflictError, ForbiddenError, HostError, NotFoundError
+
+CREATED_AT = 1_700_000_000.0
+TOKEN = "VXTKN-1-ca-secret"
+
+
+def make_id(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class MemoryAgent:
+    def __init__(self) -> None:
+        self.cluster_nodes: dict[str, Node] = {}
+        self.self_id = ""
+        self.network_table: dict[str, Network] = {}
+        self.container_table: dict[str, Container] = {}
+        self.members: dict[tuple[str, str], NetworkConnect] = {}
+        """(network id, container id) → how it was connected."""
+        self.rotations = 0
+        self.log: list[bytes] = []
+        self.signals: list[tuple[str, int]] = []
+        self.info_warnings: tuple[str, ...] = ()
+        self.changed = asyncio.Condition()
+        self.pause: asyncio.Event | None = None
+        """Set: `create_network` waits for it halfway."""
+        self.waiters = 0
+        self.open_logs = 0
+
+    def __str__(self) -> str:
+        lines = [f"node {node.id[:12]} {node.name} {node.role}" for node in self.cluster_nodes.values()]
+        lines += [f"network {network.id[:12]} {network.name}" for network in self.network_table.values()]
+        lines += [f"container {c.id[:12]} {c.spec.name} {c.state}" for c in self.container_table.values()]
+        return "\n".join(lines)
+
+    def add_node(self, name: str, role: Role, address: str) -> Node:
+        node = Node(
+            id=make_id(name),
+            name=name,
+            role=role,
+            advertise_addr=ip_address(address),
+            data_path_addr=ip_address(address),
+            joined_at=CREATED_AT,
+            version="0.1.0",
+        )
+        self.cluster_nodes[node.id] = node
+        return node
+
+    # cluster
+
+    async def info(self) -> Info:
+        own = self.cluster_nodes.get(self.self_id)
+        containers = self.container_table.values()
+        return Info(
+            version="0.1.0",
+            name="h1",
+            cluster=make_id("cluster") if own else "",
+            node=self.self_id,
+            role=own.role if own else None,
+            advertise_addr=own.advertise_addr if own else None,
+            data_path_addr=own.data_path_addr if own else None,
+            managers=("h1 (192.168.56.11:2377)",) if own else (),
+            manager_reachable=own is not None,
+            nodes=len(self.cluster_nodes),
+            nodes_alive=len(self.cluster_nodes),
+            networks=len(self.network_table),
+            containers=len(containers),
+            containers_running=sum(c.state == "running" for c in containers),
+            rows_refused={"lease": 2} if own else {},
+            warnings=self.info_warnings,
+        )
+
+    async def init(self, request: InitRequest, /) -> Node:
+        if self.self_id:
+            raise ConflictError("this host is in a cluster already", hint="`vxnet leave` takes it out")
+        node = self.add_node("h1", "manager", request.advertise_addr or "192.168.56.11")
+        self.self_id = node.id
+        return node
+
+    async def join(self, request: JoinRequest, /) -> Node:
+        if request.token != TOKEN:
+            raise ForbiddenError("the manager refused the join token")
+        node = self.add_node("h1", "worker", "192.168.56.12")
+        self.self_id = node.id
+        return node
+
+    async def leave(self, force: bool, /) -> None:
+        if not force and any(c.state == "running" for c in self.container_table.values()):
+            raise ConflictError("containers run on this host", hint="`--force` ends them")
+        self.cluster_nodes.clear()
+        self.self_id = ""
+
+    async def join_token(self, role: Role, rotate: bool, /) -> str:
+        self.rotations += rotate
+        return TOKEN if not self.rotations else f"{TOKEN}{self.rotations}"
+
+    async def nodes(self) -> tuple[NodeView, ...]:
+        return tuple(self._node_view(node) for node in self.cluster_nodes.values())
+
+    async def node(self, ref: str, /) -> NodeView:
+        return self._node_view(find("node", ref, self.cluster_nodes.values(), lambda node: node.name))
+
+    async def remove_node(self, ref: str, force: bool, /) -> None:
+        view = await self.node(ref)
+        if view.status == "ready" and not force:
+            raise ConflictError(f"node {view.node.name} is alive", hint="`--force` removes it all the same")
+        del self.cluster_nodes[view.node.id]
+
+    def _node_view(self, node: Node) -> NodeView:
+        own = node.id == self.self_id
+        return NodeView(node=node, status="ready" if own else "down", self=own, leader=own and node.role == "manager")
+
+    # networks
+
+    async def networks(self) -> tuple[Network, ...]:
+        return tuple(self.network_table.values())
+
+    async def network(self, ref: str, verbose: bool, /) -> NetworkView:
+        network = self._network(ref)
+        endpoints = [
+            EndpointView(
+                name=self.container_table[container].spec.name,
+                node="h1",
+                addresses=(ip_address("10.0.16.3"),),
+                mac="02:00:0a:00:10:03",
+                vtep=ip_address("192.168.56.11"),
+                state="ready",
+            )
+            for of, container in self.members
+            if of == network.id
+        ]
+        return NetworkView(network=network, mtu=1450, endpoints=tuple(endpoints) if verbose else ())
+
+    async def create_network(self, request: NetworkCreate, /) -> Network:
+        if any(network.name == request.name for network in self.network_table.values()):
+            raise ConflictError(f"network {request.name} exists already")
+        if self.pause is not None:
+            await self.pause.wait()
+        prefixes = request.subnets or (ip_network("10.0.16.0/20"),)
+        network = Network(
+            id=make_id(request.name),
+            name=request.name,
+            driver=request.driver,
+            vni=65536 + len(self.network_table),
+            subnets=tuple(Subnet(prefix=prefix, gateway=prefix[1]) for prefix in prefixes),
+            attachable=request.attachable,
+            internal=request.internal,
+            options=request.options,
+            labels=request.labels,
+            created_at=CREATED_AT,
+        )
+        self.network_table[network.id] = network
+        return network
+
+    async def remove_network(self, ref: str, /) -> None:
+        network = self._network(ref)
+        if users := [self.container_table[container].spec.name for of, container in self.members if of == network.id]:
+            raise ConflictError(f"network {network.name} is in use by {', '.join(users)}", hint="remove them first")
+        del self.network_table[network.id]
+
+    async def connect(self, ref: str, request: NetworkConnect, /) -> None:
+        key = (self._network(ref).id, self._container(request.container).id)
+        if key in self.members:
+            raise ConflictError(f"{request.container} is connected to {ref} already")
+        self.members[key] = request
+
+    async def disconnect(self, ref: str, request: NetworkConnect, force: bool, /) -> None:
+        key = (self._network(ref).id, self._container(request.container).id)
+        if self.members.pop(key, None) is None and not force:
+            raise NotFoundError(f"{request.container} is not connected to {ref}")
+
+    def _network(self, ref: str) -> Network:
+        return find("network", ref, self.network_table.values(), lambda network: network.name)
+
+    # containers
+
+    async def containers(self, all: bool, /) -> tuple[ContainerView, ...]:
+        return tuple(
+            ContainerView(
+                id=c.id,
+                name=c.spec.name,
+                argv=c.spec.argv,
+                state=c.state,
+                exit_status=c.exit_status,
+                created_at=c.created_at,
+                started_at=c.started_at,
+                finished_at=c.finished_at,
+                networks=tuple(wish.network for wish in c.spec.networks),
+                addresses=tuple(wish.ip for wish in c.spec.networks if wish.ip),
+            )
+            for c in self.container_table.values()
+            if all or c.state == "running"
+        )
+
+    async def container(self, ref: str, /) -> Container:
+        return self._container(ref)
+
+    async def create_container(self, spec: ContainerSpec, /) -> Container:
+        name = spec.name or "happy_ant"
+        if any(container.spec.name == name for container in self.container_table.values()):
+            raise ConflictError(f"the name {name} is taken by another container of this host")
+        networks = [self._network(wish.network) for wish in spec.networks]
+        container = Container(id=make_id(name), spec=replace(spec, name=name), created_at=CREATED_AT)
+        self.container_table[container.id] = container
+        for network, wish in zip(networks, spec.networks, strict=True):
+            self.members[network.id, container.id] = NetworkConnect(container=container.id, ip=wish.ip)
+        return container
+
+    async def start(self, ref: str, /) -> Container:
+        container = self._container(ref)
+        if container.spec.argv[0] == "no-such-command":
+            self._put(replace(container, state="exited", exit_status=127, error="no-such-command: not found"))
+            raise HostError("cannot run 'no-such-command': not found")
+        if container.spec.argv[0] == "broken":
+            raise HostError("cannot make the namespaces: no memory")
+        return self._put(replace(container, state="running", pid=4711, started_at=CREATED_AT))
+
+    async def stop(self, ref: str, timeout_s: float, /) -> None:
+        await self.finish(self._container(ref).id, 143)
+
+    async def kill(self, ref: str, signal: int, /) -> None:
+        container = self._container(ref)
+        if container.state != "running":
+            raise ConflictError(f"container {container.spec.name} does not run")
+        self.signals.append((container.spec.name, signal))
+
+    async def wait(self, ref: str, /) -> Container:
+        container_id = self._container(ref).id
+        self.waiters += 1
+        try:
+            async with self.changed:
+                await self.changed.wait_for(lambda: self.container_table[container_id].state == "exited")
+        finally:
+            self.waiters -= 1
+        return self.container_table[container_id]
+
+    async def finish(self, container_id: str, status: int) -> None:
+        """The container's command ends."""
+        async with self.changed:
+            container = self.container_table[container_id]
+            self._put(replace(container, state="exited", pid=0, exit_status=status, finished_at=CREATED_AT))
+            self.changed.notify_all()
+
+    async def remove(self, ref: str, force: bool, /) -> None:
+        container = self._container(ref)
+        if container.state == "running" and not force:
+            raise ConflictError(f"container {container.spec.name} runs", hint="stop it first, or use --force")
+        del self.container_table[container.id]
+        self.members = {key: wish for key, wish in self.members.items() if key[1] != container.id}
+
+    async def logs(self, ref: str, follow: bool, /) -> AsyncIterator[bytes]:
+        container_id = self._container(ref).id
+        self.open_logs += 1
+        try:
+            for piece in list(self.log):
+                yield piece
+            if follow:
+                async with self.changed:
+                    await self.changed.wait_for(lambda: self.container_table[container_id].state == "exited")
+        finally:
+            self.open_logs -= 1
+
+    async def shim(self, ref: str, /) -> str:
+        container = self._container(ref)
+        if container.state == "exited":
+            raise ConflictError(f"container {container.spec.name} does not run")
+        return f"/run/vxnet/c/{container.id[:12]}.sock"
+
+    def _container(self, ref: str) -> Container:
+        return find("container", ref, self.container_table.values(), lambda container: container.spec.name)
+
+    def _put(self, container: Container) -> Container:
+        self.container_table[container.id] = container
+        return container
+
+
+def find(what, ref, records, name_of):  # type: ignore[no-untyped-def]
+    """By name, id, or an unambiguous start of an id."""
+    records = list(records)
+    for record in records:
+        if ref in (name_of(record), record.id):
+            return record
+    starting = [record for record in records if record.id.startswith(ref)]
+    if len(starting) > 1:
+        raise ConflictError(f"{ref} is the start of several ids")
+    if not starting:
+        raise NotFoundError(f"no such {what}: {ref}")
+    return starting[0]
+
+
+class Daemon:
+    """A :class:`MemoryAgent` behind the real local API on a real socket, in a thread of its own."""
+
+    def __init__(self, path: Path, agent: MemoryAgent, loop: asyncio.AbstractEventLoop) -> None:
+        self.path = path
+        self.agent = agent
+        self.client = Client(str(path))
+        self._loop = loop
+
+    def finish(self, name: str, status: int) -> None:
+        """Let a container end, from any thread."""
+        asyncio.run_coroutine_threadsafe(self.agent.finish(make_id(name), status), self._loop).result(10)
+
+
+@contextlib.contextmanager
+def daemon() -> Iterator[Daemon]:
+    api: AgentApi
+    started: list[Daemon] = []
+    ready = threading.Event()
+
+    async def serve(path: Path) -> None:
+        nonlocal api
+        agent = MemoryAgent()
+        api = agent
+        stop = asyncio.Event()
+        async with serve_unix(build_app(api), path):
+            loop = asyncio.get_running_loop()
+            stops.append(lambda: loop.call_soon_threadsafe(stop.set))
+            started.append(Daemon(path, agent, loop))
+            ready.set()
+            await stop.wait()
+
+    stops = []
+    with tempfile.TemporaryDirectory(prefix="vxnet-test-") as folder:  # short: a unix path has 107 octets
+        thread = threading.Thread(target=lambda: asyncio.run(serve(Path(folder) / "vxnet.sock")))
+        thread.start()
+        try:
+            assert ready.wait(20)
+            yield started[0]
+        finally:
+            stops[0]()
+            thread.join(20)
+        assert not thread.is_alive()
