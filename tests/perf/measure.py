@@ -1,4 +1,4 @@
-"""What the benches share: a lab of their own, commands on its hosts, medians and tables.
+"""What the benches share: commands on a lab's hosts, medians and tables.
 
 All times are CLOCK_MONOTONIC, which the hosts of a lab share with this machine, so that an event on one host can be
 timed from another.
@@ -6,61 +6,23 @@ timed from another.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-VXNET = [sys.executable, "-m", "vxnet"]
-QUIET = subprocess.DEVNULL
+from vxnet.lab import Lab
 
 
-@dataclass(frozen=True)
-class BenchLab:
-    name: str
-
-    def argv(self, host: str, *command: str) -> list[str]:
-        return [*VXNET, "lab", "exec", "--name", self.name, host, "--", *command]
-
-    def run(self, host: str, *command: str, timeout_s: float = 120) -> str:
-        """What ``command`` printed on ``host``; raises if it failed."""
-        done = subprocess.run(
-            self.argv(host, *command), stdin=QUIET, capture_output=True, text=True, timeout=timeout_s, check=False
-        )
-        if done.returncode:
-            raise RuntimeError(f"{host}# {' '.join(command)}: status {done.returncode}\n{done.stdout}{done.stderr}")
-        return done.stdout
-
-    def sh(self, host: str, script: str, timeout_s: float = 120) -> str:
-        return self.run(host, "sh", "-euc", script, timeout_s=timeout_s)
-
-    def python(self, host: str, code: str, *argv: str, timeout_s: float = 120) -> str:
-        """Run ``code`` on the host, so that entering it is not a part of what is timed."""
-        return self.run(host, sys.executable, "-c", code, *argv, timeout_s=timeout_s)
+def sh(lab: Lab, host: str, script: str, timeout_s: float = 120) -> str:
+    """What ``script`` printed on ``host``; raises if any command of it failed."""
+    return lab.run(host, ["sh", "-euc", script], check=True, timeout_s=timeout_s).stdout
 
 
-@contextlib.contextmanager
-def lab(*options: str) -> Iterator[BenchLab]:
-    name = f"bench{os.getpid()}"
-    try:
-        subprocess.run([*VXNET, "lab", "up", "--name", name, *options], check=True, stdout=QUIET)
-        yield BenchLab(name)
-    finally:
-        subprocess.run([*VXNET, "lab", "down", "--name", name], check=True, stdout=QUIET)
-
-
-def wait_until(condition: str, lab: BenchLab, host: str, timeout_s: float = 20) -> None:
-    """Until the shell command ``condition`` succeeds on ``host``."""
-    deadline = time.monotonic() + timeout_s
-    while subprocess.run(lab.argv(host, "sh", "-c", condition), stdin=QUIET, stdout=QUIET, stderr=QUIET).returncode:
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{host}: not within {timeout_s:g} s: {condition}")
-        time.sleep(0.05)
+def python(lab: Lab, host: str, code: str, *argv: str, timeout_s: float = 120) -> str:
+    """Run ``code`` on the host, so that entering it is not a part of what is timed."""
+    return lab.run(host, [sys.executable, "-c", code, *argv], check=True, timeout_s=timeout_s).stdout
 
 
 def ms(seconds: Sequence[float]) -> str:

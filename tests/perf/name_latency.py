@@ -5,7 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from tests.perf.measure import BenchLab, lab, ms, table
+from tests.perf.measure import ms, python, sh, table
+from vxnet.lab import Lab
 
 RUNS = 15
 
@@ -62,37 +63,33 @@ subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
 """
 
 
-def once(bench: BenchLab, network: str) -> tuple[float, float, float]:
+def once(lab: Lab, network: str) -> tuple[float, float, float]:
     """Seconds from the start of the command to: resolves, pings; and from ``kill`` to: gone."""
-    probe = subprocess.Popen(
-        bench.argv("h3", "vxnet", "exec", "-i", "a", "--", sys.executable, "-c", PROBE, "b"),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert probe.stdin and probe.stdout
-    try:
-        assert probe.stdout.readline() == "asking\n"
-        run = ["vxnet", "run", "-d", "--name", "b", "--network", network, "--", "sleep", "infinity"]
-        started = float(bench.python("h2", TIMED, *run))
-        resolved, pinged = float(probe.stdout.readline()), float(probe.stdout.readline())
-        probe.stdin.write("\n")
-        probe.stdin.flush()
-        killed = float(bench.python("h2", TIMED, "vxnet", "kill", "b"))
-        gone = float(probe.stdout.readline())
-    finally:
-        probe.kill()
-        probe.wait()
-        bench.run("h2", "vxnet", "rm", "-f", "b")
+    argv = ["vxnet", "exec", "-i", "a", "--", sys.executable, "-c", PROBE, "b"]
+    with lab.popen("h3", argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as probe:
+        assert probe.stdin
+        assert probe.stdout
+        try:
+            assert probe.stdout.readline() == "asking\n"
+            run = ["vxnet", "run", "-d", "--name", "b", "--network", network, "--", "sleep", "infinity"]
+            started = float(python(lab, "h2", TIMED, *run))
+            resolved, pinged = float(probe.stdout.readline()), float(probe.stdout.readline())
+            probe.stdin.write("\n")
+            probe.stdin.flush()
+            killed = float(python(lab, "h2", TIMED, "vxnet", "kill", "b"))
+            gone = float(probe.stdout.readline())
+        finally:
+            probe.kill()
+            sh(lab, "h2", "vxnet rm -f b")
     return resolved - started, pinged - started, gone - killed
 
 
 def main() -> None:
-    with lab("--hosts", "3") as bench:
-        bench.run("h1", "vxnet", "network", "create", "-d", "overlay", "--attachable", "names")
-        bench.run("h3", "vxnet", "run", "-d", "--name", "a", "--network", "names", "--", "sleep", "infinity")
-        bench.run("h2", "vxnet", "run", "-d", "--name", "keeper", "--network", "names", "--", "sleep", "infinity")
-        resolved, pinged, gone = zip(*(once(bench, "names") for _ in range(RUNS)), strict=True)
+    with Lab(hosts=3) as lab:
+        sh(lab, "h1", "vxnet network create -d overlay --attachable names")
+        sh(lab, "h3", "vxnet run -d --name a --network names -- sleep infinity")
+        sh(lab, "h2", "vxnet run -d --name keeper --network names -- sleep infinity")
+        resolved, pinged, gone = zip(*(once(lab, "names") for _ in range(RUNS)), strict=True)
     table(
         "Names and paths, from one host to another",
         ["", "bound, ms", "Docker 20.10, ms", "median [range], ms"],

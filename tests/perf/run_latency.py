@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from tests.perf.measure import BenchLab, lab, ms, table
+from tests.perf.measure import ms, python, sh, table
+from vxnet.lab import Lab
 
 RUNS = 15
 
@@ -19,31 +20,31 @@ print(json.dumps(times))
 """
 
 
-def timed(lab: BenchLab, host: str, argv: list[str], runs: int) -> list[float]:
-    times: list[float] = json.loads(lab.python(host, TIMED, json.dumps(argv), str(runs), timeout_s=300))
+def timed(lab: Lab, host: str, argv: list[str], runs: int) -> list[float]:
+    times: list[float] = json.loads(python(lab, host, TIMED, json.dumps(argv), str(runs), timeout_s=300))
     return times
 
 
 def main() -> None:
-    with lab("--hosts", "2") as bench:
+    with Lab(hosts=2) as lab:
         first = []
         for number in range(RUNS):
-            bench.run("h1", "vxnet", "network", "create", "-d", "overlay", "--attachable", f"new{number}")
+            sh(lab, "h1", f"vxnet network create -d overlay --attachable new{number}")
             argv = ["vxnet", "run", "--rm", "--network", f"new{number}", "--", "true"]
-            first += timed(bench, "h2", argv, 1)
-            bench.run("h1", "vxnet", "network", "rm", f"new{number}")
+            first += timed(lab, "h2", argv, 1)
+            sh(lab, "h1", f"vxnet network rm new{number}")
 
-        bench.run("h1", "vxnet", "network", "create", "-d", "overlay", "--attachable", "live")
-        bench.run("h2", "vxnet", "run", "-d", "--name", "keeper", "--network", "live", "--", "sleep", "infinity")
-        live = timed(bench, "h2", ["vxnet", "run", "--rm", "--network", "live", "--", "true"], RUNS)
+        sh(lab, "h1", "vxnet network create -d overlay --attachable live")
+        sh(lab, "h2", "vxnet run -d --name keeper --network live -- sleep infinity")
+        live = timed(lab, "h2", ["vxnet", "run", "--rm", "--network", "live", "--", "true"], RUNS)
         hundred = timed(
-            bench,
+            lab,
             "h2",
             ["vxnet", "run", "-d", "--name", "c%d", "--network", "live", "--", "sleep", "infinity"],
             100,
         )
-        ps = timed(bench, "h2", ["vxnet", "ps"], RUNS)
-        bench.sh("h2", "vxnet ps -q | xargs vxnet rm -f")
+        ps = timed(lab, "h2", ["vxnet", "ps"], RUNS)
+        sh(lab, "h2", "vxnet ps -q | xargs vxnet rm -f")
     table(
         "Commands",
         ["", "bound, ms", "Docker 20.10, ms", "median [range], ms"],

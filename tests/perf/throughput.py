@@ -17,7 +17,8 @@ import json
 import re
 import statistics
 
-from tests.perf.measure import BenchLab, interval, lab, table
+from tests.perf.measure import interval, sh, table
+from vxnet.lab import Lab
 
 PAIRS = 15
 SECONDS = 2
@@ -40,45 +41,38 @@ ip netns exec hd bridge fdb append 02:77:00:00:00:0{other} dev vxh dst {peer}
 """
 
 
-def make_by_hand(bench: BenchLab) -> None:
-    address = {host: own_address(bench, host) for host in ("h1", "h2")}
+def make_by_hand(lab: Lab) -> None:
     for number, host, peer in ((1, "h1", "h2"), (2, "h2", "h1")):
         script = MADE_BY_HAND.format(
-            own=address[host], peer=address[peer], port=HAND_PORT, number=number, other=3 - number
+            own=lab[host].address, peer=lab[peer].address, port=HAND_PORT, number=number, other=3 - number
         )
-        bench.sh(host, script)
-    bench.run("h2", "ip", "netns", "exec", "hc", "iperf3", "-s", "-D")
+        sh(lab, host, script)
+    sh(lab, "h2", "ip netns exec hc iperf3 -s -D")
 
 
-def own_address(bench: BenchLab, host: str) -> str:
-    found = re.search(r"inet (\S+?)/", bench.run(host, "ip", "-4", "address", "show", "dev", "eth1"))
-    assert found, f"{host} has no address on eth1"
-    return found[1]
-
-
-def megabits(bench: BenchLab, prefix: list[str], server: str) -> float:
-    argv = [*prefix, "iperf3", "-c", server, "-t", str(SECONDS), "-O", "0.5", "-J"]
-    report = json.loads(bench.run("h1", *argv))
+def megabits(lab: Lab, prefix: list[str], server: str) -> float:
+    argv = [*prefix, "iperf3", "-c", server, "-t", str(SECONDS), "-J"]
+    report = json.loads(lab.run("h1", argv, check=True).stdout)
     return float(report["end"]["sum_received"]["bits_per_second"]) / 1e6
 
 
-def rtt_us(bench: BenchLab, prefix: list[str], server: str) -> float:
+def rtt_us(lab: Lab, prefix: list[str], server: str) -> float:
     argv = [*prefix, "ping", "-n", "-i", "0.002", "-c", str(PINGS), server]
-    times = re.findall(r"time=([\d.]+) ms", bench.run("h1", *argv))
+    times = re.findall(r"time=([\d.]+) ms", lab.run("h1", argv, check=True).stdout)
     assert len(times) > PINGS * 0.99, f"{PINGS - len(times)} of {PINGS} pings to {server} were lost"
     return statistics.median(map(float, times)) * 1000
 
 
 def main() -> None:
-    with lab("--hosts", "2") as bench:
-        bench.run("h1", "vxnet", "network", "create", "-d", "overlay", "--attachable", "speed")
-        bench.run("h2", "vxnet", "run", "-d", "--name", "server", "--network", "speed", "--", "iperf3", "-s")
-        bench.run("h1", "vxnet", "run", "-d", "--name", "client", "--network", "speed", "--", "sleep", "infinity")
-        server = bench.run("h1", "vxnet", "exec", "client", "getent", "ahostsv4", "server").split()[0]
-        make_by_hand(bench)
+    with Lab(hosts=2) as lab:
+        sh(lab, "h1", "vxnet network create -d overlay --attachable speed")
+        sh(lab, "h2", "vxnet run -d --name server --network speed -- iperf3 -s")
+        sh(lab, "h1", "vxnet run -d --name client --network speed -- sleep infinity")
+        server = sh(lab, "h1", "vxnet exec client getent ahostsv4 server").split()[0]
+        make_by_hand(lab)
         # Straight into the namespace: what is compared is the data path, not two ways of starting iperf3.
-        pid = bench.sh("h1", "vxnet inspect client | grep -o '\"pid\": *[0-9]*' | grep -o '[0-9]*$'").strip()
-        vxnet = (["nsenter", "--net", "-t", pid], server)
+        pid = json.loads(sh(lab, "h1", "vxnet inspect client"))[0]["pid"]
+        vxnet = (["nsenter", "--net", "-t", str(pid)], server)
         hand = (["nsenter", "--net=/run/netns/hc"], "10.77.0.2")
 
         rows = []
@@ -89,11 +83,11 @@ def main() -> None:
             pairs = []
             for number in range(PAIRS):
                 if number % 2:
-                    theirs = measure(bench, *hand)
-                    ours = measure(bench, *vxnet)
+                    theirs = measure(lab, *hand)
+                    ours = measure(lab, *vxnet)
                 else:
-                    ours = measure(bench, *vxnet)
-                    theirs = measure(bench, *hand)
+                    ours = measure(lab, *vxnet)
+                    theirs = measure(lab, *hand)
                 pairs.append((ours, theirs))
             rows.append(row(what, unit, pairs, more_is_better=more_is_better))
     table(
