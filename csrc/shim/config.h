@@ -1,0 +1,80 @@
+/* What a container is to be: the fields of CREATE, and of EXEC the part that is a program.
+ *
+ *   arg=A …           the command, one field each; at least one
+ *   env=K=V …         over the defaults PATH HOME HOSTNAME (TERM); the last of a name wins
+ *   workdir=/D        made when it is not there; default /
+ *   terminal=1        a pty instead of pipes
+ * only CREATE:
+ *   id=HEX            as people see it in error messages
+ *   dir=/D            the container's directory: upper work root log exit
+ *   socket=/P         where the control socket is bound; socket_gid=N its group (mode 0660, else 0600)
+ *   hostname=H
+ *   stdin=1           standard input is kept open (`-i`)
+ *   volatile=1        the writable layer need not survive a crash of the host (`--rm`)
+ *   cgroup=/P         the container's cgroup v2 directory, made here and removed at the end; absent: none
+ *   dns=A             IPv4 address on `lo` for the name server's sockets; absent: none
+ *   caps=HEX          capability mask; default: Docker's without MKNOD
+ *   mount=bind|tmpfs[,ro][,option=…]   begins a mount; the fields source=/P (of a bind, a host path) and target=/P
+ *                     behind it belong to it. Options of a tmpfs (size=64m, mode=1777) go to the kernel as they are.
+ *   mask=/P …         directory or file hidden from the container, if it is there
+ *   sysctl=net.a.b=V … set in the container's namespaces
+ * Issue 'Data path and containers' adds user, seccomp, limits and rootfs as further fields. */
+#ifndef VXNET_SHIM_CONFIG_H
+#define VXNET_SHIM_CONFIG_H
+
+#include "protocol.h"
+
+#include <sys/types.h>
+
+/* A growing list of borrowed strings; `at` is NULL-terminated (NULL itself while empty). */
+struct strings {
+	char **at;
+	size_t count;
+};
+
+struct program {
+	struct strings argv;
+	struct strings env;
+	const char *workdir;
+	bool terminal;
+};
+
+struct mount_wish {
+	bool tmpfs;
+	bool read_only;
+	const char *options; /* of a tmpfs; "" */
+	const char *source;
+	const char *target;
+};
+
+struct config {
+	struct program program;
+	const char *id;
+	const char *dir;
+	const char *socket;
+	gid_t socket_gid; /* (gid_t)-1: none */
+	const char *hostname;
+	bool stdin_open;
+	bool volatile_upper;
+	const char *cgroup;
+	const char *dns;
+	uint64_t caps;
+	struct mount_wish *mounts;
+	size_t mount_count;
+	struct strings masks;
+	struct strings sysctls;
+};
+
+/* Both point into `fields`, which must outlive them. 0; -ENOMEM; else -EPROTO or -EINVAL with *culprit the key (or
+ * what is missing). Pure but for memory. */
+int config_parse(struct config *config, struct fields fields, const char **culprit);
+int program_parse(struct program *program, struct fields fields, const char **culprit);
+void config_free(struct config *config);
+void program_free(struct program *program);
+
+int strings_add(struct strings *strings, char *value);
+
+/* K=V of `env` replaces K's in `into`, or is added. */
+int env_set(struct strings *into, char *pair);
+
+#endif

@@ -1,0 +1,21 @@
+/* What surrounds the container's processes beside the file system: network namespace, cgroup, terminal. */
+#ifndef VXNET_SHIM_SANDBOX_H
+#define VXNET_SHIM_SANDBOX_H
+
+#include "root.h"
+
+/* In the container's network namespace: brings `lo` up and opens the name server's sockets, UDP and TCP on one free
+ * port of `address` (fds[0], fds[1]; *port). The daemon redirects port 53 to it, so that a container may serve there
+ * itself. 0, or -errno with `failure` set. */
+int sandbox_network(const char *address, int fds[2], int *port, struct failure *failure);
+
+/* Makes the cgroup and opens it; -errno where that cannot be done, which containers live without. The directory above
+ * it goes with the last of its cgroups. */
+int cgroup_make(const char *path);
+/* Kills what is left in it and removes it. */
+void cgroup_remove(const char *path);
+
+/* A new pty of the devpts at `devpts`: 0 or -errno. The slave never becomes the caller's own terminal. */
+int terminal_open(int devpts, int *master, int *slave);
+
+#endif

@@ -1,0 +1,386 @@
+"""Containers' processes, by way of their shims: the daemon's end of the control protocol.
+
+::
+
+     start() ── spawns ──> vxnet-shim ── clone3 ──> first process (waits)     directory/  upper work root
+       Task.start_main() ── START ──> ............. becomes the command                   log exit
+     daemon dies: the shim, its container, logs, exec and attach go on
+     adopt() ── HELLO ──> the same shim: pid, namespace and name server's sockets come back
+
+Coroutines here never block the event loop but for a few small files; functions that say *blocks* belong in a thread.
+One :class:`Task` serves one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import grp
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from vxnet.model import shim as protocol
+from vxnet.model.container import Container
+from vxnet.model.errors import ConflictError, HostError, UnavailableError
+from vxnet.model.shim import Kind, Message
+
+RUN_DIRECTORY = Path("/run/vxnet")
+ANSWER_TIMEOUT_S = 30.0
+"""Setting up a root takes milliseconds; this long only on a machine whose disk stands still."""
+REMOVE_TIMEOUT_S = 10.0
+NAME_SERVER = "127.0.0.11"
+MASKS = ("/var/lib/vxnet", "/etc/vxnet", "/run/vxnet", "/var/lib/vxnet-lab", "/run/vxnet-lab")
+"""vxnet's secrets, hidden from containers; also the directories under the mounts of a lab's hosts."""
+
+_ANSWER_MAX = 8192
+
+
+class Exit(NamedTuple):
+    """How a container ended."""
+
+    status: int | None
+    """0–255, 128 + n after signal n, 126 or 127 when the command could not run; None: its shim was killed and nobody
+    knows."""
+    error: str = ""
+    """Why the command could not run."""
+    started_at: float | None = None
+    finished_at: float | None = None
+
+
+def shim_path() -> Path:
+    """The shim's executable, beside the package."""
+    return Path(__file__).parent.parent / "bin" / "vxnet-shim"
+
+
+def socket_path(container_id: str, run_directory: Path = RUN_DIRECTORY) -> Path:
+    """Where the shim of a container listens, as long as the container has not ended."""
+    return run_directory / "c" / f"{container_id[:12]}.sock"
+
+
+def shims(run_directory: Path = RUN_DIRECTORY) -> list[str]:
+    """The first 12 digits of the ids whose shims left a socket: they live, or were killed. Blocks."""
+    return sorted(path.stem for path in (run_directory / "c").glob("*.sock"))
+
+
+class Task:
+    """One container's shim, reached. Made by :func:`start` and :func:`adopt`."""
+
+    id: str
+    pid: int
+    """Of the container's first process, as this process counts."""
+    root: str
+    """``overlay``, or ``tmpfs``: what the container writes is in memory and ends with it, because the file system of
+    its directory cannot be an overlay's upper layer (it is an overlay itself)."""
+    dns_port: int
+    udp: socket.socket | None
+    tcp: socket.socket | None
+    """The name server's, bound in the container to ``127.0.0.11:dns_port``; TCP listens. The shim holds them too."""
+
+    def __init__(self, container_id: str, directory: Path, connection: socket.socket) -> None:
+        self.id = container_id
+        self._directory = directory
+        self._connection = connection
+        self._loop = asyncio.get_running_loop()
+        self._answers: dict[int, asyncio.Future[tuple[Message, list[int]]]] = {}
+        self._tag = 0
+        self._exit: asyncio.Future[Exit] = self._loop.create_future()
+        self._gone = asyncio.Event()
+        self._shim = -1
+        connection.setblocking(False)
+        self._loop.add_reader(connection, self._receive)
+
+    @property
+    def netns(self) -> str:
+        """Path of the container's network namespace; good while it lives."""
+        return f"/proc/{self.pid}/ns/net"
+
+    @property
+    def ended(self) -> bool:
+        """Has the container ended (or its shim)?"""
+        return self._exit.done()
+
+    async def start_main(self) -> None:
+        """Let the command run. Raises :class:`CallerError` when it cannot be executed: then :meth:`wait` tells the
+        exit status; and :class:`ConflictError` when it runs already.
+        """
+        await self._ask(Kind.START)
+
+    async def signal(self, number: int) -> None:
+        """Send a signal to the command. One that it neither handles nor ignores ends it, also where the kernel would
+        drop it because the command is its pid namespace's first process: the exit status is 128 + ``number``.
+        """
+        await self._ask(Kind.SIGNAL, [("signal", str(number))])
+
+    async def status(self) -> dict[str, str]:
+        """The fields of STATUS: ``state``, ``pid``, ``execs``, ``log_lost`` (octets that a full disk refused) …"""
+        return (await self._ask(Kind.STATUS))[0].fields
+
+    async def wait(self) -> Exit:
+        """Until the container ends. Any number of callers may wait, each may be cancelled."""
+        return await asyncio.shield(self._exit)
+
+    async def destroy(self) -> None:
+        """End container and shim at once, and wait until both are gone. Raises :class:`HostError` if they will not."""
+        if self._shim >= 0 and not self._gone.is_set():
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._shim, signal.SIGKILL)
+        try:
+            async with asyncio.timeout(REMOVE_TIMEOUT_S):
+                await self._gone.wait()
+                await self.wait()
+        except TimeoutError:
+            raise HostError(
+                f"the shim of container {self.id[:12]} did not end within {REMOVE_TIMEOUT_S:.0f} s of SIGKILL",
+                hint=f"see /proc/{self.pid}/stack: the kernel holds it",
+            ) from None
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let go: the container goes on, for :func:`adopt`. Also closes ``udp`` and ``tcp`` unless they were taken
+        (set to None). Harmless twice.
+        """
+        self._hang_up()
+        for name_server in (self.udp, self.tcp):
+            if name_server is not None:
+                name_server.close()
+        self.udp = self.tcp = None
+        if self._shim >= 0:
+            os.close(self._shim)
+            self._shim = -1
+
+    # Conversation
+
+    async def greet(self, kind: Kind, fields: Iterable[tuple[str, str]] = ()) -> None:
+        """CREATE or HELLO: both are answered with what the container is, and its descriptors."""
+        self.udp = self.tcp = None
+        answer, descriptors = await self._ask(kind, fields)
+        netns, *name_server = descriptors
+        # /proc/PID/ns/net names it as well, and ends with the container; a descriptor would keep it alive.
+        os.close(netns)
+        if len(name_server) == 2:
+            self.udp, self.tcp = (socket.socket(fileno=one) for one in name_server)
+        self.pid = int(answer.fields["pid"])
+        self.root = answer.fields["root"]
+        self.dns_port = int(answer.fields["dns_port"])
+        self._shim = os.pidfd_open(int(answer.fields["shim"]))
+
+    async def _ask(self, kind: Kind, fields: Iterable[tuple[str, str]] = ()) -> tuple[Message, list[int]]:
+        self._tag += 1
+        packet = protocol.encode(kind, self._tag, fields)
+        answer = self._answers[self._tag] = self._loop.create_future()
+        try:
+            if self._gone.is_set():
+                raise ConflictError(f"container {self.id[:12]} has exited")
+            self._connection.send(packet)
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                message, descriptors = await answer
+        except (OSError, TimeoutError) as error:
+            raise HostError(f"the shim of container {self.id[:12]} does not answer: {error}") from None
+        finally:
+            self._answers.pop(self._tag, None)
+        if message.kind != Kind.OK:
+            raise protocol.refusal(message.fields)
+        return message, descriptors
+
+    def _receive(self) -> None:
+        try:
+            packet, descriptors, _, _ = socket.recv_fds(self._connection, _ANSWER_MAX, protocol.FDS_MAX)
+        except BlockingIOError:
+            return
+        except ConnectionError:
+            packet, descriptors = b"", []
+        if not packet:
+            self._hang_up()
+            return
+        message = protocol.decode(packet)
+        answer = self._answers.pop(message.tag, None)
+        if answer is not None and not answer.done():
+            answer.set_result((message, descriptors))
+            return
+        for descriptor in descriptors:
+            os.close(descriptor)
+        if message.kind == Kind.EXIT and message.tag == 0 and not self._exit.done():
+            told = Exit(int(message.fields["status"]), message.fields.get("error", ""), None, time.time())
+            self._exit.set_result(exit_of(self._directory) or told)
+
+    def _hang_up(self) -> None:
+        """The connection is over: the shim has ended, or we have let go."""
+        if self._gone.is_set():
+            return
+        self._gone.set()
+        self._loop.remove_reader(self._connection)
+        self._connection.close()
+        if not self._exit.done():
+            self._exit.set_result(exit_of(self._directory) or Exit(None, finished_at=time.time()))
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(UnavailableError(f"the shim of container {self.id[:12]} ended"))
+
+
+async def start(
+    container: Container, directory: Path, files: Mapping[str, str], run_directory: Path = RUN_DIRECTORY
+) -> Task:
+    """Everything but the command: namespaces (``lo`` up), root, the name server's sockets. Then wire its network, and
+    :meth:`Task.start_main`.
+
+    ``directory`` is the container's own; its writable layer lives there, and a log that is there is continued.
+    ``files`` are the texts of files that appear in its /etc: ``resolv.conf``, ``hosts``, ``hostname``. Raises
+    :class:`HostError` or :class:`CallerError`; then nothing runs.
+    """
+    fields = await asyncio.to_thread(_prepare, container, directory, files, run_directory)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    task = Task(container.id, directory, ours)
+    try:
+        with theirs:
+            await asyncio.to_thread(_spawn, container.id, theirs)
+        await task.greet(Kind.CREATE, fields)
+    except BaseException:
+        task.close()
+        raise
+    return task
+
+
+async def adopt(container_id: str, directory: Path, run_directory: Path = RUN_DIRECTORY) -> Task | None:
+    """The task of a container that an earlier daemon started; None when its shim is gone: see :func:`exit_of`."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        connection.connect(str(socket_path(container_id, run_directory)))
+    except (FileNotFoundError, ConnectionRefusedError):
+        connection.close()
+        return None
+    except OSError as error:
+        connection.close()
+        raise HostError(f"cannot reach the shim of container {container_id[:12]}: {error}") from None
+    task = Task(container_id, directory, connection)
+    try:
+        await task.greet(Kind.HELLO)
+    except (ConflictError, UnavailableError):  # it has just ended
+        task.close()
+        return None
+    except BaseException:
+        task.close()
+        raise
+    return task
+
+
+def exit_of(directory: Path) -> Exit | None:
+    """How the container ended, as its shim wrote down; None if it did not (it runs, or its shim was killed)."""
+    try:
+        lines = (directory / "exit").read_text(errors="replace").splitlines()
+        fields = dict(line.split("=", 1) for line in lines if "=" in line)
+        started = float(fields["started_at"])
+        return Exit(int(fields["status"]), fields["error"], started or None, float(fields["finished_at"]))
+    except (FileNotFoundError, KeyError, ValueError):
+        return None
+
+
+def remove(container_id: str, directory: Path, run_directory: Path = RUN_DIRECTORY) -> None:
+    """What an ended container left: files, socket, cgroup. Harmless twice. Blocks. Raises :class:`HostError`."""
+    socket_path(container_id, run_directory).unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        _remove_cgroup(Path((directory / "cgroup").read_text()))
+    try:
+        shutil.rmtree(directory)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise HostError(f"cannot remove {directory}: {error}") from None
+
+
+# Parts of start(), in a thread
+
+
+def _prepare(
+    container: Container, directory: Path, files: Mapping[str, str], run_directory: Path
+) -> list[tuple[str, str]]:
+    """The directory made ready, and the fields of CREATE."""
+    spec = container.spec
+    path = socket_path(container.id, run_directory)
+    path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (directory / "exit").unlink(missing_ok=True)
+    # A volatile overlay's mark, which keeps it from being mounted again.
+    shutil.rmtree(directory / "work", ignore_errors=True)
+    for name, text in files.items():
+        (directory / name).write_text(text)
+        (directory / name).chmod(0o644)
+    fields = [
+        ("id", container.id[:12]),
+        ("dir", str(directory)),
+        ("socket", str(path)),
+        ("hostname", spec.hostname or container.id[:12]),
+        ("dns", NAME_SERVER),
+        ("terminal", str(int(spec.terminal))),
+        ("stdin", str(int(spec.stdin))),
+        ("volatile", str(int(spec.remove))),
+        *(("arg", argument) for argument in spec.argv),
+        *(("env", variable) for variable in spec.env),
+        *(("mask", mask) for mask in MASKS),
+    ]
+    if spec.workdir:
+        fields.append(("workdir", spec.workdir))
+    for name in files:
+        fields += [("mount", "bind"), ("source", str(directory / name)), ("target", f"/etc/{name}")]
+    cgroup = _cgroup(container.id)
+    if cgroup is not None:
+        (directory / "cgroup").write_text(str(cgroup))
+        fields.append(("cgroup", str(cgroup)))
+    with contextlib.suppress(KeyError):
+        fields.append(("socket_gid", str(grp.getgrnam("vxnet").gr_gid)))
+    return fields
+
+
+def _spawn(container_id: str, control: socket.socket) -> None:
+    """The shim with ``control`` as its descriptor 0. What is spawned ends at once: the shim is its orphan."""
+    try:
+        done = subprocess.run(
+            [str(shim_path()), container_id[:12]],
+            stdin=control.fileno(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
+    except OSError as error:
+        raise HostError(f"cannot run {shim_path()}: {error.strerror}", hint="install vxnet again") from None
+    if done.returncode != 0:
+        raise HostError(f"{shim_path()} ended with {done.returncode}: no memory or no process left?")
+
+
+def _cgroup(container_id: str) -> Path | None:
+    """Below this process's own cgroup, in the v2 tree; None where there is none to write to."""
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+        mount, _, kind = line.partition(" - ")
+        if kind.startswith("cgroup2 "):
+            break
+    else:
+        return None
+    own = [line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")]
+    parent = Path(mount.split()[4] + (own[0] if own else ""))
+    if not os.access(parent / "cgroup.procs", os.W_OK):
+        return None
+    return parent / "vxnet" / container_id[:12]
+
+
+def _remove_cgroup(path: Path) -> None:
+    deadline = time.monotonic() + REMOVE_TIMEOUT_S
+    while True:
+        try:
+            (path / "cgroup.kill").write_text("1")
+        except OSError:
+            pass
+        try:
+            path.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError as error:  # its last processes are on their way
+            if time.monotonic() > deadline:
+                raise HostError(f"cannot remove the cgroup {path}: {error.strerror}") from None
+            time.sleep(0.005)
