@@ -93,7 +93,9 @@ NAMES = names_of(ROWS)
 
 
 def query(name: str, kind: str = "A") -> bytes:
-    return bytes(dnslib.DNSRecord.question(name, kind).pack())
+    question = dnslib.DNSRecord.question(name, kind)
+    question.header.id = 7
+    return bytes(question.pack())
 
 
 def asked(view: View, name: str, kind: str = "A", *, names: Names = NAMES, turn: int = 0) -> Any:
@@ -382,6 +384,7 @@ _OPT = bytes(11)[:1] + b"\x00\x29\x04\xd0" + bytes(6)
         (_WEB[:12] + (b"\x3f" + b"a" * 63) * 4 + b"\0\0\x01\0\x01", "question", "FORMERR"),
         (_WEB[:-1] + b"\x03", "class", "REFUSED"),
     ],
+    ids=lambda value: "" if isinstance(value, bytes) else str(value),
 )
 def test_what_is_no_question_is_rejected_with_its_reason(data: bytes, reason: str, rcode: str | None) -> None:
     outcome = NAMES.answer(ON_A, data, 0)
