@@ -36,22 +36,25 @@ class Exchange:
 
     def __init__(self, socket_path: str, method: str, target: str, body: bytes | None, timeout_s: float | None) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self._file = self._socket.makefile("rb")
         try:
             self._socket.settimeout(timeout_s)
             self._socket.connect(socket_path)
             self._socket.sendall(_request(method, target, body))
-            self._file = self._socket.makefile("rb")
             self.status = self._read_status()
             self.headers = self._read_headers()
             """Names in lower case."""
         except BaseException:
-            self._socket.close()
+            self._close()
             raise
 
     def __enter__(self) -> Exchange:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._close()
+
+    def _close(self) -> None:
         self._file.close()
         self._socket.close()
 
