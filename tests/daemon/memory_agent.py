@@ -33,7 +33,7 @@ from vxnet.model.api import (
 )
 from vxnet.model.cluster import Network, Node, Role, Subnet
 from vxnet.model.container import Container, ContainerSpec
-from vxnet.model.errors import ConflictError, ForbiddenError, HostError, NotFoundError
+from vxnet.model.errors import CallerError, ConflictError, ForbiddenError, HostError, NotFoundError
 
 CREATED_AT = 1_700_000_000.0
 TOKEN = "VXTKN-1-ca-secret"
@@ -244,7 +244,7 @@ class MemoryAgent:
         container = self._container(ref)
         if container.spec.argv[0] == "no-such-command":
             self._put(replace(container, state="exited", exit_status=127, error="no-such-command: not found"))
-            raise HostError("cannot run 'no-such-command': not found")
+            raise CallerError("cannot run 'no-such-command': not found", exit_status=127)
         if container.spec.argv[0] == "broken":
             raise HostError("cannot make the namespaces: no memory")
         return self._put(replace(container, state="running", pid=4711, started_at=CREATED_AT))

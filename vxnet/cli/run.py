@@ -164,12 +164,11 @@ def _told_apart(client: Client, id: str, remove: bool) -> Iterator[None]:
         yield
     except (VxnetError, OSError) as error:
         report(error)
-        status = NOT_RUN
-        with contextlib.suppress(VxnetError):
-            status = client.container(id).exit_status or NOT_RUN
-            if remove:
+        if remove:
+            with contextlib.suppress(VxnetError):  # it may be gone already
                 client.remove(id, force=True)
-        raise click.exceptions.Exit(status) from None
+        status = error.exit_status if isinstance(error, VxnetError) else 0
+        raise click.exceptions.Exit(status or NOT_RUN) from None
 
 
 def _need_terminal() -> None:

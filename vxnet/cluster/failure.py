@@ -1,4 +1,4 @@
-"""Errors on their way over HTTP: ``{"error": {"kind": …, "message": …, "hint": …}}`` and back into their class.
+"""Errors on their way over HTTP, ``{"error": {"kind": …, "message": …, "hint": …}}``, and back into their class.
 
 Apart from :mod:`vxnet.cluster.api` because the command line's client reads them too and must not import aiohttp.
 """
@@ -17,6 +17,7 @@ class Failure(Record, frozen=True, kw_only=True):
     kind: str
     message: str
     hint: str = ""
+    exit_status: int = 0
 
 
 class FailureBody(Record, frozen=True, kw_only=True):
@@ -24,7 +25,8 @@ class FailureBody(Record, frozen=True, kw_only=True):
 
 
 def failure_to_json(error: VxnetError) -> bytes:
-    return codec.to_json(FailureBody(error=Failure(kind=error.kind, message=error.message, hint=error.hint)))
+    failure = Failure(kind=error.kind, message=error.message, hint=error.hint, exit_status=error.exit_status)
+    return codec.to_json(FailureBody(error=failure))
 
 
 def failure_from_json(status: int, body: bytes) -> VxnetError:
@@ -38,4 +40,5 @@ def failure_from_json(status: int, body: bytes) -> VxnetError:
     except (ValueError, RecursionError):
         text = " ".join(body[:_SHOWN].decode("utf-8", "replace").split())
         return PeerError(f"expected an error of vxnet's, found HTTP status {status} with: {text or '(nothing)'}")
-    return BY_KIND.get(failure.kind, HostError)(failure.message, hint=failure.hint)
+    kind = BY_KIND.get(failure.kind, HostError)
+    return kind(failure.message, hint=failure.hint, exit_status=failure.exit_status)

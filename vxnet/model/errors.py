@@ -1,7 +1,7 @@
 """Whose fault it is.
 
 A message says what was wanted and what was found; ``hint`` is the next step. All of them travel over the API as
-``{"error": {"kind": …, "message": …, "hint": …}}`` and come out of the client as the class they went in as.
+``{"error": {"kind": …, "message": …, "hint": …, "exit_status": …}}`` and come out of the client as the class they went in as.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ class VxnetError(Exception):
     kind: ClassVar[str] = "internal"
     http_status: ClassVar[int] = 500
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", exit_status: int = 0) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.exit_status = exit_status
+        """Of a command that could not be run, as the shell counts: 126 not executable, 127 not found. 0: not that."""
 
     def __str__(self) -> str:
         return f"{self.message}; {self.hint}" if self.hint else self.message

@@ -78,4 +78,5 @@ def decode(packet: bytes) -> Message:
 def refusal(fields: dict[str, str]) -> VxnetError:
     """The exception for the fields of an ERROR."""
     kind = BY_KIND.get(fields.get("kind", ""), HostError)
-    return kind(fields.get("message", "the container's shim refused without saying why"))
+    message = fields.get("message", "the container's shim refused without saying why")
+    return kind(message, exit_status=int(fields.get("status") or 0))
