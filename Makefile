@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 CC     ?= cc
+# Does nothing but in a plain chroot.
+ROOTED := scripts/rooted
 
 C_SOURCES := $(wildcard csrc/*.c csrc/*/*.c)
 C_HEADERS := $(wildcard csrc/*.h csrc/*/*.h)
@@ -19,7 +21,7 @@ export PIP_ROOT_USER_ACTION := ignore
 # An argument of $(call) cannot hold one.
 comma := ,
 
-.PHONY: help demo test test-fast lint bench shell ext clean
+.PHONY: help demo test test-fast lint bench ext clean
 .DELETE_ON_ERROR:
 
 help:
@@ -32,13 +34,13 @@ help:
 	@echo "make clean      everything that make made"
 
 demo: $(VENV)/demo.stamp ext
-	$(BIN)/vxnet lab demo
+	@$(ROOTED) $(BIN)/vxnet lab demo
 
 test: $(VENV)/test.stamp ext
-	$(BIN)/python -m pytest
+	$(ROOTED) $(BIN)/python -m pytest
 
 test-fast: $(VENV)/test.stamp ext
-	$(BIN)/python -m pytest -m "not lab and not slow" -n 2 --dist loadfile
+	$(ROOTED) $(BIN)/python -m pytest -m "not lab and not slow" -n 2 --dist loadfile
 
 lint: $(VENV)/test.stamp ext
 	$(BIN)/ruff check
@@ -50,7 +52,7 @@ lint: $(VENV)/test.stamp ext
 	done
 
 bench: $(VENV)/test.stamp ext
-	$(BIN)/python -m tests.perf
+	$(ROOTED) $(BIN)/python -m tests.perf
 
 # What a step has to say is worth reading only when it fails: $(call quietly,LOG,COMMAND).
 quietly = mkdir -p build; $(2) >build/$(1).log 2>&1 || { cat build/$(1).log; exit 1; }
