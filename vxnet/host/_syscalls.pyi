@@ -1,0 +1,16 @@
+"""Built from csrc/ffi_build.py; csrc/syscalls.h is the manual."""
+
+from typing import Any
+
+class _Lib:
+    def vxnet_setns(self, fd: int, kind: int) -> int: ...
+    def vxnet_unshare(self, flags: int) -> int: ...
+    def vxnet_mount(self, source: bytes, target: bytes, type: Any, flags: int, data: Any) -> int: ...
+    def vxnet_umount(self, target: bytes, flags: int) -> int: ...
+    def vxnet_fsopen(self, type: bytes) -> int: ...
+
+class _FFI:
+    NULL: Any
+
+lib: _Lib
+ffi: _FFI

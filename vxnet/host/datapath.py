@@ -1,0 +1,296 @@
+"""The namespace ``vxnet``: a tunnel and a bridge for each segment, and what they know of remote endpoints.
+
+::
+
+    host namespace            namespace vxnet
+    UDP socket <────────────  vx<VNI>  local VTEP, nolearning; FDB: MAC → VTEP
+                                │  port: neigh_suppress, learning off, flood off
+                              br<VNI>  stp off, no address; FDB: MAC → port; neighbours: address → MAC
+                                │  port: learning off
+                              veth ──> a container
+
+The tunnel is made by a request in the host's namespace with this one as its target, so its socket stays with the host
+and no device is moved (a move waits 20 ms for RCU). Nothing here is learnt: all rows follow from the state.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from vxnet.host import links, netns
+from vxnet.host.links import Link, Wish
+from vxnet.host.neighbours import BRIDGE, FLOOD, INDEX, NEIGHBOUR, TUNNEL, Rows
+from vxnet.host.netlink import Netlink
+from vxnet.host.steps import Step, carry_out, mend, mend_port, present, unless_new
+from vxnet.model.address import IPAddress
+from vxnet.model.errors import HostError
+from vxnet.model.host import DATAPATH_NAMESPACE, Change, Interface, Remote, Segment
+
+MARK = "vxnet:"
+"""At the front of the ifalias of every link of vxnet's."""
+_SEGMENT_NAME = re.compile(r"(?:vx|br)\d+")
+
+SYSCTLS = {
+    # Bridged frames do not pass the firewall, whatever the host has set for itself.
+    "bridge/bridge-nf-call-iptables": "0",
+    "bridge/bridge-nf-call-ip6tables": "0",
+    "bridge/bridge-nf-call-arptables": "0",
+    # No link-local addresses on bridges and tunnels. Not disable_ipv6: that refuses IPv6 neighbours, and with them
+    # the local answers to neighbour discovery.
+    "ipv6/conf/default/addr_gen_mode": "1",
+    "ipv6/conf/default/accept_ra": "0",
+}
+
+TUNNEL_PORT = {
+    "IFLA_BRPORT_LEARNING": 0,
+    # A frame whose MAC is unknown goes to nobody, rather than to every VTEP.
+    "IFLA_BRPORT_UNICAST_FLOOD": 0,
+    "IFLA_BRPORT_MCAST_FLOOD": 1,
+    "IFLA_BRPORT_BCAST_FLOOD": 1,
+    "IFLA_BRPORT_NEIGH_SUPPRESS": 1,
+    "IFLA_BRPORT_ISOLATED": 0,
+}
+CONTAINER_PORT = {
+    # What lives there is in the state; a container cannot draw another's frames to itself by using its MAC.
+    "IFLA_BRPORT_LEARNING": 0,
+    "IFLA_BRPORT_UNICAST_FLOOD": 1,
+    "IFLA_BRPORT_MCAST_FLOOD": 1,
+    "IFLA_BRPORT_BCAST_FLOOD": 1,
+    "IFLA_BRPORT_NEIGH_SUPPRESS": 0,
+    "IFLA_BRPORT_ISOLATED": 0,
+}
+
+
+def bridge_name(vni: int) -> str:
+    return f"br{vni}"
+
+
+def tunnel_name(vni: int) -> str:
+    return f"vx{vni}"
+
+
+def bridge_wish(segment: Segment) -> Wish:
+    return Wish(
+        name=bridge_name(segment.vni),
+        kind="bridge",
+        mtu=segment.mtu,
+        alias=f"{MARK}{segment.vni}",
+        data={"IFLA_BR_STP_STATE": 0, "IFLA_BR_FORWARD_DELAY": 0, "IFLA_BR_MCAST_SNOOPING": 0},
+    )
+
+
+def tunnel_wish(segment: Segment, port: int) -> Wish:
+    local = "IFLA_VXLAN_LOCAL" if segment.local.version == 4 else "IFLA_VXLAN_LOCAL6"
+    return Wish(
+        name=tunnel_name(segment.vni),
+        kind="vxlan",
+        mtu=segment.mtu,
+        alias=f"{MARK}{segment.vni}",
+        data={
+            "IFLA_VXLAN_ID": segment.vni,
+            local: segment.local,
+            "IFLA_VXLAN_PORT": port,
+            "IFLA_VXLAN_LEARNING": 0,
+        },
+    )
+
+
+def incompatible(wish: Wish, link: Link) -> str:
+    """Why an existing link cannot become what is wished; empty: it can."""
+    if link.kind != wish.kind:
+        return f"is a {link.kind or 'physical link'}"
+    if wish.kind == "vxlan":
+        if link.peer_namespace is None:
+            return "has its socket in the wrong namespace"
+        return ", ".join(links.differing(wish.data, link.data, "vxlan"))
+    return ""
+
+
+class Home(NamedTuple):
+    """Where the rows of a segment go."""
+
+    bridge: int
+    tunnel: int
+
+
+class Resident(NamedTuple):
+    """A container's interface on a segment of this host."""
+
+    interface: Interface
+    port: int
+    """Index."""
+
+
+class Datapath:
+    """The namespace, held by a descriptor and a netlink socket. ``host``: netlink of the host's namespace."""
+
+    def __init__(self, host: Netlink) -> None:
+        self._host = host
+        self._namespace: int | None = None
+        self._netlink: Netlink | None = None
+
+    @property
+    def namespace(self) -> int:
+        assert self._namespace is not None, "ensure() comes first"
+        return self._namespace
+
+    @property
+    def netlink(self) -> Netlink:
+        assert self._netlink is not None, "ensure() comes first"
+        return self._netlink
+
+    def close(self) -> None:
+        """Let go of the namespace; it lives on by its name."""
+        if self._netlink is not None:
+            self._netlink.close()
+            self._netlink = None
+        if self._namespace is not None:
+            os.close(self._namespace)
+            self._namespace = None
+
+    def ensure(self) -> list[Change]:
+        """Have the namespace under its name: adopt, give it its name back, or make it. Raises HostError."""
+        named = netns.adopt_named(DATAPATH_NAMESPACE)
+        words = f"network namespace {DATAPATH_NAMESPACE}"
+        if named is not None and self._namespace is not None:
+            if netns.identity(named) == netns.identity(self._namespace):
+                os.close(named)
+                return []
+            # Another one has the name. Ours would hold the VNIs of this host for as long as it lives.
+            self.sweep(links.dump(self.netlink), frozenset())
+            self.close()
+        if named is not None:
+            self._enter(named)
+            return [Change(verb="replace", object=f"sysctl {name}") for name in self._settle()]
+        netns.remove_name(DATAPATH_NAMESPACE)
+        if self._namespace is not None:
+            # Only the name was taken; everything in it goes on, and no packet is lost.
+            netns.bind_name(self._namespace, DATAPATH_NAMESPACE)
+            return [Change(verb="replace", object=f"{words}: its name")]
+        try:
+            namespace = netns.create()
+        except OSError as error:
+            raise HostError(f"cannot make a network namespace: {error.strerror}", hint="vxnetd needs root") from error
+        self._enter(namespace)
+        self._settle()
+        netns.bind_name(namespace, DATAPATH_NAMESPACE)
+        return [Change(verb="add", object=words)]
+
+    def _enter(self, namespace: int) -> None:
+        self._namespace = namespace
+        self._netlink = Netlink(namespace)
+
+    def _settle(self) -> list[str]:
+        return netns.inside(self.namespace, lambda: netns.set_sysctls(SYSCTLS))
+
+    def ensure_segments(self, segments: Sequence[Segment], port: int) -> tuple[list[Change], dict[str, Link], frozenset[str]]:
+        """Bridges and tunnels with all their attributes: changes, the links there are now, names of the new ones."""
+        found = links.dump(self.netlink)
+        clear: list[Step] = []
+        bridges: list[Step] = []
+        tunnels: list[Step] = []
+        marks: list[bytes] = []
+        for segment in segments:
+            for wish in (bridge_wish(segment), tunnel_wish(segment, port)):
+                link = found.get(wish.name)
+                if link is not None and (reason := incompatible(wish, link)):
+                    clear.append(Step("delete", f"link {wish.name}: {reason}", links.delete([link.index])))
+                    link = None
+                if link is not None:
+                    continue
+                marks.append(links.set_alias(wish.name, wish.alias))
+                if wish.kind == "vxlan":
+                    tunnels.append(Step("add", f"link {wish.name}", [links.add(wish, namespace=self.namespace)]))
+                else:
+                    bridges.append(Step("add", f"link {wish.name}", [links.add(wish)]))
+        changes = carry_out(self.netlink, clear)
+        changes += carry_out(self.netlink, bridges)
+        changes += carry_out(self._host, tunnels)
+        made = frozenset(change.object.split()[1] for change in changes if change.verb == "add" and not change.error)
+        if made:
+            self.netlink.batch(marks)
+            found = links.dump(self.netlink)
+        mended = carry_out(self.netlink, self._mends(segments, port, found))
+        changes += unless_new(mended, [change.object for change in changes])
+        return changes, found, made
+
+    def _mends(self, segments: Sequence[Segment], port: int, found: Mapping[str, Link]) -> list[Step]:
+        steps: list[Step] = []
+        for segment in segments:
+            wish = bridge_wish(segment)
+            bridge, tunnel = found.get(wish.name), found.get(tunnel_name(segment.vni))
+            if bridge is None or tunnel is None:
+                continue
+            enslaved = mend(tunnel_wish(segment, port), tunnel, bridge.index)
+            steps += present((mend(wish, bridge), enslaved))
+            # The flags of a port that has just joined are the kernel's defaults, not what was seen before.
+            seen = tunnel if tunnel.master == bridge.index else tunnel._replace(port={})
+            steps += present((mend_port(tunnel.name, seen, TUNNEL_PORT),))
+        return steps
+
+    def sweep(self, found: Mapping[str, Link], wanted: frozenset[int]) -> list[Change]:
+        """Delete bridges and tunnels of VNIs that are not wanted."""
+        names = {bridge_name(vni) for vni in wanted} | {tunnel_name(vni) for vni in wanted}
+        doomed = [
+            link
+            for link in found.values()
+            if link.alias.startswith(MARK) and _SEGMENT_NAME.fullmatch(link.name) and link.name not in names
+        ]
+        return delete_links(self.netlink, doomed)
+
+
+def delete_links(netlink: Netlink, doomed: Sequence[Link]) -> list[Change]:
+    """Delete links, all in one go."""
+    failures = netlink.batch(links.delete(link.index for link in doomed))
+    error = next((failure[1] for at, failure in failures.items() if at == len(doomed)), "")
+    return [Change(verb="delete", object=f"link {link.name}", error=error) for link in doomed]
+
+
+# Rows
+
+
+def octets(mac: str) -> bytes:
+    return bytes.fromhex(mac.replace(":", ""))
+
+
+def remote_rows(home: Home, remotes: Iterable[Remote]) -> Rows:
+    rows: Rows = {}
+    port = INDEX.pack(home.tunnel)
+    for remote in remotes:
+        mac = octets(remote.mac)
+        rows[TUNNEL, home.tunnel, mac] = remote.vtep.packed
+        rows[BRIDGE, home.bridge, mac] = port
+        for address in remote.addresses:
+            rows[NEIGHBOUR, home.bridge, address.packed] = mac
+    return rows
+
+
+def flood_rows(home: Home, vteps: Iterable[IPAddress]) -> Rows:
+    return {(TUNNEL, home.tunnel, FLOOD + vtep.packed): vtep.packed for vtep in vteps}
+
+
+def resident_rows(home: Home, residents: Iterable[Resident]) -> Rows:
+    """Of containers here. Their neighbours too: a request for one that is known stays on this host."""
+    rows: Rows = {}
+    for interface, port in residents:
+        mac = octets(interface.mac)
+        rows[BRIDGE, home.bridge, mac] = INDEX.pack(port)
+        for address in interface.addresses:
+            rows[NEIGHBOUR, home.bridge, address.ip.packed] = mac
+    return rows
+
+
+def changed_remotes(before: Sequence[Remote], after: Sequence[Remote]) -> tuple[list[Remote], list[Remote]]:
+    """Those that are no more, and those that are new; one that differs is in both."""
+    if before is after:
+        return [], []
+    old = {remote.mac: remote for remote in before}
+    new = {remote.mac: remote for remote in after}
+    gone = [remote for mac, remote in old.items() if (other := new.get(mac)) is not remote and other != remote]
+    come = [remote for mac, remote in new.items() if (other := old.get(mac)) is not remote and other != remote]
+    return gone, come
+
+

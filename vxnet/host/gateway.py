@@ -1,0 +1,159 @@
+"""``vxnet_gw`` in the host's namespace: the containers' way out; and what guards the VXLAN port.
+
+::
+
+    container ── veth ── vxnet_gw ── routing, masquerade ── the world
+                 isolated port: no container hears another
+
+net.ipv4.ip_forward (and, with IPv6 addresses on the bridge, net.ipv6.conf.all.forwarding) is switched on and stays on
+when vxnet leaves: nobody can know who else came to rely on it meanwhile, and switching it off would cut them off.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+from vxnet.host import addresses, links, netns
+from vxnet.host.datapath import MARK, delete_links
+from vxnet.host.links import Link, Wish
+from vxnet.host.netlink import Netlink
+from vxnet.host.nft import Ruleset
+from vxnet.host.steps import Step, carry_out, mend, present
+from vxnet.model.address import IPInterface
+from vxnet.model.host import GATEWAY_BRIDGE, Change, GatewayBridge, HostState
+
+GATEWAY_PORT = {"IFLA_BRPORT_ISOLATED": 1}
+
+
+def bridge_wish(gateway: GatewayBridge) -> Wish:
+    # A bridge without an address of its own takes the lowest of its ports', which come and go: containers would send
+    # to the old one for as long as their ARP entry lives.
+    digest = hashlib.blake2s(str(gateway.addresses[0]).encode() if gateway.addresses else b"", digest_size=5).digest()
+    return Wish(
+        name=GATEWAY_BRIDGE,
+        kind="bridge",
+        mtu=gateway.mtu,
+        alias=f"{MARK}gateway",
+        mac=(b"\x02" + digest).hex(":"),
+        data={"IFLA_BR_STP_STATE": 0, "IFLA_BR_FORWARD_DELAY": 0},
+    )
+
+
+def ensure(netlink: Netlink, gateway: GatewayBridge | None) -> tuple[list[Change], dict[str, Link]]:
+    """The bridge with its addresses: changes, and the host's links as they are now."""
+    found = links.dump(netlink)
+    bridge = found.get(GATEWAY_BRIDGE)
+    if gateway is None:
+        changes = []
+        if bridge is not None and bridge.alias.startswith(MARK):
+            changes = delete_links(netlink, [bridge])
+            del found[GATEWAY_BRIDGE]
+        return changes, found
+    wish = bridge_wish(gateway)
+    changes = []
+    if bridge is not None and bridge.kind != wish.kind:
+        reason = f"is a {bridge.kind or 'physical link'}, not a bridge"
+        return [Change(verb="replace", object=f"link {wish.name}", error=reason)], found
+    if bridge is None:
+        steps = [Step("add", f"link {wish.name}", [links.add(wish), links.set_alias(wish.name, wish.alias)])]
+        changes = carry_out(netlink, steps)
+        found = links.dump(netlink)
+        bridge = found.get(wish.name)
+    if bridge is not None:
+        changes += carry_out(netlink, present((mend(wish, bridge),)))
+        changes += carry_out(netlink, address_steps(netlink, bridge, gateway.addresses))
+    return changes, found
+
+
+def address_steps(netlink: Netlink, link: Link, wanted: Sequence[IPInterface]) -> list[Step]:
+    """Add those that lack, then delete what vxnet set earlier. Other people's addresses stay."""
+    there = addresses.dump(netlink, link.index)
+    held = {address.interface for address in there}
+    steps = [
+        Step("add", f"address {one} dev {link.name}", [addresses.add(link.index, one)])
+        for one in wanted
+        if one not in held
+    ]
+    return steps + [
+        Step("delete", f"address {one.interface} dev {link.name}", [addresses.delete(link.index, one.interface)])
+        for one in there
+        if one.ours and one.interface not in wanted
+    ]
+
+
+def forward(namespace: int, gateway: GatewayBridge) -> list[Change]:
+    """Switch routing on in the host's namespace for the families that the bridge has."""
+    wanted = {}
+    if any(one.version == 4 for one in gateway.addresses):
+        wanted["ipv4/ip_forward"] = "1"
+    if any(one.version == 6 for one in gateway.addresses):
+        wanted["ipv6/conf/all/forwarding"] = "1"
+    written = netns.inside(namespace, lambda: netns.set_sysctls(wanted))
+    return [Change(verb="replace", object=f"sysctl net.{name.replace('/', '.')} 1") for name in written]
+
+
+def ruleset(state: HostState) -> Ruleset:
+    """The host's table. Elements of its sets change alone; the rest depends on the data port and on the gateway."""
+    port = state.data_port
+    masquerade = "".join(
+        f"\t\t{'ip' if one.version == 4 else 'ip6'} saddr {one.network}"
+        f' oifname != "{GATEWAY_BRIDGE}" masquerade fully-random\n'
+        for one in (state.gateway.addresses if state.gateway else ())
+    )
+    # prerouting: a container that sends to the port would pass the list by the address that masquerading gives it.
+    # Tunnel packets are not tracked: each flow has a source port of its own, and would fill the table.
+    # output: a socket of a user has an owner, the kernel's own tunnels have none.
+    # forward: what others send to containers by way of this host's routing is not for them.
+    body = f"""\
+\tset vteps4 {{
+\t\ttype ipv4_addr
+\t}}
+
+\tset vteps6 {{
+\t\ttype ipv6_addr
+\t}}
+
+\tchain prerouting {{
+\t\ttype filter hook prerouting priority raw; policy accept;
+\t\tiifname "{GATEWAY_BRIDGE}" udp dport {port} drop
+\t\tip saddr @vteps4 udp dport {port} notrack
+\t\tip6 saddr @vteps6 udp dport {port} notrack
+\t}}
+
+\tchain input {{
+\t\ttype filter hook input priority raw; policy accept;
+\t\tip saddr @vteps4 udp dport {port} accept
+\t\tip6 saddr @vteps6 udp dport {port} accept
+\t\tudp dport {port} drop
+\t}}
+
+\tchain output {{
+\t\ttype filter hook output priority raw; policy accept;
+\t\tudp dport {port} meta skuid >= 0 drop
+\t\tudp dport {port} notrack
+\t}}
+
+\tchain forward {{
+\t\ttype filter hook forward priority filter; policy accept;
+\t\toifname "{GATEWAY_BRIDGE}" ct state established,related accept
+\t\toifname "{GATEWAY_BRIDGE}" drop
+\t}}
+
+\tchain postrouting {{
+\t\ttype nat hook postrouting priority srcnat; policy accept;
+{masquerade}\t}}
+"""
+    vteps = state.vteps
+    return Ruleset(
+        body,
+        {
+            "vteps4": frozenset(str(one) for one in vteps if one.version == 4),
+            "vteps6": frozenset(str(one) for one in vteps if one.version == 6),
+        },
+    )
+
+
+def sweepable(found: Mapping[str, Link]) -> list[Link]:
+    """What vxnet made in the host's namespace: the bridge and the ports."""
+    return [link for link in found.values() if link.alias.startswith(MARK)]

@@ -1,0 +1,259 @@
+"""The kernel of this host made to be what a :class:`vxnet.model.host.HostState` says.
+
+    reconcile(state):   namespace → segments, vxnet_gw, nft → sandboxes → rows → what is too much goes
+
+Each step looks at what is there, and does the difference; nothing is remembered that could be looked at, with two
+exceptions for speed, both of which a full reconcile does without: the rows that a segment was seen to carry
+(:class:`_Carried`), and the generation of each nft table. What is vxnet's own is told by names and by the alias
+``vxnet:…``; everything else is not touched.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from types import TracebackType
+from typing import NamedTuple
+
+from vxnet.host import addresses, datapath, gateway, links, neighbours, netns, nft, sandbox
+from vxnet.host.datapath import Datapath, Home, Resident, bridge_name, tunnel_name
+from vxnet.host.links import Link
+from vxnet.host.neighbours import Rows
+from vxnet.host.netlink import Netlink
+from vxnet.host.sandbox import Entered, Side, Sides
+from vxnet.model.address import IPAddress
+from vxnet.model.errors import HostError
+from vxnet.model.host import DATAPATH_NAMESPACE, Change, HostState, Segment
+
+ORPHAN_GRACE_S = 3.0
+"""How long the port of a container that is no more may stay. It dies with the container's namespace, at no cost to
+anybody; deleting it makes the kernel wait 17 ms under the lock that every other change needs too."""
+
+DEFAULT_MTU = 1500
+
+
+class _Carried(NamedTuple):
+    """What a segment was last made to carry."""
+
+    home: Home
+    remotes: tuple[Remote, ...]
+    flood: tuple[IPAddress, ...]
+    residents: tuple[Resident, ...]
+
+    def rows(self) -> Rows:
+        rows = datapath.remote_rows(self.home, self.remotes) | datapath.flood_rows(self.home, self.flood)
+        # Last: what lives here lives here, whatever another host still says.
+        return rows | datapath.resident_rows(self.home, self.residents)
+
+
+class Kernel:
+    """Made in a thread of the host's namespace; used from any thread, by one at a time. It blocks."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Raises HostError where netlink is out of reach."""
+        try:
+            self._namespace = netns.current()
+            self._netlink = Netlink(self._namespace)
+        except OSError as error:
+            raise HostError(f"cannot speak netlink: {error.strerror}") from error
+        self._clock = clock
+        self._datapath = Datapath(self._netlink)
+        self._tables = nft.Tables()
+        self._carried: dict[int, _Carried] = {}
+        self._orphans: dict[str, float] = {}
+
+    def __enter__(self) -> Kernel:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of everything and leave it as it is."""
+        self._datapath.close()
+        self._netlink.close()
+        os.close(self._namespace)
+
+    def reconcile(self, state: HostState, sandboxes: Collection[str] | None = None) -> list[Change]:
+        """Make the kernel what ``state`` says; what was done or tried, in order.
+
+        ``sandboxes``: ids of those to look at, and the rows are taken to be as last seen; None: look at everything.
+        The shared part (segments, vxnet_gw, the host's table) is looked at each time. Single failures stand in
+        :attr:`Change.error` and are tried again at the next call. Raises HostError if nothing can be done at all.
+        """
+        try:
+            return self._reconcile(state, sandboxes)
+        except OSError as error:
+            self._carried.clear()
+            raise HostError(f"the kernel does not answer: {error.strerror or error}") from error
+
+    def _reconcile(self, state: HostState, sandboxes: Collection[str] | None) -> list[Change]:
+        changes = self._datapath.ensure()
+        pending = self._tables.begin("host", self._namespace, gateway.ruleset(state), "the host")
+        try:
+            segments, found, made = self._datapath.ensure_segments(state.segments, state.data_port)
+            changes += segments
+            bridge, host_found = gateway.ensure(self._netlink, state.gateway)
+            changes += bridge
+            if state.gateway is not None and (sandboxes is None or bridge):
+                changes += gateway.forward(self._namespace, state.gateway)
+        finally:
+            if pending is not None:
+                changes.append(self._tables.finish(pending))
+        sides = Sides(
+            Side(self._datapath.netlink, self._datapath.namespace, found),
+            Side(self._netlink, self._namespace, host_found),
+        )
+        changes += self._sandboxes(state, sandboxes, sides)
+        changes += self._rows(state, found, made, complete=sandboxes is None)
+        return changes + self._sweep(state, sides)
+
+    # Sandboxes
+
+    def _sandboxes(self, state: HostState, chosen: Collection[str] | None, sides: Sides) -> list[Change]:
+        foreign = frozenset((netns.identity(self._namespace), netns.identity(self._datapath.namespace)))
+        changes: list[Change] = []
+        for one in state.sandboxes:
+            if chosen is not None and one.id not in chosen:
+                continue
+            entered = sandbox.enter(one, foreign)
+            if isinstance(entered, Change):
+                changes.append(entered)
+            elif entered is not None:
+                try:
+                    changes += self._sandbox(entered, sides)
+                finally:
+                    entered.close()
+        self._tables.keep_only(frozenset(("host", *(one.id for one in state.sandboxes))))
+        return changes
+
+    def _sandbox(self, entered: Entered, sides: Sides) -> list[Change]:
+        changes: list[Change] = []
+        try:
+            sandbox.begin_resolver(entered, self._tables)
+            try:
+                changes += sandbox.ensure(entered, sides)
+            finally:
+                if entered.pending is not None:
+                    changes.append(self._tables.finish(entered.pending))
+        except (OSError, HostError) as error:
+            changes.append(Change(verb="add", object=f"sandbox {entered.sandbox.id[:12]}", error=str(error)))
+        if any(change.error for change in changes) and entered.is_gone():
+            return [change for change in changes if not change.error]
+        return changes
+
+    # Rows
+
+    def _rows(self, state: HostState, found: Mapping[str, Link], made: frozenset[str], *, complete: bool) -> list[Change]:
+        """``made``: names of the links that are new, and so have no rows yet."""
+        carried = _to_carry(state, found)
+        wanted: Rows = {}
+        there: Rows = {}
+        for vni, one in carried.items():
+            before = self._carried.get(vni)
+            if before is not None and before.home == one.home:
+                gone, come = datapath.changed_remotes(before.remotes, one.remotes)
+                there |= before._replace(remotes=tuple(gone)).rows()
+                wanted |= one._replace(remotes=tuple(come)).rows()
+            elif {bridge_name(vni), tunnel_name(vni)} <= made:
+                wanted |= one.rows()
+            else:
+                complete = True
+            if complete:
+                break
+        if complete and carried:
+            wanted = {}
+            for one in carried.values():
+                wanted |= one.rows()
+            tunnels = {one.home.tunnel: one.home.bridge for one in carried.values()}
+            there = neighbours.dump(self._datapath.netlink, tunnels)
+        difference = neighbours.difference(wanted, there)
+        describe = neighbours.describer({link.index: link.name for link in found.values()})
+        changes = neighbours.apply(self._datapath.netlink, difference, wanted, there, describe)
+        self._carried = {} if any(change.error for change in changes) else carried
+        return changes
+
+    # What is too much
+
+    def _sweep(self, state: HostState, sides: Sides) -> list[Change]:
+        now = self._clock()
+        ports = {one.port for box in state.sandboxes for one in box.interfaces}
+        living = {box.id[:12] for box in state.sandboxes}
+        changes: list[Change] = []
+        seen: set[str] = set()
+        for side in sides:
+            doomed = []
+            for link in side.found.values():
+                owner = sandbox.alias_owner(link.alias)
+                if not owner or link.kind != "veth" or link.name in ports:
+                    continue
+                seen.add(link.name)
+                since = self._orphans.setdefault(link.name, now)
+                if owner in living or now - since >= ORPHAN_GRACE_S:
+                    doomed.append(link)
+            if doomed:
+                changes += datapath.delete_links(side.netlink, doomed)
+        self._orphans = {name: since for name, since in self._orphans.items() if name in seen}
+        wanted = frozenset(segment.vni for segment in state.segments)
+        return changes + self._datapath.sweep(sides.datapath.found, wanted)
+
+    # Beside reconcile
+
+    def route_mtu(self, destinations: Iterable[IPAddress]) -> int:
+        """The smallest MTU of the routes to these addresses, as configured; 1500 if none of them has one."""
+        try:
+            found = {link.index: link.mtu for link in links.dump(self._netlink).values()}
+            ways = [way for way in addresses.paths(self._netlink, list(destinations)) if way is not None]
+        except OSError as error:
+            raise HostError(f"cannot read the routes: {error.strerror}") from error
+        mtus = [way.mtu or found.get(way.index, DEFAULT_MTU) for way in ways]
+        return min(mtus, default=DEFAULT_MTU)
+
+    def teardown(self) -> list[Change]:
+        """Take everything of vxnet's away, and nothing else; what was taken. Routing stays on (see gateway)."""
+        changes: list[Change] = []
+        try:
+            changes += datapath.delete_links(self._netlink, gateway.sweepable(links.dump(self._netlink)))
+            if nft.delete_table(self._namespace):
+                changes.append(Change(verb="delete", object=f"nft table {nft.TABLE}"))
+            changes += self._remove_datapath()
+        except OSError as error:
+            raise HostError(f"cannot take vxnet's devices away: {error.strerror or error}") from error
+        self._carried.clear()
+        self._orphans.clear()
+        self._tables.keep_only(frozenset())
+        return changes
+
+    def _remove_datapath(self) -> list[Change]:
+        namespace = netns.adopt_named(DATAPATH_NAMESPACE)
+        changes: list[Change] = []
+        if namespace is not None:
+            # By hand, as the namespace may outlive its name in somebody's shell, and its VNIs with it.
+            with Netlink(namespace) as netlink:
+                owned = [link for link in links.dump(netlink).values() if link.alias.startswith(datapath.MARK)]
+                changes += datapath.delete_links(netlink, owned)
+            os.close(namespace)
+        self._datapath.close()
+        if netns.remove_name(DATAPATH_NAMESPACE):
+            changes.append(Change(verb="delete", object=f"network namespace {DATAPATH_NAMESPACE}"))
+        return changes
+
+
+def _to_carry(state: HostState, found: Mapping[str, Link]) -> dict[int, _Carried]:
+    """By VNI, for each segment that has its devices."""
+    residents: dict[int, list[Resident]] = {}
+    for box in state.sandboxes:
+        for interface in box.interfaces:
+            port = found.get(interface.port)
+            if interface.vni is not None and port is not None:
+                residents.setdefault(interface.vni, []).append(Resident(interface, port.index))
+    carried = {}
+    for segment in state.segments:
+        bridge, tunnel = found.get(bridge_name(segment.vni)), found.get(tunnel_name(segment.vni))
+        if bridge is not None and tunnel is not None:
+            home = Home(bridge.index, tunnel.index)
+            carried[segment.vni] = _Carried(
+                home, segment.remotes, segment.flood, tuple(residents.get(segment.vni, ()))
+            )
+    return carried

@@ -1,0 +1,223 @@
+"""One container's namespace: its interfaces with addresses and routes, and the way to its resolver.
+
+::
+
+    container                                      vxnet, or the host for vxnet_gw
+    lo     127.0.0.1   127.0.0.11:53 ─DNAT─> 127.0.0.11:dns_port
+    eth0   10.0.16.3/20 ──────────── veth ──────── port on br<VNI>
+    eth1   172.19.0.3/16, default ── veth ──────── port on vxnet_gw (isolated)
+
+A pair is born in place, the container's end with its final name and MAC. The namespace may vanish at any moment; what
+fails because of that is not reported. No socket of it is kept: that would keep it alive, and its links with it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from vxnet.host import addresses, links, netns
+from vxnet.host.datapath import CONTAINER_PORT, MARK, bridge_name
+from vxnet.host.gateway import GATEWAY_PORT, address_steps
+from vxnet.host.links import Link, Peer, Wish
+from vxnet.host.netlink import Netlink
+from vxnet.host.nft import Pending, Ruleset, Tables
+from vxnet.host.steps import Step, carry_out, mend, mend_port, present, unless_new
+from vxnet.model.host import GATEWAY_BRIDGE, Change, Interface, Sandbox
+
+SYSCTLS = {
+    # Networks have no routers, and a neighbour on one shall not pose as such.
+    "ipv6/conf/all/accept_ra": "0",
+    "ipv6/conf/default/accept_ra": "0",
+    # Addresses are given out once in the cluster; link-local ones follow from the MAC.
+    "ipv6/conf/default/dad_transmits": "0",
+}
+RESOLVER = "127.0.0.11"
+
+
+class Side(NamedTuple):
+    """A namespace in which ports live."""
+
+    netlink: Netlink
+    namespace: int
+    found: dict[str, Link]
+    """Links by name; ports that are made are put in."""
+
+
+class Sides(NamedTuple):
+    datapath: Side
+    host: Side
+
+    def of(self, interface: Interface) -> Side:
+        return self.host if interface.vni is None else self.datapath
+
+
+def port_alias(sandbox: Sandbox, interface: Interface) -> str:
+    return f"{MARK}{sandbox.id[:12]} {interface.name}"
+
+
+def alias_owner(alias: str) -> str:
+    """The first 12 digits of the container's id, out of a port's alias; empty: it is none."""
+    return alias.removeprefix(MARK).split(" ")[0] if alias.startswith(MARK) and " " in alias else ""
+
+
+def resolver_rules(port: int) -> Ruleset:
+    """The resolver listens on a port of its own, so that a container may serve on :53 itself. Conntrack turns the
+    answers' source back."""
+    return Ruleset(
+        f"""\
+\tchain output {{
+\t\ttype nat hook output priority -100; policy accept;
+\t\tip daddr {RESOLVER} udp dport 53 dnat ip to {RESOLVER}:{port}
+\t\tip daddr {RESOLVER} tcp dport 53 dnat ip to {RESOLVER}:{port}
+\t}}
+""",
+        {},
+    )
+
+
+class Entered:
+    """A sandbox that is there: its descriptor and a netlink socket in it, for the length of one reconcile."""
+
+    def __init__(self, sandbox: Sandbox, namespace: int) -> None:
+        self.sandbox = sandbox
+        self.namespace = namespace
+        self.pending: Pending | None = None
+
+        def prepare() -> Netlink:
+            netns.set_sysctls(SYSCTLS)
+            return Netlink()
+
+        self.netlink = netns.inside(namespace, prepare)
+
+    def close(self) -> None:
+        self.netlink.close()
+        os.close(self.namespace)
+
+    def is_gone(self) -> bool:
+        now = netns.open_path(self.sandbox.netns)
+        if now is None:
+            return True
+        try:
+            return netns.identity(now) != netns.identity(self.namespace)
+        finally:
+            os.close(now)
+
+
+def enter(sandbox: Sandbox, foreign: frozenset[tuple[int, int]]) -> Entered | Change | None:
+    """Open a sandbox; None: it is gone. ``foreign``: namespaces that can be nobody's sandbox, lest a pid that was
+    given anew, or a container in the host's namespace, makes vxnet rebuild the host."""
+    try:
+        namespace = netns.open_path(sandbox.netns)
+        if namespace is None:
+            return None
+        if netns.identity(namespace) in foreign:
+            os.close(namespace)
+            return _refused(sandbox, f"{sandbox.netns} is the host's or vxnet's own network namespace")
+        try:
+            return Entered(sandbox, namespace)
+        except OSError:
+            os.close(namespace)
+            raise
+    except OSError as error:
+        return _refused(sandbox, error.strerror or str(error))
+
+
+def _refused(sandbox: Sandbox, error: str) -> Change:
+    return Change(verb="add", object=f"sandbox {sandbox.id[:12]}", error=error)
+
+
+def begin_resolver(entered: Entered, tables: Tables) -> None:
+    """Start loading the sandbox's table, which takes as long as the links do."""
+    sandbox = entered.sandbox
+    if sandbox.dns_port:
+        where = f"sandbox {sandbox.id[:12]}"
+        entered.pending = tables.begin(sandbox.id, entered.namespace, resolver_rules(sandbox.dns_port), where)
+
+
+def ensure(entered: Entered, sides: Sides) -> list[Change]:
+    """Interfaces, addresses, routes. Raises OSError if the namespace cannot be read."""
+    inner = entered.netlink
+    found = links.dump(inner)
+    changes = _ensure_pairs(entered, sides, found)
+    if changes:
+        found = links.dump(inner)
+    steps: list[Step] = []
+    loopback = found.get("lo")
+    if loopback is not None and not loopback.up:
+        steps.append(Step("replace", f"link lo in {entered.sandbox.id[:12]} up", [links.change(loopback.index, up=True)]))
+    for interface in entered.sandbox.interfaces:
+        link = found.get(interface.name)
+        if link is None or link.kind != "veth":
+            continue
+        wish = Wish(name=interface.name, kind="veth", mtu=interface.mtu, mac=interface.mac)
+        steps += present((mend(wish, link),))
+        steps += address_steps(inner, link, interface.addresses)
+    steps += _route_steps(inner, entered.sandbox, found)
+    return changes + carry_out(inner, [_inside(step, entered.sandbox) for step in steps])
+
+
+def _inside(step: Step, sandbox: Sandbox) -> Step:
+    return step._replace(object=f"{step.object} in {sandbox.id[:12]}")
+
+
+def _ensure_pairs(entered: Entered, sides: Sides, found: Mapping[str, Link]) -> list[Change]:
+    changes: list[Change] = []
+    for interface in entered.sandbox.interfaces:
+        side = sides.of(interface)
+        bridge = side.found.get(GATEWAY_BRIDGE if interface.vni is None else bridge_name(interface.vni))
+        if bridge is None:
+            continue
+        changes += _ensure_pair(entered, interface, side, sides.datapath, bridge, found.get(interface.name))
+    return changes
+
+
+def _ensure_pair(
+    entered: Entered, interface: Interface, side: Side, maker: Side, bridge: Link, inner: Link | None
+) -> list[Change]:
+    """One pair. The request is always made in ``maker``, the data path's namespace, where no link is called eth0:
+    Linux 6.1 refuses a peer's name that its maker's namespace has."""
+    alias = port_alias(entered.sandbox, interface)
+    wish = Wish(name=interface.port, kind="veth", mtu=interface.mtu, alias=alias)
+    flags = GATEWAY_PORT if interface.vni is None else CONTAINER_PORT
+    port = side.found.get(interface.port)
+    changes: list[Change] = []
+    if port is not None and inner is not None and port.peer == inner.index and inner.peer == port.index:
+        seen = port if port.master == bridge.index else port._replace(port={})
+        return carry_out(side.netlink, present((mend(wish, port, bridge.index), mend_port(wish.name, seen, flags))))
+    if port is not None and port.alias.startswith(MARK):
+        # Of a namespace that is dying, or of one that had this name before.
+        changes += carry_out(side.netlink, [Step("delete", f"link {port.name}", links.delete([port.index]))])
+    words = f"link {interface.port} to {interface.name} in {entered.sandbox.id[:12]}"
+    peer = Peer(interface.name, interface.mac, entered.namespace)
+    target = None if side.namespace == maker.namespace else side.namespace
+    request = links.add(wish, namespace=target, master=bridge.index, peer=peer)
+    made = carry_out(maker.netlink, [Step("add", words, [request])])
+    changes += made
+    if any(change.error for change in made):
+        return changes
+    port = links.get(side.netlink, interface.port)
+    if port is None:
+        return changes
+    side.found[port.name] = port
+    completed = present((mend(wish, port, bridge.index), mend_port(wish.name, port, flags)))
+    return changes + unless_new(carry_out(side.netlink, completed), [words])
+
+
+def _route_steps(inner: Netlink, sandbox: Sandbox, found: Mapping[str, Link]) -> list[Step]:
+    """Default routes through vxnet_gw; vxnet's own others are taken away."""
+    way_out = next((found.get(one.name) for one in sandbox.interfaces if one.vni is None), None)
+    there = [route for route in addresses.dump_routes(inner) if route.destination.prefixlen == 0 and route.ours]
+    wanted = {(via, way_out.index) for via in sandbox.default_via} if way_out is not None else set()
+    held = {(route.via, route.index) for route in there}
+    # Delete first where the place is taken: two default routes of one metric exclude each other.
+    steps = [
+        Step("delete", f"route default via {route.via}", [addresses.delete_default(route.via, route.index)])
+        for route in there
+        if route.via is not None and (route.via, route.index) not in wanted
+    ]
+    return steps + [
+        Step("add", f"route default via {via}", [addresses.add_default(via, index)])
+        for via, index in sorted(wanted - held, key=str)
+    ]
