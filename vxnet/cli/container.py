@@ -8,11 +8,11 @@ import click
 
 from vxnet.cli import output
 from vxnet.cli.complete import container_names, running_names
-from vxnet.cli.group import FAILED, for_each, report
+from vxnet.cli.group import FAILED, FAILURES, for_each, report
 from vxnet.cli.options import Format, filter_option, inspect_format, list_options, matches
 from vxnet.cluster.client import Client
 from vxnet.model.api import ContainerView
-from vxnet.model.errors import NotFoundError, VxnetError
+from vxnet.model.errors import NotFoundError
 
 _COMMAND_WIDTH = 20
 """Of the COMMAND column, as Docker's."""
@@ -143,7 +143,7 @@ def wait(client: Client, containers: tuple[str, ...]) -> None:
     for ref in containers:
         try:
             click.echo(client.wait(ref).exit_status)
-        except VxnetError as error:
+        except FAILURES as error:
             report(error)
             failed = True
     if failed:

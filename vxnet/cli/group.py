@@ -38,6 +38,9 @@ LATER: Final = Later()
 
 Table = dict[str, "str | Section | Later"]
 
+FAILURES: Final = (VxnetError, OSError, UnicodeEncodeError)
+"""What a command may end with; anything else is a bug and shows its traceback."""
+
 _SYNONYMS: Final = {"list": "ls", "remove": "rm"}
 """Docker takes both."""
 
@@ -106,7 +109,7 @@ class Root(Group):
             return error.exit_code
         except (KeyboardInterrupt, click.Abort):
             return INTERRUPTED
-        except (VxnetError, OSError) as error:
+        except FAILURES as error:
             report(error)
             return FAILED
         return status if isinstance(status, int) else 0
@@ -116,15 +119,19 @@ def say(line: str) -> None:
     click.echo(f"vxnet: {line}", err=True)
 
 
-def report(error: VxnetError | OSError) -> None:
-    """The one line about ``error``. A reader that went away (``vxnet ps | head``) needs none."""
-    if isinstance(error, BrokenPipeError):
-        return
-    if isinstance(error, OSError):
-        reason = error.strerror or str(error) or type(error).__name__
-        say(f"{error.filename}: {reason}" if error.filename else reason)
-    else:
-        say(_one_line(str(error)))
+def report(error: Exception) -> None:
+    """The one line about one of :data:`FAILURES`. A reader that went away (``vxnet ps | head``) needs none."""
+    match error:
+        case BrokenPipeError():
+            pass
+        case UnicodeEncodeError():
+            # Python reads octets of an argument that are no UTF-8 as lone surrogates.
+            say(f"expected text in UTF-8, found {error.object!r}")
+        case OSError():
+            reason = error.strerror or str(error) or type(error).__name__
+            say(f"{error.filename}: {reason}" if error.filename else reason)
+        case _:
+            say(_one_line(str(error)))
 
 
 def for_each(targets: Iterable[str], act: Callable[[str], object]) -> None:
@@ -136,7 +143,7 @@ def for_each(targets: Iterable[str], act: Callable[[str], object]) -> None:
     for target in targets:
         try:
             act(target)
-        except (VxnetError, OSError) as error:
+        except FAILURES as error:
             report(error)
             failed = True
         else:

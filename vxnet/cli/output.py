@@ -9,8 +9,7 @@ from typing import Any, Final
 import click
 import msgspec
 
-from vxnet.cli.group import FAILED, report
-from vxnet.model.errors import VxnetError
+from vxnet.cli.group import FAILED, FAILURES, report
 
 SHORT_ID: Final = 12
 """Digits of an id that people see."""
@@ -54,7 +53,7 @@ def inspect(refs: Iterable[str], look: Callable[[str], object]) -> None:
     for ref in refs:
         try:
             found.append(look(ref))
-        except VxnetError as error:
+        except FAILURES as error:
             report(error)
             failed = True
     json_array(found)

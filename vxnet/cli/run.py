@@ -11,7 +11,7 @@ from typing import Any, Final
 import click
 
 from vxnet.cli.complete import network_names
-from vxnet.cli.group import report
+from vxnet.cli.group import FAILURES, report
 from vxnet.cli.options import address, command_of, not_built, pairs
 from vxnet.cluster.client import Client
 from vxnet.model.address import IPAddress
@@ -44,7 +44,7 @@ def _failing_as_run() -> Iterator[None]:
         yield
     except click.UsageError as error:
         raise WronglyRunError(error.format_message(), ctx=error.ctx) from None
-    except (VxnetError, OSError) as error:
+    except FAILURES as error:
         report(error)
         raise click.exceptions.Exit(NOT_RUN) from None
 
@@ -162,7 +162,7 @@ def _told_apart(client: Client, id: str, remove: bool) -> Iterator[None]:
     """A container that did not start: end with the status that says whose fault it was, and keep ``--rm``'s promise."""
     try:
         yield
-    except (VxnetError, OSError) as error:
+    except FAILURES as error:
         report(error)
         if remove:
             with contextlib.suppress(VxnetError):  # it may be gone already

@@ -1,7 +1,7 @@
 """Whose fault it is.
 
 A message says what was wanted and what was found; ``hint`` is the next step. All of them travel over the API as
-``{"error": {"kind": …, "message": …, "hint": …, "exit_status": …}}`` and come out of the client as the class they went in as.
+``{"error": {"kind": …, "message": …, "hint": …}}`` and come out of the client as the class they went in as.
 """
 
 from __future__ import annotations
