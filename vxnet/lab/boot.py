@@ -27,11 +27,16 @@ from pathlib import Path
 from typing import Final
 
 import vxnet
+from vxnet.host.netns import MS_BIND, MS_PRIVATE, MS_REC, MS_SHARED, mount, umount
 from vxnet.lab import cgroups, namespaces
-from vxnet.lab.namespaces import MS_BIND, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_PRIVATE, MS_REC, MS_SHARED, mount
 from vxnet.lab.process import Process, process
 from vxnet.lab.state import DISKS, disk
 from vxnet.model.errors import HostError
+
+MS_NOSUID: Final = 0x2
+MS_NODEV: Final = 0x4
+MS_NOEXEC: Final = 0x8
+MS_MOVE: Final = 0x2000
 
 SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -107,7 +112,7 @@ def boot_underlay(lab: str) -> Booting:
     group = cgroups.create(lab, "underlay")
 
     def start() -> subprocess.Popen[bytes]:
-        mount("none", "/", flags=MS_REC | MS_PRIVATE)
+        mount("none", "/", None, MS_REC | MS_PRIVATE)
         _leave_other_namespaces()
         return _start_init(group)
 
@@ -156,20 +161,20 @@ def _start_init(group: Path | None) -> subprocess.Popen[bytes]:
 
 def _furnish(own: Path, group: Path | None) -> None:
     """The host's mounts. Runs in its mount namespace, with the machine's mounts still in it."""
-    mount("none", "/", flags=MS_REC | MS_PRIVATE)
+    mount("none", "/", None, MS_REC | MS_PRIVATE)
     _leave_other_namespaces()
     needed = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in _needed("/tmp", "/run")}
     disk_fd = os.open(own, os.O_PATH | os.O_CLOEXEC)
     mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")
     if group is not None:
         os.mkdir("/tmp/cgroup")
-        mount(str(group), "/tmp/cgroup", flags=MS_BIND)
+        mount(str(group), "/tmp/cgroup", None, MS_BIND)
     with contextlib.suppress(OSError):
-        namespaces.unmount("/sys")
+        umount("/sys")
     # A sysfs shows the network devices of the namespace that it is mounted from.
     mount("sysfs", "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     if group is not None:
-        mount("/tmp/cgroup", "/sys/fs/cgroup", flags=namespaces.MS_MOVE)
+        mount("/tmp/cgroup", "/sys/fs/cgroup", None, MS_MOVE)
         os.rmdir("/tmp/cgroup")
     mount("tmpfs", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
     os.mkdir("/run/netns", 0o755)
@@ -179,14 +184,14 @@ def _furnish(own: Path, group: Path | None) -> None:
     # What the hosts own on the machine's disk is hidden from them, and so from their containers.
     mount("tmpfs", str(DISKS), "tmpfs", MS_NOSUID | MS_NODEV, "mode=700")
     for target, name in {**FOLDERS, **FILES}.items():
-        mount(f"/proc/thread-self/fd/{disk_fd}/{name}", _mount_point(target), flags=MS_BIND)
+        mount(f"/proc/thread-self/fd/{disk_fd}/{name}", _mount_point(target), None, MS_BIND)
     for path, descriptor in needed.items():
         os.makedirs(path, exist_ok=True)
-        mount(f"/proc/thread-self/fd/{descriptor}", path, flags=MS_BIND | MS_REC)
+        mount(f"/proc/thread-self/fd/{descriptor}", path, None, MS_BIND | MS_REC)
         os.close(descriptor)
     os.close(disk_fd)
     # As systemd leaves a real machine's: who wants its mounts to itself has to say so here too.
-    mount("none", "/", flags=MS_REC | MS_SHARED)
+    mount("none", "/", None, MS_REC | MS_SHARED)
 
 
 def _leave_other_namespaces() -> None:
@@ -195,7 +200,7 @@ def _leave_other_namespaces() -> None:
         before, _, after = line.partition(" - ")
         if after.split()[0] == "nsfs":
             with contextlib.suppress(OSError):
-                namespaces.unmount(before.split()[4])
+                umount(before.split()[4])
 
 
 def _needed(*below: str) -> list[str]:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -67,8 +68,9 @@ def wait_answering(lab: str, host: LabHost, *, timeout_s: float = READY_S) -> Pr
     """Waits until the daemon serves its API. Says what it wrote if it ends instead."""
     started = time.monotonic()
     while True:
+        reached = client(host)  # raises when the host is down
         try:
-            client(host).info()
+            reached.info()
         except UnavailableError:
             pass
         else:
@@ -96,7 +98,7 @@ def make_cluster(lab: str, hosts: Sequence[LabHost], *, timeout_s: float = READY
         request = JoinRequest(token=token, manager=address, advertise_addr=str(host.address))
         client(host).join(request)
 
-    in_parallel(join, others)
+    in_parallel(join, others, give_up=partial(power_off, hosts))
     started = time.monotonic()
     while True:
         unready = {host.name for host in hosts} - {
@@ -109,12 +111,27 @@ def make_cluster(lab: str, hosts: Sequence[LabHost], *, timeout_s: float = READY
         time.sleep(_POLL_S)
 
 
-def in_parallel(work: Callable[[T], U], items: Sequence[T]) -> list[U]:
-    """Results in the order of ``items``. All have ended when the first failure is raised."""
+def in_parallel(work: Callable[[T], U], items: Sequence[T], *, give_up: Callable[[], None] = lambda: None) -> list[U]:
+    """Results in the order of ``items``. All have ended when the first failure, or Ctrl-C, is raised.
+
+    ``give_up`` is called first then, and does what makes the others end soon.
+    """
     if not items:
         return []
     with ThreadPoolExecutor(max_workers=min(len(items), 4 * (os.cpu_count() or 1))) as pool:
-        return [future.result() for future in [pool.submit(work, item) for item in items]]
+        futures = [pool.submit(work, item) for item in items]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            give_up()
+            raise
+
+
+def power_off(hosts: Sequence[LabHost]) -> None:
+    """Ends whatever waits for something on these hosts."""
+    for host in hosts:
+        processes.kill(host.init)
 
 
 def _inside(host: LabHost, path: str) -> Path:

@@ -189,7 +189,9 @@ def _build(lab: LabState, *, join: bool, progress: Callable[[str], None]) -> Lab
     if with_daemon and join:
         progress(f"{with_daemon[0].name} makes a cluster, the others join")
         daemons.make_cluster(lab.name, with_daemon)
-    found = in_parallel(partial(daemons.wait_answering, lab.name), with_daemon)
+    found = in_parallel(
+        partial(daemons.wait_answering, lab.name), with_daemon, give_up=partial(daemons.power_off, lab.hosts)
+    )
     for host, daemon in zip(with_daemon, found, strict=True):
         lab = _with(lab, replace(host, daemon=daemon))
     state.save(lab)

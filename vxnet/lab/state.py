@@ -95,8 +95,8 @@ def netns_link(lab: str, host: str = "") -> Path:
 
 
 def netns_links(lab: str) -> list[Path]:
-    """All that there are of a lab."""
-    return [*NETNS.glob(f"vxnet-lab-{lab}"), *NETNS.glob(f"vxnet-lab-{lab}.*")]
+    """All of a lab, dead ones too."""
+    return [netns_link(lab), *NETNS.glob(f"{netns_link(lab).name}.*")]
 
 
 def names() -> tuple[str, ...]:

@@ -17,12 +17,11 @@ from __future__ import annotations
 import ipaddress
 import subprocess
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Final
 
+from vxnet.host.netns import CLONE_NEWNET, set_sysctls
 from vxnet.lab import namespaces
 from vxnet.lab.boot import SYSTEM_PATH
-from vxnet.lab.namespaces import CLONE_NEWNET
 from vxnet.lab.process import Process
 from vxnet.lab.state import LabHost, LabState
 from vxnet.model.address import IPInterface
@@ -52,13 +51,10 @@ def create(lab: LabState) -> None:
     """The bridge, without ports."""
     assert lab.underlay
 
-    def quieten() -> None:
-        # The bridge is a switch, not a machine: it has no address, and no iptables rules meet its frames.
-        Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").write_text("1")
-        for path in Path("/proc/sys/net/bridge").glob("bridge-nf-call-*"):
-            path.write_text("0")
-
-    namespaces.in_host(lab.underlay, "underlay", quieten, CLONE_NEWNET)
+    # The bridge is a switch, not a machine: it has no address, and no iptables rules meet its frames.
+    settings = {f"bridge/bridge-nf-call-{tables}": "0" for tables in ("iptables", "ip6tables", "arptables")}
+    settings["ipv6/conf/default/disable_ipv6"] = "1"
+    namespaces.in_host(lab.underlay, "underlay", lambda: set_sysctls(settings), CLONE_NEWNET)
     options = "forward_delay 0 mcast_snooping 0"
     _ip(lab.underlay, [f"link add {_BRIDGE} mtu {lab.mtu} type bridge {options}", f"link set {_BRIDGE} up"])
 
@@ -80,6 +76,9 @@ def plug_in(lab: LabState, hosts: Iterable[LabHost]) -> None:
 
 def configure(host: LabHost) -> None:
     """What the host's own network set-up would do. No default route: a lab has no outside."""
+    # Addresses are good at once: nobody waits here for what duplicate address detection could find.
+    settings = {f"ipv6/conf/{_NIC}/accept_dad": "0"}
+    namespaces.in_host(host.init, host.name, lambda: set_sysctls(settings), CLONE_NEWNET)
     addresses = [
         f"addr add {address} dev {_NIC}{' nodad' if address.version == 6 else ''}" for address in host.interfaces
     ]
