@@ -49,6 +49,18 @@ def list_options(command: F) -> F:
     return command
 
 
+def session_options(command: F) -> F:
+    """``--sig-proxy`` and ``--detach-keys`` of what attaches to a container's first command."""
+    for option in (
+        click.option(
+            "--detach-keys", default="ctrl-p,ctrl-q", show_default=True, metavar="KEYS", help="Leave, and let it run."
+        ),
+        click.option("--sig-proxy/--no-sig-proxy", default=True, help="Pass signals on to the command; the default."),
+    ):
+        command = option(command)
+    return command
+
+
 def filter_option(*keys: str) -> Callable[[F], F]:
     """``-f KEY=VALUE``, repeatable; see :func:`matches`."""
 

@@ -12,7 +12,7 @@ import click
 
 from vxnet.cli.complete import network_names
 from vxnet.cli.group import FAILURES, report
-from vxnet.cli.options import address, command_of, not_built, pairs
+from vxnet.cli.options import address, command_of, not_built, pairs, session_options
 from vxnet.cluster.client import Client
 from vxnet.model.address import IPAddress
 from vxnet.model.container import ContainerSpec, NetworkWish
@@ -69,7 +69,7 @@ def _failing_as_run() -> Iterator[None]:
 @click.option("--env-file", "env_files", multiple=True, type=click.Path(exists=True, dir_okay=False), metavar="FILE")
 @click.option("-w", "--workdir", default="", metavar="DIRECTORY", help="Default: /.")
 @click.option("-l", "--label", "labels", multiple=True, callback=pairs, metavar="KEY=VALUE")
-@click.option("--sig-proxy/--no-sig-proxy", default=True, help="Pass signals on to the command.")
+@session_options
 @not_built(
     *("-p --publish", "-v --volume", "--mount", "--tmpfs", "--rootfs", "-u --user", "-m --memory", "--memory-swap"),
     *(
@@ -96,7 +96,7 @@ def _failing_as_run() -> Iterator[None]:
     *("--cap-add", "--cap-drop", "--security-opt", "--sysctl", "--device", "--group-add", "--pid", "--ipc", "--uts"),
     *("--userns", "--cgroupns", "--cgroup-parent", "--stop-signal", "--stop-timeout", "--log-driver", "--log-opt"),
     *("--health-cmd", "--health-interval", "--health-retries", "--health-timeout", "-a --attach", "--cidfile"),
-    *("--label-file", "--detach-keys", "--volumes-from"),
+    *("--label-file", "--volumes-from"),
     flags=["-P --publish-all", "--privileged", "--read-only", "--init", "--no-healthcheck", "--oom-kill-disable"],
 )
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[--] COMMAND [ARG]...")
@@ -117,6 +117,7 @@ def run(
     workdir: str,
     labels: dict[str, str],
     sig_proxy: bool,
+    detach_keys: str,
     command: tuple[str, ...],
 ) -> None:
     """Run a command in a new container.
@@ -135,26 +136,30 @@ def run(
         networks=network_wishes(networks, ip, aliases),
         labels=labels,
     )
-    if tty and interactive and not detach:
-        _need_terminal()
-    container = client.create_container(spec)
     if detach:
+        container = client.create_container(spec)
         with _told_apart(client, container.id, remove):
             client.start(container.id)
         click.echo(container.id)
-        return
-    raise click.exceptions.Exit(_run_attached(client, container.id, spec, sig_proxy))
+    else:
+        raise click.exceptions.Exit(_run_attached(client, spec, sig_proxy, detach_keys))
 
 
-def _run_attached(client: Client, id: str, spec: ContainerSpec, sig_proxy: bool) -> int:
+def _run_attached(client: Client, spec: ContainerSpec, sig_proxy: bool, detach_keys: str) -> int:
     """The command's exit status. Attached before the command starts, so that nothing it says is lost."""
     from vxnet.cluster import terminal
 
-    def start() -> None:
-        client.start(id)
-
+    need_terminal(spec.terminal and spec.stdin)
+    terminal.parse_keys(detach_keys)  # refused before anything is made
+    id = client.create_container(spec).id
     with _told_apart(client, id, spec.remove):
-        return terminal.attach(client.shim(id), stdin=spec.stdin, sig_proxy=sig_proxy, start=start)
+        return terminal.attach(
+            client.shim(id),
+            stdin=spec.stdin,
+            sig_proxy=sig_proxy,
+            detach_keys=detach_keys,
+            start=lambda: client.start(id),
+        )
 
 
 @contextlib.contextmanager
@@ -171,8 +176,8 @@ def _told_apart(client: Client, id: str, remove: bool) -> Iterator[None]:
         raise click.exceptions.Exit(status or NOT_RUN) from None
 
 
-def _need_terminal() -> None:
-    if not sys.stdin.isatty():
+def need_terminal(wanted: bool) -> None:
+    if wanted and not sys.stdin.isatty():
         raise CallerError("-t with -i needs a terminal as standard input", hint="leave -t out when piping")
 
 

@@ -12,10 +12,9 @@ from collections.abc import Iterable, Iterator
 import click
 
 from vxnet.cli.complete import container_names, running_names
-from vxnet.cli.options import command_of, not_built
-from vxnet.cli.run import environment
+from vxnet.cli.options import command_of, not_built, session_options
+from vxnet.cli.run import environment, need_terminal
 from vxnet.cluster.client import Client
-from vxnet.model.errors import CallerError
 
 
 @click.command("exec", context_settings={"allow_interspersed_args": False})
@@ -46,8 +45,7 @@ def exec_(
 
     argv = command_of(command)
     variables = environment(env, env_files, os.environ)
-    if tty and interactive and not sys.stdin.isatty():
-        raise CallerError("-t with -i needs a terminal as standard input", hint="leave -t out when piping")
+    need_terminal(tty and interactive)
     status = terminal.execute(
         client.shim(container), argv, env=variables, workdir=workdir, terminal=tty, stdin=interactive
     )
@@ -56,18 +54,18 @@ def exec_(
 
 @click.command()
 @click.option("--no-stdin", is_flag=True, help="Only watch.")
-@click.option("--sig-proxy/--no-sig-proxy", default=True, help="Pass signals on to the command.")
+@session_options
 @click.argument("container", shell_complete=running_names)
-@not_built("--detach-keys")
 @click.pass_obj
-def attach(client: Client, no_stdin: bool, sig_proxy: bool, container: str) -> None:
+def attach(client: Client, no_stdin: bool, sig_proxy: bool, detach_keys: str, container: str) -> None:
     """Read and write with a running container.
 
     Ends with the exit status of its first command.
     """
     from vxnet.cluster import terminal
 
-    raise click.exceptions.Exit(terminal.attach(client.shim(container), stdin=not no_stdin, sig_proxy=sig_proxy))
+    status = terminal.attach(client.shim(container), stdin=not no_stdin, sig_proxy=sig_proxy, detach_keys=detach_keys)
+    raise click.exceptions.Exit(status)
 
 
 @click.command()
