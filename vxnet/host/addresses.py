@@ -47,7 +47,7 @@ _RTMSG = struct.Struct("=BBBBBBBBI")
 
 
 class Address(NamedTuple):
-    index: int
+    ifindex: int
     """Of the link."""
     interface: IPInterface
     scope: int
@@ -59,7 +59,7 @@ class Route(NamedTuple):
 
     destination: IPNetwork
     via: IPAddress | None
-    index: int
+    ifindex: int
     """Of the link; 0: of several, or none."""
     priority: int
     ours: bool
@@ -115,7 +115,7 @@ def dump_routes(netlink: Netlink) -> list[Route]:
                 Route(
                     destination=ipaddress.ip_network((destination, length)),
                     via=None if gateway is None else ipaddress.ip_address(gateway),
-                    index=_u32(parts.get(RTA_OIF)),
+                    ifindex=_u32(parts.get(RTA_OIF)),
                     priority=_u32(parts.get(RTA_PRIORITY)),
                     ours=protocol == PROTOCOL,
                 )
@@ -142,7 +142,7 @@ def delete_default(via: IPAddress, index: int) -> bytes:
 
 
 class Path(NamedTuple):
-    index: int
+    ifindex: int
     """Of the link that a packet leaves by."""
     mtu: int | None
     """That the route itself sets."""

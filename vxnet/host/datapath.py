@@ -186,7 +186,9 @@ class Datapath:
     def _settle(self) -> list[str]:
         return netns.inside(self.namespace, lambda: netns.set_sysctls(SYSCTLS))
 
-    def ensure_segments(self, segments: Sequence[Segment], port: int) -> tuple[list[Change], dict[str, Link], frozenset[str]]:
+    def ensure_segments(
+        self, segments: Sequence[Segment], port: int
+    ) -> tuple[list[Change], dict[str, Link], frozenset[str]]:
         """Bridges and tunnels with all their attributes: changes, the links there are now, names of the new ones."""
         found = links.dump(self.netlink)
         clear: list[Step] = []
@@ -197,7 +199,7 @@ class Datapath:
             for wish in (bridge_wish(segment), tunnel_wish(segment, port)):
                 link = found.get(wish.name)
                 if link is not None and (reason := incompatible(wish, link)):
-                    clear.append(Step("delete", f"link {wish.name}: {reason}", links.delete([link.index])))
+                    clear.append(Step("delete", f"link {wish.name}: {reason}", links.delete([link.ifindex])))
                     link = None
                 if link is not None:
                     continue
@@ -224,10 +226,10 @@ class Datapath:
             bridge, tunnel = found.get(wish.name), found.get(tunnel_name(segment.vni))
             if bridge is None or tunnel is None:
                 continue
-            enslaved = mend(tunnel_wish(segment, port), tunnel, bridge.index)
+            enslaved = mend(tunnel_wish(segment, port), tunnel, bridge.ifindex)
             steps += present((mend(wish, bridge), enslaved))
             # The flags of a port that has just joined are the kernel's defaults, not what was seen before.
-            seen = tunnel if tunnel.master == bridge.index else tunnel._replace(port={})
+            seen = tunnel if tunnel.master == bridge.ifindex else tunnel._replace(port={})
             steps += present((mend_port(tunnel.name, seen, TUNNEL_PORT),))
         return steps
 
@@ -244,7 +246,7 @@ class Datapath:
 
 def delete_links(netlink: Netlink, doomed: Sequence[Link]) -> list[Change]:
     """Delete links, all in one go."""
-    failures = netlink.batch(links.delete(link.index for link in doomed))
+    failures = netlink.batch(links.delete(link.ifindex for link in doomed))
     error = next((failure[1] for at, failure in failures.items() if at == len(doomed)), "")
     return [Change(verb="delete", object=f"link {link.name}", error=error) for link in doomed]
 
@@ -292,5 +294,3 @@ def changed_remotes(before: Sequence[Remote], after: Sequence[Remote]) -> tuple[
     gone = [remote for mac, remote in old.items() if (other := new.get(mac)) is not remote and other != remote]
     come = [remote for mac, remote in new.items() if (other := old.get(mac)) is not remote and other != remote]
     return gone, come
-
-

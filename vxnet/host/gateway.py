@@ -68,15 +68,15 @@ def ensure(netlink: Netlink, gateway: GatewayBridge | None) -> tuple[list[Change
 
 def address_steps(netlink: Netlink, link: Link, wanted: Sequence[IPInterface]) -> list[Step]:
     """Add those that lack, then delete what vxnet set earlier. Other people's addresses stay."""
-    there = addresses.dump(netlink, link.index)
+    there = addresses.dump(netlink, link.ifindex)
     held = {address.interface for address in there}
     steps = [
-        Step("add", f"address {one} dev {link.name}", [addresses.add(link.index, one)])
+        Step("add", f"address {one} dev {link.name}", [addresses.add(link.ifindex, one)])
         for one in wanted
         if one not in held
     ]
     return steps + [
-        Step("delete", f"address {one.interface} dev {link.name}", [addresses.delete(link.index, one.interface)])
+        Step("delete", f"address {one.interface} dev {link.name}", [addresses.delete(link.ifindex, one.interface)])
         for one in there
         if one.ours and one.interface not in wanted
     ]

@@ -16,6 +16,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from types import TracebackType
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from vxnet.host import addresses, datapath, gateway, links, neighbours, netns, nft, sandbox
 from vxnet.host.datapath import Datapath, Home, Resident, bridge_name, tunnel_name
 from vxnet.host.links import Link
@@ -24,7 +26,7 @@ from vxnet.host.netlink import Netlink
 from vxnet.host.sandbox import Entered, Side, Sides
 from vxnet.model.address import IPAddress
 from vxnet.model.errors import HostError
-from vxnet.model.host import DATAPATH_NAMESPACE, Change, HostState, Segment
+from vxnet.model.host import DATAPATH_NAMESPACE, Change, HostState, Remote
 
 ORPHAN_GRACE_S = 3.0
 """How long the port of a container that is no more may stay. It dies with the container's namespace, at no cost to
@@ -79,10 +81,13 @@ class Kernel:
         """Make the kernel what ``state`` says; what was done or tried, in order.
 
         ``sandboxes``: ids of those to look at, and the rows are taken to be as last seen; None: look at everything.
-        The shared part (segments, vxnet_gw, the host's table) is looked at each time. Single failures stand in
-        :attr:`Change.error` and are tried again at the next call. Raises HostError if nothing can be done at all.
+        The shared part (segments, vxnet_gw, the host's table) is looked at each time. The empty state is a host
+        without vxnet: :meth:`teardown`. Single failures stand in :attr:`Change.error` and are tried again at the next
+        call. Raises HostError if nothing can be done at all.
         """
         try:
+            if _is_empty(state):
+                return self.teardown()
             return self._reconcile(state, sandboxes)
         except OSError as error:
             self._carried.clear()
@@ -122,7 +127,7 @@ class Kernel:
                 changes.append(entered)
             elif entered is not None:
                 try:
-                    changes += self._sandbox(entered, sides)
+                    changes += [replace(change, sandbox=one.id) for change in self._sandbox(entered, sides)]
                 finally:
                     entered.close()
         self._tables.keep_only(frozenset(("host", *(one.id for one in state.sandboxes))))
@@ -145,7 +150,9 @@ class Kernel:
 
     # Rows
 
-    def _rows(self, state: HostState, found: Mapping[str, Link], made: frozenset[str], *, complete: bool) -> list[Change]:
+    def _rows(
+        self, state: HostState, found: Mapping[str, Link], made: frozenset[str], *, complete: bool
+    ) -> list[Change]:
         """``made``: names of the links that are new, and so have no rows yet."""
         carried = _to_carry(state, found)
         wanted: Rows = {}
@@ -169,7 +176,7 @@ class Kernel:
             tunnels = {one.home.tunnel: one.home.bridge for one in carried.values()}
             there = neighbours.dump(self._datapath.netlink, tunnels)
         difference = neighbours.difference(wanted, there)
-        describe = neighbours.describer({link.index: link.name for link in found.values()})
+        describe = neighbours.describer({link.ifindex: link.name for link in found.values()})
         changes = neighbours.apply(self._datapath.netlink, difference, wanted, there, describe)
         self._carried = {} if any(change.error for change in changes) else carried
         return changes
@@ -203,11 +210,11 @@ class Kernel:
     def route_mtu(self, destinations: Iterable[IPAddress]) -> int:
         """The smallest MTU of the routes to these addresses, as configured; 1500 if none of them has one."""
         try:
-            found = {link.index: link.mtu for link in links.dump(self._netlink).values()}
+            found = {link.ifindex: link.mtu for link in links.dump(self._netlink).values()}
             ways = [way for way in addresses.paths(self._netlink, list(destinations)) if way is not None]
         except OSError as error:
             raise HostError(f"cannot read the routes: {error.strerror}") from error
-        mtus = [way.mtu or found.get(way.index, DEFAULT_MTU) for way in ways]
+        mtus = [way.mtu or found.get(way.ifindex, DEFAULT_MTU) for way in ways]
         return min(mtus, default=DEFAULT_MTU)
 
     def teardown(self) -> list[Change]:
@@ -240,6 +247,10 @@ class Kernel:
         return changes
 
 
+def _is_empty(state: HostState) -> bool:
+    return not (state.segments or state.sandboxes or state.gateway or state.vteps)
+
+
 def _to_carry(state: HostState, found: Mapping[str, Link]) -> dict[int, _Carried]:
     """By VNI, for each segment that has its devices."""
     residents: dict[int, list[Resident]] = {}
@@ -247,13 +258,11 @@ def _to_carry(state: HostState, found: Mapping[str, Link]) -> dict[int, _Carried
         for interface in box.interfaces:
             port = found.get(interface.port)
             if interface.vni is not None and port is not None:
-                residents.setdefault(interface.vni, []).append(Resident(interface, port.index))
+                residents.setdefault(interface.vni, []).append(Resident(interface, port.ifindex))
     carried = {}
     for segment in state.segments:
         bridge, tunnel = found.get(bridge_name(segment.vni)), found.get(tunnel_name(segment.vni))
         if bridge is not None and tunnel is not None:
-            home = Home(bridge.index, tunnel.index)
-            carried[segment.vni] = _Carried(
-                home, segment.remotes, segment.flood, tuple(residents.get(segment.vni, ()))
-            )
+            home = Home(bridge.ifindex, tunnel.ifindex)
+            carried[segment.vni] = _Carried(home, segment.remotes, segment.flood, tuple(residents.get(segment.vni, ())))
     return carried

@@ -61,7 +61,7 @@ Value = int | IPAddress
 class Link(NamedTuple):
     """A link as the kernel has it."""
 
-    index: int
+    ifindex: int
     name: str
     kind: str
     """Of ``ip link add type``; empty: none."""
@@ -158,7 +158,7 @@ def _parse(body: memoryview) -> Link:
     info = attributes(found.get(IFLA_LINKINFO, b""))
     namespace = found.get(IFLA_LINK_NETNSID)
     return Link(
-        index=index,
+        ifindex=index,
         name=_text(found.get(IFLA_IFNAME)),
         kind=_text(info.get(IFLA_INFO_KIND)),
         up=bool(flags & IFF_UP),

@@ -146,9 +146,7 @@ def apply(
         failure = failures.get(position)
         if failure is None or failure[0] not in GONE:
             changes.append(
-                Change(
-                    verb="delete", object=describe(key, found[key]), error="" if failure is None else failure[1]
-                )
+                Change(verb="delete", object=describe(key, found[key]), error="" if failure is None else failure[1])
             )
     return changes
 

@@ -79,7 +79,7 @@ def in_thread(function: Callable[[], T]) -> T:
     def run() -> None:
         try:
             results.append(function())
-        except BaseException as error:  # handed to the caller, whatever it is
+        except BaseException as error:  # noqa: BLE001 - the caller gets it, whatever it is
             errors.append(error)
 
     thread = threading.Thread(target=run, name="netns")

@@ -11,13 +11,15 @@ from __future__ import annotations
 import re
 import struct
 import subprocess
-from collections.abc import Hashable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Mapping
+from typing import NamedTuple, TypeVar
 
 from vxnet.host import netns
 from vxnet.host.netlink import Netlink, attribute, attributes, message
 from vxnet.model.errors import HostError
 from vxnet.model.host import NFT_TABLE, Change
+
+T = TypeVar("T")
 
 NETLINK_NETFILTER = 12
 _SUBSYSTEM = 10 << 8
@@ -67,7 +69,7 @@ class Running:
             )
 
         self._text = text
-        self._process = _run_nft(start, namespace)
+        self._process = _start(start, namespace)
 
     def error(self) -> str:
         """Wait for its end; empty: done."""
@@ -82,7 +84,7 @@ class Running:
         return next(iter(said.splitlines()), f"nft ended with status {self._process.returncode}")
 
 
-def _run_nft(start, namespace):  # type: ignore[no-untyped-def]
+def _start(start: Callable[[], T], namespace: int | None) -> T:
     try:
         return start() if namespace is None else netns.inside(namespace, start)
     except FileNotFoundError as error:
@@ -104,7 +106,7 @@ def read(namespace: int | None) -> Ruleset | None:
             ["nft", "-s", "list", "table", *TABLE.split()], capture_output=True, text=True, timeout=TIMEOUT_S
         )
 
-    done: subprocess.CompletedProcess[str] = _run_nft(start, namespace)
+    done = _start(start, namespace)
     return _parse(done.stdout) if done.returncode == 0 else None
 
 

@@ -125,7 +125,7 @@ def enter(sandbox: Sandbox, foreign: frozenset[tuple[int, int]]) -> Entered | Ch
 
 
 def _refused(sandbox: Sandbox, error: str) -> Change:
-    return Change(verb="add", object=f"sandbox {sandbox.id[:12]}", error=error)
+    return Change(verb="add", object=f"sandbox {sandbox.id[:12]}", error=error, sandbox=sandbox.id)
 
 
 def begin_resolver(entered: Entered, tables: Tables) -> None:
@@ -146,7 +146,9 @@ def ensure(entered: Entered, sides: Sides) -> list[Change]:
     steps: list[Step] = []
     loopback = found.get("lo")
     if loopback is not None and not loopback.up:
-        steps.append(Step("replace", f"link lo in {entered.sandbox.id[:12]} up", [links.change(loopback.index, up=True)]))
+        steps.append(
+            Step("replace", f"link lo in {entered.sandbox.id[:12]} up", [links.change(loopback.ifindex, up=True)])
+        )
     for interface in entered.sandbox.interfaces:
         link = found.get(interface.name)
         if link is None or link.kind != "veth":
@@ -183,16 +185,16 @@ def _ensure_pair(
     flags = GATEWAY_PORT if interface.vni is None else CONTAINER_PORT
     port = side.found.get(interface.port)
     changes: list[Change] = []
-    if port is not None and inner is not None and port.peer == inner.index and inner.peer == port.index:
-        seen = port if port.master == bridge.index else port._replace(port={})
-        return carry_out(side.netlink, present((mend(wish, port, bridge.index), mend_port(wish.name, seen, flags))))
+    if port is not None and inner is not None and port.peer == inner.ifindex and inner.peer == port.ifindex:
+        seen = port if port.master == bridge.ifindex else port._replace(port={})
+        return carry_out(side.netlink, present((mend(wish, port, bridge.ifindex), mend_port(wish.name, seen, flags))))
     if port is not None and port.alias.startswith(MARK):
         # Of a namespace that is dying, or of one that had this name before.
-        changes += carry_out(side.netlink, [Step("delete", f"link {port.name}", links.delete([port.index]))])
+        changes += carry_out(side.netlink, [Step("delete", f"link {port.name}", links.delete([port.ifindex]))])
     words = f"link {interface.port} to {interface.name} in {entered.sandbox.id[:12]}"
     peer = Peer(interface.name, interface.mac, entered.namespace)
     target = None if side.namespace == maker.namespace else side.namespace
-    request = links.add(wish, namespace=target, master=bridge.index, peer=peer)
+    request = links.add(wish, namespace=target, master=bridge.ifindex, peer=peer)
     made = carry_out(maker.netlink, [Step("add", words, [request])])
     changes += made
     if any(change.error for change in made):
@@ -201,7 +203,7 @@ def _ensure_pair(
     if port is None:
         return changes
     side.found[port.name] = port
-    completed = present((mend(wish, port, bridge.index), mend_port(wish.name, port, flags)))
+    completed = present((mend(wish, port, bridge.ifindex), mend_port(wish.name, port, flags)))
     return changes + unless_new(carry_out(side.netlink, completed), [words])
 
 
@@ -209,13 +211,13 @@ def _route_steps(inner: Netlink, sandbox: Sandbox, found: Mapping[str, Link]) ->
     """Default routes through vxnet_gw; vxnet's own others are taken away."""
     way_out = next((found.get(one.name) for one in sandbox.interfaces if one.vni is None), None)
     there = [route for route in addresses.dump_routes(inner) if route.destination.prefixlen == 0 and route.ours]
-    wanted = {(via, way_out.index) for via in sandbox.default_via} if way_out is not None else set()
-    held = {(route.via, route.index) for route in there}
+    wanted = {(via, way_out.ifindex) for via in sandbox.default_via} if way_out is not None else set()
+    held = {(route.via, route.ifindex) for route in there}
     # Delete first where the place is taken: two default routes of one metric exclude each other.
     steps = [
-        Step("delete", f"route default via {route.via}", [addresses.delete_default(route.via, route.index)])
+        Step("delete", f"route default via {route.via}", [addresses.delete_default(route.via, route.ifindex)])
         for route in there
-        if route.via is not None and (route.via, route.index) not in wanted
+        if route.via is not None and (route.via, route.ifindex) not in wanted
     ]
     return steps + [
         Step("add", f"route default via {via}", [addresses.add_default(via, index)])

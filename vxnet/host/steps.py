@@ -55,11 +55,11 @@ def mend(wish: Wish, link: Link, master: int | None = None) -> Step | None:
         settings["alias"] = wish.alias
     if wish.mac is not None and link.mac != wish.mac:
         settings["mac"] = wish.mac
-    messages = [links.change(link.index, **settings)] if settings else []
+    messages = [links.change(link.ifindex, **settings)] if settings else []
     names = [f"{name} {value}" if name != "up" else name for name, value in settings.items()]
     differing = links.differing(wish.data, link.data, wish.kind) if wish.data else []
     if differing:
-        messages.append(links.change_data(link.index, wish))
+        messages.append(links.change_data(link.ifindex, wish))
         names += differing
     return Step("replace", f"link {wish.name} {', '.join(names)}", messages) if messages else None
 
@@ -70,7 +70,7 @@ def mend_port(name: str, link: Link, flags: Mapping[str, int]) -> Step | None:
     if not differing:
         return None
     words = ", ".join(f"{flag.removeprefix('IFLA_BRPORT_').lower()} {flags[flag]}" for flag in differing)
-    return Step("replace", f"port {name} {words}", [links.change_port(link.index, {f: flags[f] for f in differing})])
+    return Step("replace", f"port {name} {words}", [links.change_port(link.ifindex, {f: flags[f] for f in differing})])
 
 
 def present(steps: Iterable[Step | None]) -> list[Step]:

@@ -1,0 +1,161 @@
+"""What this host's kernel shall look like, out of the cluster's wishes and the gossiped facts.
+
+Pure: the same arguments give the same record, byte for byte, whatever order they came in.
+
+A segment exists only where a container of this host lives on the network; its remotes are the other hosts' endpoints
+in it, and broadcast goes to just their VTEPs. A container finds others at the MTU of the underlay less what the
+encapsulation adds: 14 inner Ethernet + 8 VXLAN + 8 UDP + 20 IPv4 or 40 IPv6 (RFC 7348, section 5).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from vxnet.model.address import IPAddress
+from vxnet.model.cluster import Cluster, Network, Node
+from vxnet.model.container import Attachment, Container
+from vxnet.model.host import GatewayBridge, HostState, Interface, Remote, Sandbox, Segment
+from vxnet.model.row import Endpoint
+
+OVERHEAD_IPV4 = 50
+OVERHEAD_IPV6 = 70
+PORT_NAME_MAX = 15
+"""IFNAMSIZ less its zero octet."""
+_ID_DIGITS_MIN = 8
+
+
+def plan(
+    *,
+    self_node: Node,
+    cluster: Cluster,
+    networks: Mapping[str, Network],
+    containers: Sequence[Container],
+    endpoints: Iterable[tuple[str, Endpoint]],
+    members: Mapping[str, IPAddress],
+    underlay_mtu: int | Callable[[Sequence[IPAddress]], int],
+    gateway: GatewayBridge | None,
+    dns_ports: Mapping[str, int],
+) -> HostState:
+    """The desired state.
+
+    ``containers``: of this host, with a living first process. ``endpoints``: (id of the owner, row), judged good; rows
+    of this host's own are passed over. ``members``: VTEP of each node that may send, by node id. ``underlay_mtu``: of
+    the paths to the VTEPs, or a function of them. ``dns_ports``: where each container's resolver listens.
+    """
+    local = self_node.data_path_addr
+    vteps = _sorted_addresses({*members.values()} - {local})
+    path_mtu = underlay_mtu if isinstance(underlay_mtu, int) else underlay_mtu(vteps)
+    inner_mtu = path_mtu - (OVERHEAD_IPV4 if local.version == 4 else OVERHEAD_IPV6)
+
+    mtus: dict[str, int] = {}
+    residents: dict[str, list[Attachment]] = {}
+    for container in containers:
+        for attachment in container.attachments:
+            network = networks.get(attachment.network)
+            if network is not None and network.driver == "overlay":
+                mtus[network.id] = network.mtu or inner_mtu
+                residents.setdefault(network.id, []).append(attachment)
+
+    elsewhere: dict[str, list[tuple[str, Endpoint]]] = {network: [] for network in residents}
+    for owner, endpoint in endpoints:
+        rows = elsewhere.get(endpoint.network)
+        if rows is not None and owner != self_node.id and endpoint.vtep != local:
+            rows.append((owner, endpoint))
+
+    segments = tuple(
+        _segment(networks[network], local, mtus[network], residents[network], elsewhere[network])
+        for network in sorted(residents, key=lambda network: networks[network].vni)
+    )
+    senders = {vtep for segment in segments for vtep in segment.flood}
+    return HostState(
+        segments=segments,
+        sandboxes=tuple(
+            _sandbox(container, networks, mtus, gateway, dns_ports.get(container.id, 0))
+            for container in sorted(containers, key=lambda container: container.id)
+        ),
+        gateway=gateway,
+        data_port=cluster.data_port,
+        # Also of nodes that are gone from the members but whose containers are still kept on the paths.
+        vteps=_sorted_addresses({*vteps, *senders}),
+    )
+
+
+def _segment(
+    network: Network, local: IPAddress, mtu: int, here: list[Attachment], there: list[tuple[str, Endpoint]]
+) -> Segment:
+    """Of two that claim a MAC or an address, one that lives here is right; then the first by node id."""
+    macs = {attachment.mac for attachment in here}
+    addresses = {interface.ip for attachment in here for interface in attachment.addresses}
+    remotes = []
+    for _owner, endpoint in sorted(there, key=_owner_and_mac):
+        free = tuple(address for address in endpoint.addresses if address not in addresses)
+        if endpoint.vni != network.vni or endpoint.mac in macs or not free:
+            continue
+        macs.add(endpoint.mac)
+        addresses.update(free)
+        remotes.append(Remote(mac=endpoint.mac, addresses=free, vtep=endpoint.vtep))
+    remotes.sort(key=lambda remote: remote.mac)
+    return Segment(
+        vni=network.vni,
+        mtu=mtu,
+        local=local,
+        remotes=tuple(remotes),
+        flood=_sorted_addresses({remote.vtep for remote in remotes}),
+    )
+
+
+def _owner_and_mac(row: tuple[str, Endpoint]) -> tuple[str, str]:
+    return row[0], row[1].mac
+
+
+def _sandbox(
+    container: Container,
+    networks: Mapping[str, Network],
+    mtus: Mapping[str, int],
+    gateway: GatewayBridge | None,
+    dns_port: int,
+) -> Sandbox:
+    interfaces = [
+        _interface(container, attachment, networks[attachment.network].vni, mtus[attachment.network])
+        for attachment in container.attachments
+        if attachment.network in mtus
+    ]
+    default_via: tuple[IPAddress, ...] = ()
+    if gateway is not None and container.gateway is not None:
+        interfaces.append(_interface(container, container.gateway, None, gateway.mtu))
+        versions = {interface.version for interface in container.gateway.addresses}
+        default_via = tuple(interface.ip for interface in gateway.addresses if interface.version in versions)
+    return Sandbox(
+        id=container.id,
+        netns=f"/proc/{container.pid}/ns/net",
+        interfaces=tuple(sorted(interfaces, key=lambda interface: interface.name)),
+        default_via=_sorted_addresses(set(default_via)),
+        dns_port=dns_port,
+    )
+
+
+def _interface(container: Container, attachment: Attachment, vni: int | None, mtu: int) -> Interface:
+    return Interface(
+        name=attachment.ifname,
+        port=port_name(container.id, attachment.ifname),
+        vni=vni,
+        mac=attachment.mac,
+        mtu=mtu,
+        addresses=attachment.addresses,
+    )
+
+
+def port_name(container_id: str, ifname: str) -> str:
+    """Of the host's end of a veth pair: ``v1a2b3c4d5e.eth0``. Readable by the first digits of the id; where the
+    interface's name leaves too few of them, a digest stands for the name."""
+    tail = f".{ifname}"
+    digits = PORT_NAME_MAX - 1 - len(tail)
+    if digits < _ID_DIGITS_MIN:
+        tail = f".{hashlib.blake2s(ifname.encode(), digest_size=2).hexdigest()}"
+        digits = PORT_NAME_MAX - 1 - len(tail)
+    return f"v{container_id[:digits]}{tail}"
+
+
+def _sorted_addresses(addresses: set[IPAddress]) -> tuple[IPAddress, ...]:
+    return tuple(sorted(addresses, key=lambda address: (address.version, address.packed)))

@@ -1,0 +1,160 @@
+"""What this host tells of itself, and what it lacks.
+
+Features are tried, not looked up: a version or a configuration file says less than the thing done once, in a namespace
+that is thrown away.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import shutil
+import socket
+from pathlib import Path
+
+from vxnet.host import addresses, gateway, links, netns, nft, sandbox
+from vxnet.host.datapath import bridge_wish, tunnel_wish
+from vxnet.host.links import Peer, Wish
+from vxnet.host.netlink import Netlink
+from vxnet.model.address import IPAddress, IPNetwork
+from vxnet.model.errors import HostError
+from vxnet.model.host import GATEWAY_BRIDGE, GatewayBridge, HostAddress, HostFacts, HostState, Segment
+
+RESOLV_CONF = Path("/etc/resolv.conf")
+_NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "uts")
+
+
+def observe_host() -> HostFacts:
+    """Looks from the calling thread's namespaces. Raises HostError if the kernel does not answer."""
+    try:
+        with Netlink() as netlink:
+            found = {link.ifindex: link for link in links.dump(netlink).values()}
+            own = {link.ifindex for link in found.values() if link.name == GATEWAY_BRIDGE}
+            held = tuple(
+                HostAddress(interface=found[one.ifindex].name, address=one.interface)
+                for one in addresses.dump(netlink)
+                if one.scope == addresses.RT_SCOPE_UNIVERSE
+                and one.ifindex not in own
+                and one.ifindex in found
+                and found[one.ifindex].up
+                and not one.interface.ip.is_loopback
+            )
+            routes = {
+                route.destination
+                for route in addresses.dump_routes(netlink)
+                if route.destination.prefixlen and route.ifindex not in own and not _is_local(route.destination)
+            }
+    except OSError as error:
+        raise HostError(f"cannot read addresses and routes: {error.strerror or error}") from error
+    return HostFacts(
+        hostname=socket.gethostname(),
+        machine_id=_first_line(Path("/etc/machine-id")),
+        addresses=held,
+        routes=tuple(sorted(routes, key=lambda one: (one.version, one))),
+        nameservers=nameservers(_text(RESOLV_CONF)),
+        missing=missing(),
+    )
+
+
+def _is_local(prefix: IPNetwork) -> bool:
+    return prefix.is_link_local or prefix.is_multicast
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def _first_line(path: Path) -> str:
+    return next(iter(_text(path).splitlines()), "").strip()
+
+
+def nameservers(resolv_conf: str) -> tuple[IPAddress, ...]:
+    """In order; what is no address is passed over, as resolv.conf(5) has it."""
+    found: list[IPAddress] = []
+    for line in resolv_conf.splitlines():
+        words = line.split()
+        if len(words) >= 2 and words[0] == "nameserver":
+            try:
+                found.append(ipaddress.ip_address(words[1]))
+            except ValueError:
+                continue
+    return tuple(found)
+
+
+_complete = False
+"""Once nothing was missing nothing will be: the kernel and its modules do not shrink."""
+
+
+def missing() -> tuple[str, ...]:
+    """Features and programs that vxnet needs and this host lacks, each with its cure."""
+    global _complete
+    if _complete:
+        return ()
+    if os.geteuid() != 0:
+        return ("root's privileges: run it as root",)
+    lacks = [*_missing_namespaces(), *_missing_links()]
+    if shutil.which("nft") is None:
+        lacks.append("the program nft: apt-get install nftables")
+    else:
+        lacks += _missing_nft()
+    if not netns.kernel_has_filesystem("overlay"):
+        lacks.append("overlayfs: modprobe overlay, or a kernel with CONFIG_OVERLAY_FS")
+    if netns.hidden_from_host():
+        lacks.append(
+            "a mount namespace that the host sees into: run vxnetd without PrivateMounts=, ProtectSystem= and the like"
+        )
+    _complete = not lacks
+    return tuple(lacks)
+
+
+def _missing_namespaces() -> list[str]:
+    return [
+        f"{kind} namespaces: a kernel with CONFIG_NAMESPACES and all kinds of them"
+        for kind in _NAMESPACES
+        if not Path("/proc/self/ns", kind).exists()
+    ]
+
+
+def _missing_links() -> list[str]:
+    """Make one of each kind in a namespace that nobody sees."""
+    segment = Segment(vni=1, mtu=1400, local=ipaddress.ip_address("127.0.0.1"))
+    pair = Wish(name="veth0", kind="veth", mtu=1400)
+
+    def try_all() -> list[str]:
+        netns.unshare(netns.CLONE_NEWNET)
+        own = netns.current()
+        try:
+            requests = {
+                "bridge": links.add(bridge_wish(segment)),
+                "vxlan": links.add(tunnel_wish(segment, 4789)),
+                "veth": links.add(pair, peer=Peer("eth0", "02:00:00:00:00:01", own)),
+            }
+            with Netlink() as netlink:
+                failures = netlink.batch(list(requests.values()))
+        finally:
+            os.close(own)
+        return [
+            f"{kind} devices ({failures[at][1]}): modprobe {kind}, or a kernel with CONFIG_{kind.upper()}"
+            for at, kind in enumerate(requests)
+            if at in failures
+        ]
+
+    return netns.in_thread(try_all)
+
+
+def _missing_nft() -> list[str]:
+    """Load the very tables that will be needed."""
+    bridge = GatewayBridge(addresses=(ipaddress.ip_interface("172.19.0.1/16"),), mtu=1500)
+    host = gateway.ruleset(HostState(gateway=bridge)).text()
+
+    def try_all() -> str:
+        netns.unshare(netns.CLONE_NEWNET)
+        first = nft.Running(host, None).error()
+        return first or nft.Running(f"delete table {nft.TABLE}\n{sandbox.resolver_rules(1).text()}", None).error()
+
+    if error := netns.in_thread(try_all):
+        return [f"nftables with NAT in inet tables ({error}): a kernel with CONFIG_NF_TABLES_INET and CONFIG_NFT_NAT"]
+    return []
