@@ -1,8 +1,8 @@
 """The architecture is a test: who may import whom, and what the pure parts must never touch.
 
 The rules are the tables at the top; docs/architecture.md says why each is there. Imports are read from the syntax tree,
-so an import inside a function counts as well (as a *late* one), and one under ``TYPE_CHECKING`` does too: an arrow that
-only a type checker sees is still an arrow.
+so an import inside a function or under ``TYPE_CHECKING`` counts as well, as a *late* one: an arrow that is drawn late,
+or that only a type checker sees, is still an arrow.
 """
 
 from __future__ import annotations
@@ -90,11 +90,15 @@ def imports_of(path: Path) -> Iterator[Import]:
                 inside = ROOT.joinpath(*name.split("."))
                 is_module = inside.with_suffix(".py").exists() or inside.is_dir() or name.endswith("._syscalls")
                 yield Import(path, node.lineno, name if is_module else str(node.module), late)
-        late = late or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        late = late or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or for_types_only(node)
         for child in ast.iter_child_nodes(node):
             yield from walk(child, late)
 
     yield from walk(ast.parse(path.read_text(), str(path)), False)
+
+
+def for_types_only(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
 def part_of(path: Path) -> str:
