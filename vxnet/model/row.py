@@ -66,10 +66,31 @@ class Applied(msgspec.Struct, frozen=True, array_like=True, tag="applied", kw_on
 Value = Endpoint | Gateway | Applied
 
 
+class Certificate(msgspec.Struct, frozen=True, array_like=True, tag="certificate"):
+    """Whose key signed the rows beside it. Evidence travels as rows do, so that no row waits for another channel."""
+
+    der: bytes
+
+
+class Leases(msgspec.Struct, frozen=True, array_like=True, tag="leases"):
+    """Which addresses the owner may claim: a ``Signed`` :class:`~vxnet.model.cluster.LeaseSet`."""
+
+    content: bytes
+    signature: bytes
+    certificate: bytes
+    """DER; of the manager that signed."""
+
+
+Evidence = Certificate | Leases
+
+
 class Row(msgspec.Struct, frozen=True, array_like=True):
-    """``value`` None is a tombstone."""
+    """As it travels. ``value`` is packed, and None for a tombstone: a kind that this version does not know is passed on
+    all the same.
+    """
 
     kind: str
     id: str
     seq: int
-    value: Value | None
+    """Of its owner; grows with each change, from 1."""
+    value: bytes | None
