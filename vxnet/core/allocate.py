@@ -144,8 +144,11 @@ def first_blocks(network: Network, leases: Collection[Lease], nodes: Collection[
     given: list[tuple[str, IPNetwork]] = []
     for version in sorted({subnet.prefix.version for subnet in network.subnets}):
         served = {lease.node for lease in leases if lease.prefix.version == version}
+        waiting = sorted(set(nodes) - served)
+        if not waiting:
+            continue
         spaces = [FreeSpace(subnet, leases) for subnet in network.subnets if subnet.prefix.version == version]
-        for node in sorted(set(nodes) - served):
+        for node in waiting:
             for space in spaces:
                 total = space.subnet.prefix.num_addresses
                 size = min(FIRST_BLOCK[version], _power_at_most(max(total // (2 * len(nodes)), 1)))

@@ -205,6 +205,16 @@ def renewal_time(der: bytes) -> float:
     return (first + last) / 2
 
 
+def key_digest(csr: bytes) -> str:
+    """SHA-256 of the public key in a request, in hexadecimal. Raises :class:`CallerError`."""
+    try:
+        key = x509.load_der_x509_csr(csr).public_key()
+    except ValueError as error:
+        raise CallerError("that is not a certificate request") from error
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    return hashlib.sha256(key.public_bytes(serialization.Encoding.DER, form)).hexdigest()
+
+
 def certificate_digest(der: bytes) -> str:
     """SHA-256 in hexadecimal."""
     return hashlib.sha256(der).hexdigest()
@@ -245,6 +255,11 @@ def verify_signed(signed: Signed, purpose: str, roots: Sequence[bytes], now: flo
 
 
 # Join tokens: VXTKN-1-<SHA-256 of the CA's certificate, base 36>-<secret>
+
+
+def make_id(entropy: bytes) -> str:
+    """Of a node, network or cluster, from 16 octets: 25 digits and lower-case letters, as Swarm's."""
+    return make_secret(entropy)
 
 
 def make_secret(entropy: bytes) -> str:

@@ -62,6 +62,8 @@ class LeaseRequest(Record, frozen=True, kw_only=True):
     """How many more are wanted."""
     address: IPAddress | None = None
     """One chosen address (``--ip``): a block of one."""
+    family: int = 0
+    """IP version in which they are wanted; 0: in each that the network has."""
 
 
 class NetworkCreate(Record, frozen=True, kw_only=True):

@@ -50,6 +50,8 @@ class Node(Record, frozen=True, kw_only=True):
     """Prefixes its main routing table reaches, as last reported; pools avoid them."""
     version: str = ""
     """Of vxnet on it, as last reported."""
+    key: str = ""
+    """SHA-256 of the public key it joined with: a join that is tried again is the same node."""
 
 
 class Subnet(Record, frozen=True, kw_only=True):
@@ -133,3 +135,5 @@ class Assignment(Record, frozen=True, kw_only=True):
     managers: tuple[Manager, ...] = ()
     revoked: tuple[str, ...] = ()
     """Ids of removed nodes: their certificates count for nothing."""
+    others: dict[str, str] = {}
+    """What a newer manager told and this version cannot read: JSON by ``kind/id``."""

@@ -1,0 +1,56 @@
+"""Who may become a node: names and addresses are unique, so that no two hosts answer to the same one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from vxnet.core.trust import check_host_name
+from vxnet.model.api import JoinClaim
+from vxnet.model.cluster import Node
+from vxnet.model.errors import CallerError, ConflictError
+
+
+def check_claim(claim: JoinClaim, key: str, nodes: Collection[Node], alive: Callable[[str], bool]) -> Node | None:
+    """The node that ``claim`` is a repetition of (the answer to its first join was lost), or None for a new one.
+
+    ``key`` is the digest of the joiner's public key. Raises :class:`CallerError` or :class:`ConflictError`.
+    """
+    check_host_name(claim.name)
+    _check_address("advertise address", claim.advertise_addr)
+    _check_address("data-path address", claim.data_path_addr)
+    again = next((node for node in nodes if node.key == key and node.name == claim.name), None)
+    for node in nodes:
+        if node is again:
+            continue
+        if node.name.lower() == claim.name.lower():
+            if alive(node.id):
+                raise ConflictError(
+                    f"the cluster has a node {node.name!r} already (id {node.id}), and it is alive",
+                    hint="give this host another name",
+                )
+            raise ConflictError(
+                f"the cluster has a node {node.name!r} already (id {node.id}), which is down",
+                hint=f"`vxnet node rm {node.name}` on a manager if it is gone, or give this host another name",
+            )
+        theirs = (node.advertise_addr, node.data_path_addr)
+        for kind, address in (("advertise", claim.advertise_addr), ("data-path", claim.data_path_addr)):
+            if address in theirs:
+                raise ConflictError(
+                    f"the {kind} address {address} is that of node {node.name!r}",
+                    hint=f"choose another with --{'advertise' if kind == 'advertise' else 'data-path'}-addr"
+                    + ("" if alive(node.id) else f", or `vxnet node rm {node.name}` on a manager if that node is gone"),
+                )
+    if again is not None and (again.advertise_addr, again.data_path_addr) != (
+        claim.advertise_addr,
+        claim.data_path_addr,
+    ):
+        raise ConflictError(
+            f"this host is node {again.name!r} (id {again.id}) already, at {again.advertise_addr}",
+            hint=f"`vxnet node rm {again.name}` on a manager, then join again",
+        )
+    return again
+
+
+def _check_address(what: str, address: object) -> None:
+    if any(getattr(address, f"is_{kind}") for kind in ("unspecified", "loopback", "multicast")):
+        raise CallerError(f"{what} {address} cannot be reached by other hosts", hint="give an address of this host")

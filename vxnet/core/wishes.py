@@ -1,0 +1,253 @@
+"""The store's records as a manager sees them: typed, indexed, kept up to date by the store's watch.
+
+========================  ==============================================================================
+key                       record
+========================  ==============================================================================
+``cluster``               :class:`Cluster`
+``ca/<number>``           :class:`CertificateAuthority`; the highest number signs, all are roots
+``token/<role>``          :class:`JoinSecret`
+``gossip/keys``           :class:`KeyRing`
+``network/<id>``          :class:`Network`
+``node/<id>``             :class:`Node`
+``removed/<id>``          :class:`RemovedNode`: its certificate counts for nothing
+``lease/<network>/<p>``   :class:`Lease` of prefix p
+``signer/<node>``         :class:`Signer`: certificate with which that manager signs lease sets
+``set/<name>``            :class:`Counter`: changed with every addition to a set, which is what guards it
+``lead``                  the store's own
+========================  ==============================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from vxnet.core.assignment import Item, item
+from vxnet.core.trust import CertificateAuthority
+from vxnet.model.address import IPNetwork
+from vxnet.model.cluster import Cluster, GossipKey, Lease, Manager, Network, Node, Record, Role
+from vxnet.model.codec import from_json
+from vxnet.model.errors import HostError
+
+
+class JoinSecret(Record, frozen=True, kw_only=True):
+    secret: str
+
+
+class KeyRing(Record, frozen=True, kw_only=True):
+    keys: tuple[GossipKey, ...]
+    """Newest first."""
+
+
+class RemovedNode(Record, frozen=True, kw_only=True):
+    id: str
+    name: str
+    removed_at: float
+
+
+class Signer(Record, frozen=True, kw_only=True):
+    digest: str
+    """SHA-256 of the certificate."""
+
+
+class Counter(Record, frozen=True, kw_only=True):
+    last: int = 0
+    """Of ``set/vni``: the last VNI that was given. Elsewhere without a meaning."""
+
+
+_TYPES: dict[str, Any] = {
+    "cluster": Cluster,
+    "ca": CertificateAuthority,
+    "token": JoinSecret,
+    "gossip": KeyRing,
+    "network": Network,
+    "node": Node,
+    "removed": RemovedNode,
+    "lease": Lease,
+    "signer": Signer,
+    "set": Counter,
+}
+
+
+def lease_key(network: str, prefix: IPNetwork) -> str:
+    return f"lease/{network}/{prefix}"
+
+
+class Delta(NamedTuple):
+    """What a commit means to the nodes."""
+
+    items: tuple[Item, ...]
+    """For all."""
+    nodes: frozenset[str]
+    """Whose set of leases is another now."""
+    all_leases: bool
+    """All of them are to be signed anew."""
+    sets_changed: bool
+    """A node or network came or went: blocks may be missing or left over."""
+
+
+class Wishes:
+    def __init__(self) -> None:
+        self.revision = 0
+        self.cluster: Cluster | None = None
+        self.authorities: dict[str, CertificateAuthority] = {}
+        self.secrets: dict[str, JoinSecret] = {}
+        self.keys: tuple[GossipKey, ...] = ()
+        self.networks: dict[str, Network] = {}
+        self.nodes: dict[str, Node] = {}
+        self.removed: dict[str, RemovedNode] = {}
+        self._leases: dict[str, Lease] = {}
+        self._leases_of_network: dict[str, dict[str, Lease]] = {}
+        self._leases_of_node: dict[str, dict[str, Lease]] = {}
+        self._counters: dict[str, Counter] = {}
+        self._versions: dict[str, int] = {}
+
+    @classmethod
+    def of(cls, revision: int, records: Mapping[str, tuple[bytes, int]]) -> Wishes:
+        """From a snapshot: (value, version) by key. Raises :class:`HostError` on a record that cannot be read."""
+        wishes = cls()
+        for key, (value, version) in records.items():
+            wishes._put(key, value, version)
+        wishes.revision = revision
+        return wishes
+
+    def apply(self, revision: int, changes: Mapping[str, bytes | None]) -> Delta:
+        """By one commit. Raises :class:`HostError` as above, before anything is changed."""
+        for key, value in changes.items():
+            if value is not None:
+                _read(key, value)
+        leases = [self._leases.get(key) for key in changes]
+        before = (set(self.nodes), set(self.networks))
+        managers = {f"node/{node.id}" for node in self.managers}
+        for key, value in changes.items():
+            self._put(key, value, revision)
+        leases += [self._leases.get(key) for key in changes]
+        self.revision = revision
+        managers |= {f"node/{node.id}" for node in self.managers}
+        kinds = {key.partition("/")[0] for key in changes}
+        told = [key for key in changes if not key.startswith("node/") or key in managers]
+        return Delta(
+            items=tuple(self._items(told)),
+            nodes=frozenset(lease.node for lease in leases if lease is not None),
+            all_leases="signer" in kinds,
+            sets_changed=before != (set(self.nodes), set(self.networks)),
+        )
+
+    # Questions
+
+    def version(self, key: str) -> int:
+        """0: does not exist."""
+        return self._versions.get(key, 0)
+
+    def counter(self, name: str) -> int:
+        return self._counters.get(name, Counter()).last
+
+    @property
+    def authority(self) -> CertificateAuthority:
+        """The one that signs."""
+        return self.authorities[max(self.authorities, key=int)]
+
+    @property
+    def roots(self) -> tuple[bytes, ...]:
+        """Certificates, the signing CA's first."""
+        return tuple(self.authorities[number].certificate for number in sorted(self.authorities, key=int, reverse=True))
+
+    @property
+    def managers(self) -> tuple[Node, ...]:
+        return tuple(node for node in self.nodes.values() if node.role == "manager")
+
+    def role_of(self, secret: str, same: Any) -> Role | None:
+        """Whose join secret that is; ``same`` compares two texts."""
+        roles: tuple[Role, ...] = ("worker", "manager")
+        return next((role for role in roles if role in self.secrets and same(self.secrets[role].secret, secret)), None)
+
+    def leases_of_network(self, network: str) -> tuple[Lease, ...]:
+        return tuple(self._leases_of_network.get(network, {}).values())
+
+    def leases_of_node(self, node: str) -> tuple[Lease, ...]:
+        return tuple(lease for _, lease in sorted(self._leases_of_node.get(node, {}).items()))
+
+    def leases(self) -> Iterable[Lease]:
+        return self._leases.values()
+
+    def all_items(self) -> tuple[Item, ...]:
+        """What every node is told."""
+        keys = ["cluster", "ca", "gossip/keys"]
+        keys += [f"network/{id}" for id in self.networks]
+        keys += [f"node/{node.id}" for node in self.managers]
+        keys += [f"removed/{id}" for id in self.removed]
+        return tuple(self._items(keys))
+
+    # Parts
+
+    def _put(self, key: str, value: bytes | None, version: int) -> None:
+        kind, _, rest = key.partition("/")
+        record = None if value is None else _read(key, value)
+        if value is None:
+            self._versions.pop(key, None)
+        else:
+            self._versions[key] = version
+        tables: dict[str, dict[str, Any]] = {
+            "ca": self.authorities,
+            "token": self.secrets,
+            "network": self.networks,
+            "node": self.nodes,
+            "removed": self.removed,
+            "set": self._counters,
+        }
+        if kind == "cluster":
+            self.cluster = record
+        elif kind == "gossip":
+            self.keys = record.keys if record is not None else ()
+        elif kind == "lease":
+            self._put_lease(key, record)
+        elif kind in tables:
+            _set(tables[kind], rest, record)
+
+    def _put_lease(self, key: str, lease: Lease | None) -> None:
+        before = self._leases.get(key)
+        for one, value in ((before, None), (lease, lease)):
+            if one is not None:
+                _set(self._leases_of_network.setdefault(one.network, {}), key, value)
+                _set(self._leases_of_node.setdefault(one.node, {}), key, value)
+        _set(self._leases, key, lease)
+
+    def _items(self, keys: Iterable[str]) -> Iterable[Item]:
+        for key in keys:
+            kind, _, rest = key.partition("/")
+            if kind == "cluster":
+                yield item("cluster", "", self.cluster)
+            elif kind == "ca":
+                yield item("roots", "", self.roots)
+            elif kind == "gossip":
+                yield item("keys", "", self.keys)
+            elif kind == "network":
+                yield item("network", rest, self.networks.get(rest))
+            elif kind == "node":
+                yield item("manager", rest, self._manager(rest))
+            elif kind == "removed":
+                yield item("revoked", rest, True if rest in self.removed else None)
+
+    def _manager(self, id: str) -> Manager | None:
+        node = self.nodes.get(id)
+        if node is None or node.role != "manager":
+            return None
+        return Manager(id=node.id, name=node.name, addr=node.advertise_addr)
+
+
+def _set(table: dict[str, Any], key: str, value: Any) -> None:
+    if value is None:
+        table.pop(key, None)
+    else:
+        table[key] = value
+
+
+def _read(key: str, value: bytes) -> Any:
+    """None for a kind that this version does not know."""
+    kind = _TYPES.get(key.partition("/")[0])
+    if kind is None:
+        return None
+    try:
+        return from_json(value, kind)
+    except ValueError as error:
+        raise HostError(f"record {key} of the store cannot be read ({error})", hint="restore a backup") from error

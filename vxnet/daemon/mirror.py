@@ -1,0 +1,132 @@
+"""The wishes in a manager's memory, as the store's watch tells them, and what each node is to hear of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+from vxnet.cluster.store import Snapshot, Store
+from vxnet.core import assignment
+from vxnet.core.assignment import Item, Update
+from vxnet.core.wishes import Delta, Wishes
+from vxnet.model.cluster import Assignment, Signed
+from vxnet.model.errors import ForbiddenError, UnavailableError, VxnetError
+
+LOG_LENGTH = 1000
+"""Commits kept for streams that resume; who is further behind gets a snapshot."""
+REACH_S = 5.0
+"""For the mirror to show what was committed."""
+
+
+class Mirror:
+    """``sign`` makes a node's signed set of leases from :attr:`wishes`. Moves while :meth:`run` runs."""
+
+    def __init__(self, store: Store, wishes: Wishes, sign: Callable[[str], Signed]) -> None:
+        self.wishes = wishes
+        self.unsettled = asyncio.Event()
+        """Set when nodes or networks came or went: somebody should look after the blocks."""
+        self._store = store
+        self._sign = sign
+        self._moved = asyncio.Event()
+        """Set, and replaced by a new one, whenever the mirror moves."""
+        self._log: deque[tuple[int, Delta]] = deque()
+        self._log_start = wishes.revision
+        """All that came after this revision is in the log."""
+        self._signed: dict[str, Signed] = {}
+        self._stopped: VxnetError | None = None
+
+    async def run(self) -> None:
+        """Ends only with the error that stops it, or cancelled."""
+        self.unsettled.set()
+        try:
+            async with aclosing(self._store.watch("", self.wishes.revision)) as events:
+                async for event in events:
+                    if isinstance(event, Snapshot):
+                        self._restart(Wishes.of(event.revision, event.records))
+                    else:
+                        self._append(event.revision, self.wishes.apply(event.revision, event.changes))
+                    self._wake()
+        except VxnetError as error:
+            self._stopped = error
+            raise
+        finally:
+            self._stopped = self._stopped or UnavailableError("the manager is stopping")
+            self._wake()
+
+    async def reach(self, revision: int) -> None:
+        """Wait until the mirror shows ``revision``. Raises :class:`UnavailableError` if it does not in time."""
+        try:
+            async with asyncio.timeout(REACH_S):
+                while self.wishes.revision < revision:
+                    await self.wait_moved()
+        except TimeoutError:
+            raise UnavailableError("the store does not tell what was written to it", hint="see the log") from None
+
+    async def wait_moved(self) -> None:
+        """Raises what stopped :meth:`run`."""
+        if self._stopped is not None:
+            raise self._stopped
+        await self._moved.wait()
+
+    def leases_of(self, node: str) -> Signed:
+        if node not in self._signed:
+            self._signed[node] = self._sign(node)
+        return self._signed[node]
+
+    def assignment_of(self, node: str) -> Assignment:
+        return assignment.apply(None, self._snapshot(node))
+
+    async def updates(self, node: str, since: int | None) -> AsyncGenerator[Update, None]:
+        """What ``node`` has to hear after revision ``since``; None: from a snapshot on. Ends, after telling so, when
+        the node is removed. Raises :class:`ForbiddenError` if it is no node (any more), and what stops the mirror.
+        """
+        if node not in self.wishes.nodes:
+            raise ForbiddenError(f"node {node} was removed from the cluster", hint="`vxnet leave --force`, then join")
+        while True:
+            if since is None or not self._log_start <= since <= self.wishes.revision:
+                update = self._snapshot(node)
+                since = update.revision
+                yield update
+            for revision, delta in [entry for entry in self._log if entry[0] > since]:
+                since = revision
+                if items := self._items(node, delta):
+                    yield Update(revision=revision, items=items)
+            if node not in self.wishes.nodes:
+                return
+            if since == self.wishes.revision:
+                await self.wait_moved()
+
+    # Parts
+
+    def _snapshot(self, node: str) -> Update:
+        items = (*self.wishes.all_items(), assignment.item("leases", "", self.leases_of(node)))
+        return Update(revision=self.wishes.revision, snapshot=True, items=items)
+
+    def _items(self, node: str, delta: Delta) -> tuple[Item, ...]:
+        if delta.all_leases or node in delta.nodes:
+            return (*delta.items, assignment.item("leases", "", self.leases_of(node)))
+        return delta.items
+
+    def _restart(self, wishes: Wishes) -> None:
+        self.wishes = wishes
+        self._log.clear()
+        self._log_start = wishes.revision
+        self._signed.clear()
+        self.unsettled.set()
+
+    def _append(self, revision: int, delta: Delta) -> None:
+        if len(self._log) == LOG_LENGTH:
+            self._log_start, _ = self._log.popleft()
+        self._log.append((revision, delta))
+        if delta.all_leases:
+            self._signed.clear()
+        for node in delta.nodes:
+            self._signed.pop(node, None)
+        if delta.sets_changed:
+            self.unsettled.set()
+
+    def _wake(self) -> None:
+        self._moved.set()
+        self._moved = asyncio.Event()
