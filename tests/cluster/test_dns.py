@@ -222,6 +222,20 @@ async def test_tcp_hangs_up_on_the_silent(resolver: Resolver, port: int, monkeyp
     await writer.wait_closed()
 
 
+async def test_connections_accepted_together_end_apart(resolver: Resolver, port: int) -> None:
+    loop = asyncio.get_running_loop()
+    first, second, third = (socket.create_connection(("127.0.0.11", port)) for _ in range(3))
+    await wait_until(lambda: resolver.statistics()["connections"] == 3)
+    first.close()
+    await wait_until(lambda: resolver.statistics()["connections"] == 2)
+    for client in (second, third):
+        client.setblocking(False)
+        await loop.sock_sendall(client, framed(question("web")))
+        async with asyncio.timeout(DEADLINE_S):
+            assert await loop.sock_recv(client, 2) == b"\x00\x25"
+        client.close()
+
+
 async def test_connections_are_bounded(resolver: Resolver, port: int) -> None:
     clients = [await asyncio.open_connection("127.0.0.11", port) for _ in range(dns.CONNECTIONS_MAX + 3)]
     await wait_until(lambda: resolver.statistics().get("connections_refused") == 3)

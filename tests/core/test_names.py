@@ -399,9 +399,11 @@ def test_what_is_no_question_is_rejected_with_its_reason(data: bytes, reason: st
 
 
 def test_the_longest_name_is_still_a_name() -> None:
-    labels = (b"\x3f" + b"a" * 63) * 3 + b"\x3d" + b"b" * 61
-    outcome = NAMES.answer(ON_A, _WEB[:12] + labels + b"\0\0\x01\0\x01", 0)
+    labels = (b"\x3f" + b"a" * 63) * 3
+    outcome = NAMES.answer(ON_A, _WEB[:12] + labels + b"\x3d" + b"b" * 61 + b"\0\0\x01\0\x01", 0)
     assert isinstance(outcome, Forward) and len(outcome.query.name) == 255
+    outcome = NAMES.answer(ON_A, _WEB[:12] + labels + b"\x3e" + b"b" * 62 + b"\0\0\x01\0\x01", 0)
+    assert isinstance(outcome, Rejected) and outcome.reason == "question"
 
 
 _LABEL = st.binary(min_size=1, max_size=20).filter(bytes.isascii)
