@@ -107,7 +107,9 @@ class Attachments:
             return container.gateway
         gateway = self._gateway()
         taken = {gateway.ip} | {other.gateway.addresses[0].ip for other in self._live() if other.gateway is not None}
-        address = allocate.pick_address((gateway.network,), taken | _ends(gateway.network), last=self._last.get(("", 0)))
+        address = allocate.pick_address(
+            (gateway.network,), taken | _ends(gateway.network), last=self._last.get(("", 0))
+        )
         if address is None:
             raise ExhaustedError(f"vxnet_gw's subnet {gateway.network} has no free address on this host")
         self._last["", 0] = address

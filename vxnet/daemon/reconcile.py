@@ -23,6 +23,8 @@ log = structlog.get_logger()
 FULL_INTERVAL_S = 10.0
 """How often everything is compared although nobody asked. Docker's fault 2 (a lost FDB row) lived for hours."""
 
+A = TypeVar("A")
+R = TypeVar("R")
 S = TypeVar("S")
 
 
@@ -86,9 +88,9 @@ class Reconciler(Generic[S]):
                 request.done.cancel()
             self._thread.shutdown(wait=False, cancel_futures=True)
 
-    async def call(self, function: Callable[[], object]) -> object:
+    async def call(self, function: Callable[[A], R], argument: A) -> R:
         """Run ``function`` in the kernel's thread, between two cycles."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, argument)
 
     async def _cycle(self) -> None:
         requests, self._requests = self._requests, []

@@ -1,0 +1,364 @@
+"""The agent: one a host. It joins the parts and answers the local API; each part keeps its own state.
+
+::
+
+     Membership ── networks, blocks ──┐                 ┌──> Kernel   (host namespace, "vxnet", sandboxes)
+     gossip     ── rows, members ─────┼─> core/plan ────┤
+     Containers ── attachments, pids ─┘                 └──> Resolver (names follow what the kernel carries)
+          │
+          └── rows "starting", "ready" ──> gossip
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import structlog
+from msgspec.structs import replace
+
+from vxnet import __version__
+from vxnet.cluster.dns import Resolver
+from vxnet.core import allocate, networks, plan
+from vxnet.core.names import view_of
+from vxnet.daemon.config import Config
+from vxnet.daemon.containers import Containers
+from vxnet.daemon.membership import Membership
+from vxnet.daemon.reconcile import Plan, Reconciler
+from vxnet.daemon.state import GatewayChoice, StateDirectory
+from vxnet.host.facts import observe_host
+from vxnet.host.kernel import Kernel
+from vxnet.model.address import IPInterface, IPNetwork
+from vxnet.model.api import (
+    ContainerView,
+    EndpointView,
+    Info,
+    InitRequest,
+    JoinRequest,
+    NetworkConnect,
+    NetworkCreate,
+    NetworkView,
+    NodeView,
+    PeerView,
+)
+from vxnet.model.cluster import Network, Node, Role, Subnet
+from vxnet.model.container import Container, ContainerSpec
+from vxnet.model.errors import ConflictError, HostError, VxnetError
+from vxnet.model.host import GATEWAY_BRIDGE, GatewayBridge, HostFacts, HostState
+from vxnet.model.row import RowKey, Value, Version
+
+log = structlog.get_logger()
+
+LOCAL_NETWORKS = (
+    Network(id="bridge", name="bridge", driver="bridge", scope="local"),
+    Network(id="host", name="host", driver="host", scope="local"),
+    Network(id="none", name="none", driver="null", scope="local"),
+    Network(id="vxnet_gw", name="vxnet_gw", driver="bridge", scope="local"),
+)
+"""Every host has them, in a cluster or not."""
+
+FALLBACK_MTU = 1500
+"""Where no route tells another: Ethernet's (RFC 894)."""
+LEASE_RETRY_S = 5.0
+HOST_INTERVAL_S = 30.0
+"""How often the host's own addresses, routes and resolvers are looked at."""
+
+
+class _Seen(NamedTuple):
+    """From what a plan was made: what may be told once the kernel carries it."""
+
+    rows: tuple[tuple[RowKey, Version, Value], ...]
+    networks: Mapping[str, Network]
+
+
+class Agent:
+    """Use as ``async with Agent.open(…)``. The methods are those of :class:`vxnet.daemon.local_api.AgentApi`."""
+
+    def __init__(
+        self, config: Config, state: StateDirectory, run_directory: Path, facts: HostFacts, resolver: Resolver
+    ) -> None:
+        self._config = config
+        self._state = state
+        self._facts = facts
+        self._resolver = resolver
+        self._kernel = Kernel()
+        self._underlay_mtu = FALLBACK_MTU
+        self._blocks_due = asyncio.Event()
+        self._membership = Membership(state, config, lambda: self._facts, self._changed)
+        self._reconciler = Reconciler(self._kernel, self._plan, self._applied)
+        self._containers = Containers(
+            state,
+            run_directory,
+            self._membership,
+            self._gateway_address,
+            self._changed,
+            self._reconciler.settle,
+            resolver,
+        )
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, config: Config, state_path: Path, run_directory: Path) -> AsyncIterator[Agent]:
+        """Adopts what runs on this host, and takes its place in the cluster again. Leaving stops nothing of it."""
+        state = StateDirectory(state_path)
+        facts = await asyncio.to_thread(observe_host)
+        if facts.missing:
+            raise HostError(f"this host lacks what vxnet needs: {'; '.join(facts.missing)}")
+        async with Resolver() as resolver, asyncio.TaskGroup() as group:
+            agent = cls(config, state, run_directory, facts, resolver)
+            resolver.set_upstreams(facts.nameservers)
+            loops = [
+                group.create_task(loop) for loop in (agent._reconciler.run(), agent._watch_host(), agent._keep_blocks())
+            ]
+            try:
+                async with agent._membership, agent._containers:
+                    await agent._reconciler.settle()
+                    yield agent
+            finally:
+                for loop in loops:
+                    loop.cancel()
+
+    # The state, in and out
+
+    def _changed(self) -> None:
+        """Something that rows, names or the kernel follow from is different."""
+        self._membership.publish(self._containers.endpoints())
+        for container in self._containers.live():
+            self._resolver.update(container.id, view_of(container))
+        self._blocks_due.set()
+        self._reconciler.wake()
+
+    def _plan(self) -> Plan[_Seen]:
+        place = self._membership.place
+        live = [container for container in self._containers.live() if container.pid]
+        state = HostState()
+        if place is not None:
+            state = plan.plan(
+                self_node=place.node,
+                cluster=place.assignment.cluster,
+                networks=place.networks,
+                containers=live,
+                endpoints=place.paths(),
+                members=place.vteps(),
+                underlay_mtu=self._underlay_mtu,
+                gateway=self._gateway_bridge(),
+                dns_ports=self._containers.dns_ports(),
+            )
+        return Plan(state, _Seen(place.rows() if place is not None else (), self._membership.networks))
+
+    def _applied(self, seen: _Seen) -> None:
+        """A name is told only once its path is there."""
+        self._resolver.names.update(seen.rows, seen.networks)
+
+    def _gateway_address(self) -> IPInterface:
+        """Of ``vxnet_gw``: chosen once, so that containers keep their way out over restarts."""
+        if (choice := self._state.gateway()) is None:
+            prefix = self._config.gateway.subnet or allocate.gateway_subnet(self._occupied())
+            choice = GatewayChoice(addresses=(ipaddress.ip_interface((prefix[1], prefix.prefixlen)),))
+            self._state.save_gateway(choice)
+        return choice.addresses[0]
+
+    def _occupied(self) -> list[IPNetwork]:
+        """What ``vxnet_gw`` must not overlap: the host's routes, and all that the cluster has or may give."""
+        subnets = [subnet.prefix for network in self._membership.networks.values() for subnet in network.subnets]
+        place = self._membership.place
+        return [*self._facts.routes, *subnets, *(place.assignment.cluster.pools if place is not None else ())]
+
+    def _gateway_bridge(self) -> GatewayBridge:
+        return GatewayBridge(addresses=(self._gateway_address(),), mtu=self._config.gateway.mtu or self._underlay_mtu)
+
+    async def _watch_host(self) -> None:
+        """The host's own addresses and routes change under a running daemon."""
+        while True:
+            place = self._membership.place
+            vteps = tuple(place.vteps().values()) if place is not None else ()
+            mtu = await self._reconciler.call(self._kernel.route_mtu, vteps)
+            if mtu != self._underlay_mtu:
+                log.info("underlay mtu", was=self._underlay_mtu, now=mtu)
+                self._underlay_mtu = mtu
+                self._reconciler.wake()
+            await asyncio.sleep(HOST_INTERVAL_S)
+            self._facts = await asyncio.to_thread(observe_host)
+            self._resolver.set_upstreams(self._facts.nameservers)
+            self._membership.facts_changed()
+
+    async def _keep_blocks(self) -> None:
+        """Ask for further addresses before the last ones are taken."""
+        while True:
+            await self._blocks_due.wait()
+            self._blocks_due.clear()
+            for request in self._containers.attachments.running_short():
+                try:
+                    await self._membership.lease(request)
+                except VxnetError as error:
+                    log.warning("no further addresses", network=request.network, error=str(error))
+                    await asyncio.sleep(LEASE_RETRY_S)
+
+    # The cluster
+
+    async def info(self) -> Info:
+        place, containers = self._membership.place, self._containers.all()
+        return replace(
+            place.info() if place is not None else Info(version=__version__, name=self._facts.hostname),
+            containers=len(containers),
+            containers_running=sum(container.state == "running" for container in containers),
+            segments=len(self._plan().state.segments),
+            drift=self._reconciler.drift,
+        )
+
+    async def init(self, request: InitRequest) -> Node:
+        return await self._membership.init(request)
+
+    async def join(self, request: JoinRequest) -> Node:
+        return await self._membership.join(request)
+
+    async def leave(self, force: bool) -> None:
+        """Out of the cluster, and every trace of vxnet's off this host."""
+        self._membership.check_leave(force)
+        held = [container.spec.name for container in self._containers.all() if container.attachments]
+        running = [container for container in self._containers.live() if container.attachments]
+        if running and not force:
+            raise ConflictError(
+                f"containers on this host are on the cluster's networks: {', '.join(c.spec.name for c in running)}",
+                hint="remove them first, or use --force to have them removed",
+            )
+        for name in held:
+            await self._containers.remove(name, force=True)
+        await self._membership.leave(force)
+        # Without a cluster the plan is empty: the kernel's part goes.
+        await self._reconciler.settle()
+
+    async def join_token(self, role: Role, rotate: bool) -> str:
+        manager = self._membership.manager("join-token")
+        return await manager.rotate_token(role) if rotate else manager.join_token(role)
+
+    async def nodes(self) -> tuple[NodeView, ...]:
+        self._membership.manager("node ls")
+        return self._membership.joined().node_views()
+
+    async def node(self, ref: str) -> NodeView:
+        self._membership.manager("node inspect")
+        views = {view.node.id: view for view in self._membership.joined().node_views()}
+        return views[networks.find(ref, [view.node for view in views.values()], "node").id]
+
+    async def remove_node(self, ref: str, force: bool) -> None:
+        await self._membership.manager("node rm").remove_node(ref, force)
+
+    # Networks
+
+    async def networks(self) -> tuple[Network, ...]:
+        shared = sorted(self._membership.networks.values(), key=lambda network: network.name)
+        return (*LOCAL_NETWORKS, *shared)
+
+    async def network(self, ref: str, verbose: bool) -> NetworkView:
+        for local in LOCAL_NETWORKS:
+            if ref in (local.id, local.name):
+                return self._local_network(local)
+        network = networks.find(ref, self._membership.networks.values(), "network")
+        place = self._membership.joined()
+        endpoints = place.endpoint_views(network.id)
+        segment = next((seg for seg in self._plan().state.segments if seg.vni == network.vni), None)
+        return NetworkView(
+            network=network,
+            mtu=segment.mtu if segment is not None else 0,
+            leases=tuple(lease.prefix for lease in place.blocks.get(network.id, ())),
+            endpoints=tuple(endpoint for endpoint in endpoints if verbose or endpoint.node == place.node.name),
+            peers=tuple(
+                PeerView(name=name, vtep=vtep)
+                for name, vtep in sorted({(endpoint.node, endpoint.vtep) for endpoint in endpoints}, key=str)
+            ),
+        )
+
+    def _local_network(self, network: Network) -> NetworkView:
+        if network.name != GATEWAY_BRIDGE:
+            return NetworkView(network=network)
+        bridge = self._gateway_bridge()
+        address = bridge.addresses[0]
+        return NetworkView(
+            network=replace(network, subnets=(Subnet(prefix=address.network, gateway=address.ip),)),
+            mtu=bridge.mtu,
+            endpoints=tuple(
+                EndpointView(
+                    name=container.spec.name,
+                    node=self._facts.hostname,
+                    addresses=tuple(interface.ip for interface in container.gateway.addresses),
+                    mac=container.gateway.mac,
+                    vtep=address.ip,
+                    state=container.state,
+                    container=container.id,
+                )
+                for container in self._containers.live()
+                if container.gateway is not None
+            ),
+        )
+
+    async def create_network(self, request: NetworkCreate) -> Network:
+        return await self._membership.manager("network create").create_network(request)
+
+    async def remove_network(self, ref: str) -> None:
+        if ref in {network.name for network in LOCAL_NETWORKS}:
+            raise ConflictError(f'network "{ref}" is part of every host and cannot be removed')
+        await self._membership.manager("network rm").remove_network(ref)
+
+    async def connect(self, ref: str, request: NetworkConnect) -> None:
+        await self._containers.connect(ref, request)
+
+    async def disconnect(self, ref: str, request: NetworkConnect, force: bool) -> None:
+        await self._containers.disconnect(ref, request)
+
+    # Containers
+
+    async def containers(self, all: bool) -> tuple[ContainerView, ...]:
+        known = self._membership.networks
+        return tuple(
+            ContainerView(
+                id=container.id,
+                name=container.spec.name,
+                argv=container.spec.argv,
+                state=container.state,
+                exit_status=container.exit_status,
+                created_at=container.created_at,
+                started_at=container.started_at,
+                finished_at=container.finished_at,
+                networks=tuple(
+                    known[attachment.network].name if attachment.network in known else attachment.network
+                    for attachment in container.attachments
+                ),
+                addresses=tuple(
+                    interface.ip for attachment in container.attachments for interface in attachment.addresses
+                ),
+            )
+            for container in sorted(self._containers.all(), key=lambda container: -container.created_at)
+            if all or container.state == "running"
+        )
+
+    async def container(self, ref: str) -> Container:
+        return self._containers.find(ref)
+
+    async def create_container(self, spec: ContainerSpec) -> Container:
+        return await self._containers.create(spec)
+
+    async def start(self, ref: str) -> Container:
+        return await self._containers.start(ref)
+
+    async def stop(self, ref: str, timeout_s: float) -> None:
+        await self._containers.stop(ref, timeout_s)
+
+    async def kill(self, ref: str, signal: int) -> None:
+        await self._containers.kill(ref, signal)
+
+    async def wait(self, ref: str) -> Container:
+        return await self._containers.wait(ref)
+
+    async def remove(self, ref: str, force: bool) -> None:
+        await self._containers.remove(ref, force)
+
+    def logs(self, ref: str, follow: bool) -> AsyncIterator[bytes]:
+        return self._containers.logs(ref, follow)
+
+    async def shim(self, ref: str) -> str:
+        return self._containers.shim(ref)

@@ -1,0 +1,435 @@
+"""The containers of this host: their life from ``run`` to ``rm``.
+
+::
+
+     create   reserve name and addresses → rows "starting" (the other hosts program the path meanwhile)
+              → shim: namespaces, root → kernel: veths, addresses, routes → resolver
+     start    the command runs → rows "ready" (now its name is answered)
+     exit     rows gone → resolver gone → the kernel's part went with the namespace; --rm: files gone
+
+The records here are the only truth about this host's containers: rows, names and the kernel's state are computed from
+them again and again. A crash between two steps therefore leaves nothing that the next start does not finish or undo.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import secrets
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import structlog
+from msgspec.structs import replace
+
+from vxnet.cluster.dns import Resolver
+from vxnet.core.names import view_of
+from vxnet.daemon.attachments import Attachments, Cluster
+from vxnet.daemon.nicknames import nickname
+from vxnet.daemon.state import StateDirectory
+from vxnet.host import tasks
+from vxnet.model.address import IPInterface
+from vxnet.model.api import NetworkConnect
+from vxnet.model.container import Container, ContainerSpec, NetworkWish
+from vxnet.model.errors import (
+    CallerError,
+    ConflictError,
+    HostError,
+    NotFoundError,
+    UnavailableError,
+    UnsupportedError,
+    VxnetError,
+)
+from vxnet.model.host import Change
+from vxnet.model.row import Endpoint
+
+log = structlog.get_logger()
+
+NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
+"""Docker's rule, cut to the length of a DNS label (RFC 1035)."""
+KILL_TIMEOUT_S = 10.0
+"""How long the kernel may take to end a process tree after SIGKILL before that is an error."""
+NOT_OVERLAYS = ("bridge", "none", "vxnet_gw")
+"""``--network`` values that mean the way out alone, or nothing."""
+LOG_PIECE = 1 << 16
+LOG_POLL_S = 0.1
+"""How long a follower of the log may be behind it."""
+
+
+class Containers:
+    """All methods run in the event loop. ``changed`` is called when rows or addresses may be others than before;
+    ``settle`` waits until the kernel has what a container needs.
+    """
+
+    def __init__(
+        self,
+        state: StateDirectory,
+        run_directory: Path,
+        cluster: Cluster,
+        gateway: Callable[[], IPInterface],
+        changed: Callable[[], None],
+        settle: Callable[[str], Awaitable[Sequence[Change]]],
+        resolver: Resolver,
+    ) -> None:
+        self._state = state
+        self._run_directory = run_directory
+        self._cluster = cluster
+        self._changed = changed
+        self._settle = settle
+        self._resolver = resolver
+        self._records: dict[str, Container] = {}
+        self._tasks: dict[str, tasks.Task] = {}
+        self._ended: dict[str, asyncio.Future[Container]] = {}
+        """Results are their last records."""
+        self._watchers: set[asyncio.Task[None]] = set()
+        self._group = asyncio.TaskGroup()
+        self.attachments = Attachments(cluster, gateway, self.live)
+
+    # Looking
+
+    def all(self) -> tuple[Container, ...]:
+        return tuple(self._records.values())
+
+    def live(self) -> tuple[Container, ...]:
+        """Those that hold a name, addresses and (once ``pid`` is set) a sandbox."""
+        return tuple(container for container in self._records.values() if container.state in ("created", "running"))
+
+    def find(self, ref: str) -> Container:
+        """By name, id or the unambiguous beginning of an id. Raises :class:`NotFoundError`, :class:`ConflictError`."""
+        for container in self._records.values():
+            if ref in (container.spec.name, container.id):
+                return container
+        found = [container for container in self._records.values() if ref and container.id.startswith(ref)]
+        if len(found) > 1:
+            raise ConflictError(f'"{ref}" is the beginning of {len(found)} containers\' ids', hint="give more digits")
+        if not found:
+            raise NotFoundError(f'no container "{ref}" on this host', hint="`vxnet ps -a` lists them")
+        return found[0]
+
+    def endpoints(self) -> dict[str, Endpoint]:
+        """The rows that this host should publish now, by row id."""
+        vtep = self._cluster.data_path_addr
+        rows = {}
+        for container in self.live():
+            for attachment in container.attachments:
+                network = self._cluster.networks.get(attachment.network)
+                if network is None or vtep is None:
+                    continue
+                rows[f"{container.id[:12]}.{network.id}"] = Endpoint(
+                    network=network.id,
+                    vni=network.vni,
+                    addresses=tuple(interface.ip for interface in attachment.addresses),
+                    mac=attachment.mac,
+                    vtep=vtep,
+                    name=container.spec.name,
+                    aliases=attachment.aliases,
+                    state="ready" if container.state == "running" else "starting",
+                )
+        return rows
+
+    # Making one
+
+    async def create(self, spec: ContainerSpec) -> Container:
+        """Everything but the command: see the picture above. Whatever fails, nothing of it stays."""
+        container = self._reserve(spec)
+        try:
+            for wish in spec.networks:
+                if wish.network not in NOT_OVERLAYS:
+                    await self._attach(container.id, wish)
+            container = self._records[container.id]
+            self._keep(replace(container, gateway=self.attachments.way_out(container)))
+            self._changed()
+            return await self._open_sandbox(container.id)
+        except BaseException:
+            await asyncio.shield(self._discard(container.id))
+            raise
+
+    def _reserve(self, spec: ContainerSpec) -> Container:
+        """A record that holds the name, before anything that waits."""
+        names = {container.spec.name for container in self._records.values()}
+        if not spec.argv:
+            raise CallerError("no command given", hint="put it behind `--`: vxnet run … -- sleep 60")
+        if any(wish.network == "host" for wish in spec.networks):
+            raise UnsupportedError("--network host is not built yet", hint="leave it out: the way out goes by NAT")
+        if not spec.name:
+            spec = replace(spec, name=nickname(secrets.choice, names))
+        elif not NAME.fullmatch(spec.name):
+            raise CallerError(
+                f'"{spec.name}" cannot be a container\'s name',
+                hint="use up to 63 letters, digits, dots, hyphens and underscores, a letter or digit first",
+            )
+        elif spec.name in names:
+            holder = self.find(spec.name)
+            raise ConflictError(
+                f'the name "{spec.name}" is taken by container {holder.id[:12]}',
+                hint=f"remove that with `vxnet rm {spec.name}`, or choose another name",
+            )
+        for alias in (alias for wish in spec.networks for alias in wish.aliases):
+            if not NAME.fullmatch(alias):
+                raise CallerError(f'"{alias}" cannot be an alias', hint="use letters, digits, dots and hyphens")
+        container = Container(id=secrets.token_hex(32), spec=spec, created_at=time.time())
+        self._records[container.id] = container
+        self._ended[container.id] = asyncio.get_running_loop().create_future()
+        return container
+
+    async def _attach(self, container_id: str, wish: NetworkWish) -> None:
+        """One more interface. Its addresses are taken from here on."""
+        network = await self.attachments.join(self._records[container_id], wish)
+        container = self._records[container_id]
+        attachment = self.attachments.attach(container, network, wish)
+        self._records[container_id] = replace(container, attachments=(*container.attachments, attachment))
+
+    async def _open_sandbox(self, container_id: str) -> Container:
+        container = self._records[container_id]
+        directory = self._state.container_directory(container_id)
+        task = await tasks.start(container, directory, _files(container), self._run_directory)
+        container = self._serve(replace(container, pid=task.pid), task)
+        if task.root != "overlay":
+            log.warning("container writes to memory", container=container_id[:12], name=container.spec.name)
+        await self._settled(container_id)
+        return container
+
+    def _serve(self, container: Container, task: tasks.Task) -> Container:
+        """From here on its exit is noticed and its name server answers."""
+        self._tasks[container.id] = task
+        self._keep(container)
+        if task.udp is not None and task.tcp is not None:
+            self._resolver.add(container.id, task.udp, task.tcp, view_of(container))
+            task.udp = task.tcp = None
+        watcher = self._group.create_task(self._watch(container.id, task))
+        self._watchers.add(watcher)
+        watcher.add_done_callback(self._watchers.discard)
+        return container
+
+    async def _settled(self, container_id: str) -> None:
+        """Raises :class:`HostError` with the kernel's words if it refused something that the container needs."""
+        container = self._records[container_id]
+        vnis = {str(row.vni) for key, row in self.endpoints().items() if key.startswith(container_id[:12])}
+        for change in await self._settle(container_id):
+            shared = any(f"{kind}{vni}" in change.object for vni in vnis for kind in ("vx", "br"))
+            if change.error and change.verb != "delete" and (change.sandbox == container_id or shared):
+                raise HostError(
+                    f'the kernel refused {change.object} for "{container.spec.name}": {change.error}',
+                    hint="`vxnet info` and the daemon's log tell more",
+                )
+
+    async def start(self, ref: str) -> Container:
+        """Let the command of a created container run. Raises :class:`CallerError` if it cannot be executed."""
+        container = self.find(ref)
+        if container.state != "created":
+            raise ConflictError(f'container "{container.spec.name}" is {container.state}, not created')
+        try:
+            await self._tasks[container.id].start_main()
+        except CallerError:
+            await self.wait(container.id)
+            raise
+        container = self._records.get(container.id, container)
+        if container.state == "created":
+            container = self._keep(replace(container, state="running", started_at=time.time()))
+        self._changed()
+        return container
+
+    # Its end
+
+    async def stop(self, ref: str, timeout_s: float) -> None:
+        """SIGTERM, and SIGKILL after ``timeout_s``. Harmless if it has ended."""
+        container = self.find(ref)
+        if container.state == "running":
+            with contextlib.suppress(ConflictError, UnavailableError):
+                await self._tasks[container.id].signal(signal.SIGTERM)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self.wait(container.id)
+        await self._end(container.id)
+
+    async def kill(self, ref: str, number: int) -> None:
+        container = self.find(ref)
+        if container.state != "running":
+            raise ConflictError(f'container "{container.spec.name}" is not running')
+        await self._tasks[container.id].signal(number)
+
+    async def wait(self, ref: str) -> Container:
+        """Until it has ended; its last record, even if ``--rm`` has removed it by then."""
+        return await asyncio.shield(self._ended[self.find(ref).id])
+
+    async def remove(self, ref: str, force: bool) -> None:
+        container = self.find(ref)
+        if container.state == "running" and not force:
+            raise ConflictError(
+                f'container "{container.spec.name}" is running', hint="stop it first, or use `vxnet rm -f`"
+            )
+        await self._discard(container.id)
+
+    async def _watch(self, container_id: str, task: tasks.Task) -> None:
+        """Take notice of the exit."""
+        end = await task.wait()
+        if self._tasks.get(container_id) is task:
+            del self._tasks[container_id]
+        task.close()
+        self._resolver.remove(container_id)
+        container = self._records.get(container_id)
+        if container is None:
+            return
+        container = self._keep(_ended(container, end))
+        log.info("container ended", container=container_id[:12], name=container.spec.name, status=end.status)
+        self._changed()
+        self._ended[container_id].set_result(container)
+        if container.spec.remove:
+            await self._discard(container_id)
+
+    async def _end(self, container_id: str) -> None:
+        """Make sure that no process of it is left. Raises :class:`HostError` if the kernel will not end one."""
+        task = self._tasks.get(container_id)
+        if task is not None:
+            await task.destroy()
+            await asyncio.shield(self._ended[container_id])
+
+    async def _discard(self, container_id: str) -> None:
+        """Everything of it: processes, rows, names, files, the record last."""
+        await self._end(container_id)
+        container = self._records.get(container_id)
+        if container is None:
+            return
+        await asyncio.to_thread(
+            tasks.remove, container_id, self._state.container_directory(container_id), self._run_directory
+        )
+        self._records.pop(container_id, None)
+        ended = self._ended.pop(container_id)
+        if not ended.done():
+            ended.set_result(container)
+        self._changed()
+
+    # Networks of a container that lives
+
+    async def connect(self, ref: str, request: NetworkConnect) -> None:
+        container = self._living(request.container)
+        before = container
+        wish = NetworkWish(network=ref, ip=request.ip, aliases=request.aliases)
+        await self._attach(container.id, wish)
+        try:
+            await self._rewire(container.id)
+        except VxnetError:
+            self._keep(before)
+            self._changed()
+            raise
+
+    async def disconnect(self, ref: str, request: NetworkConnect) -> None:
+        container = self._living(request.container)
+        network = self.attachments.network(ref)
+        rest = tuple(attachment for attachment in container.attachments if attachment.network != network.id)
+        if len(rest) == len(container.attachments):
+            raise NotFoundError(f'container "{container.spec.name}" is not on network "{network.name}"')
+        self._records[container.id] = replace(container, attachments=rest)
+        await self._rewire(container.id)
+
+    def _living(self, ref: str) -> Container:
+        container = self.find(ref)
+        if not container.pid:
+            raise ConflictError(f'container "{container.spec.name}" is {container.state}: its networks are fixed')
+        return container
+
+    async def _rewire(self, container_id: str) -> None:
+        container = self._records[container_id]
+        container = self._keep(replace(container, gateway=self.attachments.way_out(container)))
+        hosts = self._state.container_directory(container_id) / "hosts"
+        await asyncio.to_thread(hosts.write_text, _files(container)["hosts"])
+        self._changed()
+        await self._settled(container_id)
+
+    # Its output
+
+    def shim(self, ref: str) -> str:
+        """Path of the shim's socket. Raises :class:`ConflictError` if the container has ended."""
+        container = self.find(ref)
+        if container.id not in self._tasks:
+            raise ConflictError(f'container "{container.spec.name}" is not running')
+        return str(tasks.socket_path(container.id, self._run_directory))
+
+    async def logs(self, ref: str, follow: bool) -> AsyncIterator[bytes]:
+        """The log as the shim writes it (CRI lines), in pieces."""
+        container = self.find(ref)
+        ended = self._ended[container.id]
+        path = self._state.container_directory(container.id) / "log"
+        with await asyncio.to_thread(path.open, "rb") as file:
+            while True:
+                over = ended.done() or not follow
+                while piece := await asyncio.to_thread(file.read, LOG_PIECE):
+                    yield piece
+                if over:
+                    return
+                await asyncio.wait([ended], timeout=LOG_POLL_S)
+
+    # Over restarts
+
+    async def __aenter__(self) -> Self:
+        """Adopts the containers that an earlier daemon started."""
+        await self._group.__aenter__()
+        for container in self._state.containers():
+            self._records[container.id] = container
+            self._ended[container.id] = asyncio.get_running_loop().create_future()
+            directory = self._state.container_directory(container.id)
+            task = None
+            if container.state in ("created", "running"):
+                task = await tasks.adopt(container.id, directory, self._run_directory)
+            if task is not None:
+                self._serve(replace(container, pid=task.pid), task)
+                log.info("container adopted", container=container.id[:12], name=container.spec.name, pid=task.pid)
+                continue
+            if container.state in ("created", "running"):
+                end = tasks.exit_of(directory) or tasks.Exit(None, finished_at=time.time())
+                container = self._keep(_ended(container, end))
+            self._ended[container.id].set_result(container)
+            if container.spec.remove:
+                await self._discard(container.id)
+        self._changed()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Lets go of them: they run on."""
+        for watcher in self._watchers:
+            watcher.cancel()
+        await self._group.__aexit__(kind, error, trace)
+        for task in self._tasks.values():
+            task.close()
+
+    def dns_ports(self) -> dict[str, int]:
+        return {container_id: task.dns_port for container_id, task in self._tasks.items()}
+
+    def _keep(self, container: Container) -> Container:
+        self._records[container.id] = container
+        self._state.save_container(container)
+        return container
+
+
+def _ended(container: Container, end: tasks.Exit) -> Container:
+    return replace(
+        container,
+        state="dead" if end.status is None else "exited",
+        pid=0,
+        exit_status=end.status,
+        error=end.error,
+        started_at=end.started_at or container.started_at,
+        finished_at=end.finished_at or time.time(),
+    )
+
+
+def _files(container: Container) -> dict[str, str]:
+    """Texts of the container's own files in /etc."""
+    hostname = container.spec.hostname or container.id[:12]
+    lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
+    places = [*container.attachments, *((container.gateway,) if container.gateway else ())]
+    if places:
+        lines += [f"{interface.ip}\t{hostname}" for interface in places[0].addresses]
+    return {
+        "resolv.conf": "# vxnet's resolver: names of this container's networks, and the host's resolvers for the rest\n"
+        "nameserver 127.0.0.11\noptions ndots:0\n",
+        "hosts": "\n".join(lines) + "\n",
+        "hostname": hostname + "\n",
+    }

@@ -1,0 +1,93 @@
+"""``vxnet daemon``: the agent in the foreground.
+
+Everything long-lived runs in one :class:`asyncio.TaskGroup`. What escapes from any of its tasks is a bug and ends the
+daemon with a traceback, so that systemd starts it again; containers and their networks live on meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import structlog
+
+from vxnet import __version__
+from vxnet.cluster.api import serve_unix
+from vxnet.daemon import config as configuration
+from vxnet.daemon.agent import Agent
+from vxnet.daemon.local_api import build_app
+from vxnet.daemon.state import RUN_DIRECTORY, STATE_DIRECTORY
+from vxnet.model.errors import CallerError, ConflictError, HostError, VxnetError
+
+log = structlog.get_logger()
+
+
+def main(*, config_path: Path = configuration.CONFIG_PATH, socket_path: Path = RUN_DIRECTORY / "vxnet.sock") -> int:
+    """Run until SIGTERM or SIGINT. Returns the exit status."""
+    try:
+        config = configuration.load(config_path)
+        _set_up_logging(config.log_level)
+        if os.geteuid() != 0:
+            raise CallerError("the daemon needs root: it builds network devices and namespaces", hint="use sudo")
+        with _only_one(RUN_DIRECTORY):
+            asyncio.run(_serve(config, socket_path))
+    except VxnetError as error:
+        print(f"vxnet: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def _serve(config: configuration.Config, socket_path: Path) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    log.info("vxnetd starts", version=__version__, pid=os.getpid())
+    async with Agent.open(config, STATE_DIRECTORY, RUN_DIRECTORY) as agent:
+        async with serve_unix(build_app(agent), socket_path):
+            log.info("vxnetd is ready", api=str(socket_path))
+            await stop.wait()
+        log.info("vxnetd stops; containers and networks stay")
+
+
+@contextlib.contextmanager
+def _only_one(directory: Path) -> Iterator[None]:
+    """Two daemons on one host would undo each other's work."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o755)
+        fd = os.open(directory / "vxnetd.pid", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise HostError(f"cannot write in {directory}: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            other = os.read(fd, 32).decode(errors="replace").strip()
+            raise ConflictError(f"a daemon already runs on this host (pid {other})") from None
+        os.truncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _set_up_logging(level: str) -> None:
+    """One line an event on standard error: ``time level event key=value``; the journal keeps it as it is."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.LogfmtRenderer(key_order=("timestamp", "level", "event")),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )

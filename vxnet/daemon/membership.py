@@ -1,0 +1,258 @@
+"""This host's place in a cluster: identity, the managers' word, gossip; and, on a manager, the manager itself.
+
+::
+
+     wishes   manager (2377) ── assignment stream ──> assignment.json ──> networks, blocks, keys, roots
+     facts    the other agents (7946) <── gossip ──> rows, members
+
+A host that is in no cluster has a Membership too: one without networks and rows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Self
+
+import structlog
+from msgspec.structs import replace
+
+from vxnet import __version__
+from vxnet.cluster import control
+from vxnet.cluster.sqlite_store import SqliteStore
+from vxnet.core import trust
+from vxnet.daemon.addresses import choose_address
+from vxnet.daemon.config import Config
+from vxnet.daemon.manager import Manager
+from vxnet.daemon.place import Place
+from vxnet.daemon.state import LocalNode, StateDirectory
+from vxnet.model.address import IPAddress
+from vxnet.model.api import InitRequest, JoinClaim, JoinRequest, LeaseRequest
+from vxnet.model.cluster import CONTROL_PORT, GOSSIP_PORT, Assignment, Lease, Network, Node
+from vxnet.model.errors import CallerError, ConflictError, UnavailableError, UnsupportedError, VxnetError
+from vxnet.model.host import HostFacts
+from vxnet.model.row import Endpoint
+
+log = structlog.get_logger()
+
+
+class Membership:
+    """Use as ``async with membership``: entering resumes the place that the state directory tells of.
+
+    ``changed`` is called when networks, blocks, rows or members may be others than before.
+    """
+
+    def __init__(
+        self, state: StateDirectory, config: Config, facts: Callable[[], HostFacts], changed: Callable[[], None]
+    ) -> None:
+        self._state = state
+        self._config = config
+        self._facts = facts
+        self._changed = changed
+        self._place: Place | None = None
+        self._running: asyncio.Task[None] | None = None
+        self._group = asyncio.TaskGroup()
+        self._busy = asyncio.Lock()
+
+    async def __aenter__(self) -> Self:
+        await self._group.__aenter__()
+        local = self._state.local_node()
+        if local is not None:
+            local = replace(local, row_incarnation=local.row_incarnation + 1)
+            self._state.save_local_node(local)
+            await self._enter(local, self._state.assignment())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._exit()
+        await self._group.__aexit__(kind, error, trace)
+
+    # What is known
+
+    @property
+    def place(self) -> Place | None:
+        return self._place
+
+    @property
+    def networks(self) -> Mapping[str, Network]:
+        return self._place.networks if self._place is not None else {}
+
+    @property
+    def data_path_addr(self) -> IPAddress | None:
+        return self._place.node.data_path_addr if self._place is not None else None
+
+    def blocks(self, network: str) -> tuple[Lease, ...]:
+        return self._place.blocks.get(network, ()) if self._place is not None else ()
+
+    async def lease(self, request: LeaseRequest) -> None:
+        await self.joined().lease(request)
+
+    def joined(self) -> Place:
+        """Raises :class:`ConflictError` on a host that is in no cluster."""
+        if self._place is None:
+            raise ConflictError("this host is in no cluster", hint="`vxnet init` makes one, `vxnet join` enters one")
+        return self._place
+
+    def manager(self, command: str) -> Manager:
+        """For commands that only a manager can carry out. Raises :class:`ConflictError` naming the managers."""
+        place = self.joined()
+        if place.manager is None:
+            managers = ", ".join(f"{m.name} ({m.addr})" for m in place.assignment.managers) or "not known yet"
+            raise ConflictError(
+                f"this node is a worker, and `vxnet {command}` is a manager's", hint=f"run it on a manager: {managers}"
+            )
+        return place.manager
+
+    def publish(self, endpoints: Mapping[str, Endpoint]) -> None:
+        if self._place is not None:
+            self._place.publish(endpoints)
+
+    def facts_changed(self) -> None:
+        if self._place is not None:
+            self._place.facts_changed()
+
+    # In and out
+
+    async def init(self, request: InitRequest) -> Node:
+        """A new cluster with this host as its manager."""
+        async with self._busy:
+            self._check_free()
+            if request.store:
+                raise UnsupportedError(
+                    f"--store {request.store}: other stores than the built-in one are not built yet",
+                    hint="leave --store out",
+                )
+            facts = self._facts()
+            advertise, data_path = self._addresses(request.advertise_addr, request.data_path_addr)
+            if not 1024 <= request.data_path_port <= 49151:
+                raise CallerError(f"--data-path-port {request.data_path_port}: use one from 1024 to 49151")
+            await asyncio.to_thread(check_ports, advertise)
+            key = trust.node_key(secrets.token_bytes(32))
+            try:
+                store = await SqliteStore.open(self._state.store_path)
+                manager = await Manager.create(
+                    store,
+                    name=facts.hostname,
+                    advertise_addr=advertise,
+                    data_path_addr=data_path,
+                    key=key,
+                    data_port=request.data_path_port,
+                    pools=request.default_addr_pool,
+                    routes=facts.routes,
+                    version=__version__,
+                )
+                self._state.save_credentials(trust.certificate_to_pem(manager.certificate), trust.key_to_pem(key))
+                local = LocalNode(node=manager.node, row_incarnation=1)
+                self._state.save_local_node(local)
+            except BaseException:
+                self._state.forget_cluster()
+                raise
+            await self._enter(local, None, manager)
+            log.info("cluster made", node=local.node.id, address=str(advertise))
+            return local.node
+
+    async def join(self, request: JoinRequest) -> Node:
+        """Into the cluster that the token pins."""
+        async with self._busy:
+            self._check_free()
+            token = trust.parse_token(request.token)
+            host, port = control.parse_manager(request.manager)
+            facts = self._facts()
+            advertise, data_path = self._addresses(request.advertise_addr, request.data_path_addr)
+            await asyncio.to_thread(check_ports, advertise)
+            key = trust.node_key(secrets.token_bytes(32))
+            roots = await control.fetch_roots(host, port, token)
+            claim = JoinClaim(
+                secret=token.secret,
+                csr=trust.make_csr(key, facts.hostname),
+                name=facts.hostname,
+                advertise_addr=advertise,
+                data_path_addr=data_path,
+                routes=facts.routes,
+                version=__version__,
+            )
+            grant = await control.join(host, port, roots, claim)
+            try:
+                self._state.save_credentials(trust.certificate_to_pem(grant.certificate), trust.key_to_pem(key))
+                self._state.save_assignment(grant.assignment)
+                local = LocalNode(node=grant.node, row_incarnation=1)
+                self._state.save_local_node(local)
+            except BaseException:
+                self._state.forget_cluster()
+                raise
+            await self._enter(local, grant.assignment)
+            log.info("cluster joined", node=local.node.id, manager=host)
+            return local.node
+
+    def check_leave(self, force: bool) -> None:
+        """Raises :class:`ConflictError` where leaving loses what nobody else has."""
+        place = self.joined()
+        if place.manager is not None and not force:
+            raise ConflictError(
+                "this node is the cluster's last manager: networks, addresses and the CA would be lost",
+                hint="use --force to give the cluster up",
+            )
+
+    async def leave(self, force: bool) -> None:
+        """Tell the others, and forget. With ``force`` also where no manager can be told."""
+        async with self._busy:
+            place = self.joined()
+            try:
+                await place.say_goodbye()
+            except VxnetError as error:
+                if not force:
+                    raise UnavailableError(
+                        f"no manager could be told: {error.message}", hint="use --force, and `vxnet node rm` there"
+                    ) from error
+                log.warning("left without a word to the managers", error=str(error))
+            await self._exit()
+            self._state.forget_cluster()
+            self._changed()
+            log.info("cluster left")
+
+    def _check_free(self) -> None:
+        if self._place is not None:
+            raise ConflictError("this host is already in a cluster", hint="`vxnet leave` first")
+
+    def _addresses(self, advertise: str, data_path: str) -> tuple[IPAddress, IPAddress]:
+        facts = self._facts()
+        address = choose_address(advertise or self._config.advertise_addr, facts, "--advertise-addr")
+        path = data_path or self._config.data_path_addr
+        return address, choose_address(path, facts, "--data-path-addr") if path else address
+
+    async def _enter(self, local: LocalNode, assignment: Assignment | None, manager: Manager | None = None) -> None:
+        self._place = await Place.open(self._state, local, assignment, manager, self._facts, self._changed)
+        self._running = self._group.create_task(self._place.run())
+        self._changed()
+
+    async def _exit(self) -> None:
+        self._place = None
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.wait([self._running])
+            self._running = None
+
+
+def check_ports(address: IPAddress) -> None:
+    """Raises :class:`ConflictError` if another program holds one of our ports. Blocks for microseconds."""
+    family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+    for port, kind, word in (
+        (CONTROL_PORT, socket.SOCK_STREAM, "tcp"),
+        (GOSSIP_PORT, socket.SOCK_STREAM, "tcp"),
+        (GOSSIP_PORT, socket.SOCK_DGRAM, "udp"),
+    ):
+        with socket.socket(family, kind) as probe:
+            if kind == socket.SOCK_STREAM:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((str(address), port))
+            except OSError as error:
+                raise ConflictError(
+                    f"port {port}/{word} of {address} cannot be used: {error.strerror}",
+                    hint=f"`ss -lp 'sport = {port}'` shows who holds it",
+                ) from error

@@ -1,0 +1,372 @@
+"""A place in a cluster, taken: the loops that run as long as this host is a member.
+
+::
+
+      assignments ──> networks, blocks, keys, roots ──┐
+                                                      ├──> changed()
+      gossip <── publish(endpoints)     gossip ──> rows, members
+
+On a manager the assignments come from the manager in this process, elsewhere over 2377. Everything else is the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from typing import Protocol
+
+import structlog
+
+from vxnet import __version__
+from vxnet.cluster.gossip import Gossip
+from vxnet.cluster.manager_api import serve_manager
+from vxnet.cluster.sqlite_store import SqliteStore
+from vxnet.core import assignment as assignments
+from vxnet.core import trust
+from vxnet.core.assignment import Update
+from vxnet.core.members import Member
+from vxnet.daemon.manager import Manager
+from vxnet.daemon.state import LastMembers, LocalNode, StateDirectory
+from vxnet.model.address import IPAddress
+from vxnet.model.api import EndpointView, Info, LeaseRequest, MemberStatus, NodeReport, NodeView
+from vxnet.model.cluster import GOSSIP_PORT, Assignment, Lease, Network, Signed
+from vxnet.model.errors import ForbiddenError, HostError, VxnetError
+from vxnet.model.host import HostFacts
+from vxnet.model.row import Endpoint, RowKey, Value, Version
+
+log = structlog.get_logger()
+
+GOODBYE_S = 2.0
+"""For the news of a leave to get out."""
+RETRY_S = 5.0
+"""After a manager refused or was not there."""
+
+RENEWAL_RETRY_S = 600.0
+
+STATUS: Mapping[str, MemberStatus] = {"alive": "ready", "suspect": "suspect", "dead": "down", "left": "left"}
+
+
+class Managers(Protocol):
+    """What a node asks of the managers, wherever they are."""
+
+    def follow(self, since: int | None) -> AsyncIterator[Update]: ...
+    async def lease(self, request: LeaseRequest) -> Signed: ...
+    async def report(self, report: NodeReport) -> None: ...
+    async def renew(self, csr: bytes) -> bytes: ...
+    async def leave(self) -> None: ...
+
+
+class _Here:
+    """The managers, on a manager: this process."""
+
+    def __init__(self, manager: Manager) -> None:
+        self._manager = manager
+
+    def follow(self, since: int | None) -> AsyncIterator[Update]:
+        return self._manager.assignments(self._manager.node_id, since)
+
+    async def lease(self, request: LeaseRequest) -> Signed:
+        return await self._manager.lease(self._manager.node_id, request)
+
+    async def report(self, report: NodeReport) -> None:
+        await self._manager.report(self._manager.node_id, report)
+
+    async def renew(self, csr: bytes) -> bytes:
+        return self._manager.renew(self._manager.node_id, csr)
+
+    async def leave(self) -> None:
+        """The last manager takes the cluster with it: there is nobody to tell."""
+
+
+class Place:
+    """Made by :meth:`open`; lives while :meth:`run` runs."""
+
+    def __init__(
+        self,
+        state: StateDirectory,
+        local: LocalNode,
+        assignment: Assignment,
+        manager: Manager | None,
+        facts: Callable[[], HostFacts],
+        changed: Callable[[], None],
+    ) -> None:
+        self.node = local.node
+        self.manager = manager
+        self.assignment = assignment
+        self.networks: dict[str, Network] = {}
+        self.blocks: dict[str, tuple[Lease, ...]] = {}
+        self.manager_reachable = manager is not None
+        self._state = state
+        self._facts = facts
+        self._changed = changed
+        certificate_pem, key_pem = state.credentials()
+        self._key = trust.key_from_pem(key_pem)
+        self._certificate = trust.certificate_from_pem(certificate_pem)
+        self._report_due = asyncio.Event()
+        self._published: dict[str, Endpoint] = {}
+        self._managers: Managers = _Here(manager) if manager is not None else self._client()
+        self.gossip = Gossip(
+            node_id=self.node.id,
+            name=self.node.name,
+            address=self.node.advertise_addr,
+            port=GOSSIP_PORT,
+            tags={
+                "id": self.node.id,
+                "role": self.node.role,
+                "vtep": str(self.node.data_path_addr),
+                "version": __version__,
+                "datapath": "kernel",
+            },
+            keys=tuple(key.secret for key in assignment.keys),
+            key=self._key,
+            certificate=self._certificate,
+            roots=assignment.roots,
+            leases=assignment.leases,
+            incarnation=local.row_incarnation,
+        )
+        self._learn(assignment)
+        if manager is not None:
+            manager.users_of = self.users_of
+            manager.alive = self.is_alive
+
+    @classmethod
+    async def open(
+        cls,
+        state: StateDirectory,
+        local: LocalNode,
+        assignment: Assignment | None,
+        manager: Manager | None,
+        facts: Callable[[], HostFacts],
+        changed: Callable[[], None],
+    ) -> Place:
+        """With the store on a manager. Raises :class:`HostError` on a damaged state directory."""
+        if local.node.role == "manager" and manager is None:
+            certificate_pem, key_pem = state.credentials()
+            manager = await Manager.open(
+                await SqliteStore.open(state.store_path),
+                node_id=local.node.id,
+                key=trust.key_from_pem(key_pem),
+                certificate=trust.certificate_from_pem(certificate_pem),
+            )
+        if manager is not None:
+            assignment = manager.assignment_of(local.node.id)
+        if assignment is None:
+            raise HostError(
+                f"{state.path / 'assignment.json'} is missing: this node cannot tell which cluster it is in",
+                hint="`vxnet leave --force`, then join again",
+            )
+        return cls(state, local, assignments.reread(assignment), manager, facts, changed)
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            if self.manager is not None:
+                group.create_task(self.manager.run())
+                group.create_task(serve_manager(self.manager, self._state, self.node.advertise_addr))
+            group.create_task(self.gossip.run())
+            group.create_task(self._follow())
+            group.create_task(self._report())
+            group.create_task(self._renew())
+            group.create_task(self._watch_gossip())
+
+    # The managers' word
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                async for update in self._managers.follow(self.assignment.revision):
+                    self.manager_reachable = True
+                    self._learn(assignments.apply(self.assignment, update))
+                return
+            except ForbiddenError as error:
+                self.manager_reachable = False
+                log.error("this node was removed from the cluster", error=str(error))
+                return
+            except VxnetError as error:
+                self.manager_reachable = False
+                log.warning("managers out of reach", error=str(error))
+            await asyncio.sleep(RETRY_S)
+
+    def _learn(self, assignment: Assignment) -> None:
+        self._state.save_assignment(assignment)
+        self.assignment = assignment
+        self.networks = {network.id: network for network in assignment.networks}
+        self.blocks = {}
+        if assignment.leases is not None:
+            for lease in assignments.lease_set(assignment.leases).leases:
+                self.blocks[lease.network] = (*self.blocks.get(lease.network, ()), lease)
+        self.gossip.update(
+            keys=tuple(key.secret for key in assignment.keys),
+            roots=assignment.roots,
+            revoked=assignment.revoked,
+            leases=assignment.leases,
+        )
+        self._changed()
+
+    async def lease(self, request: LeaseRequest) -> None:
+        """Further addresses of a network; they are in ``blocks`` when this returns."""
+        signed = await self._managers.lease(request)
+        self._learn(assignments.with_leases(self.assignment, signed))
+
+    def facts_changed(self) -> None:
+        self._report_due.set()
+
+    async def _report(self) -> None:
+        """The managers know this host's routes and version: pools avoid the one, upgrades need the other."""
+        last: NodeReport | None = None
+        while True:
+            report = NodeReport(routes=self._facts().routes, version=__version__)
+            try:
+                if report != last:
+                    await self._managers.report(report)
+                    last = report
+                await self._report_due.wait()
+                self._report_due.clear()
+            except VxnetError as error:
+                log.debug("report not delivered", error=str(error))
+                await asyncio.sleep(RETRY_S)
+
+    async def _renew(self) -> None:
+        """A new certificate at half the life of the old one."""
+        while True:
+            await asyncio.sleep(max(trust.renewal_time(self._certificate) - time.time(), 0))
+            try:
+                certificate = await self._managers.renew(trust.make_csr(self._key, self.node.name))
+            except VxnetError as error:
+                log.warning("certificate not renewed", error=str(error))
+                await asyncio.sleep(RENEWAL_RETRY_S)
+                continue
+            self._certificate = certificate
+            self._state.save_credentials(trust.certificate_to_pem(certificate))
+            self.gossip.update(certificate=certificate)
+            if self.manager is not None:
+                await self.manager.use_certificate(certificate)
+            log.info("certificate renewed")
+
+    async def say_goodbye(self) -> None:
+        """To managers and members. Raises what the managers say."""
+        try:
+            await self._managers.leave()
+        finally:
+            for row_id in self._published:
+                self.gossip.delete("endpoint", row_id)
+            async with asyncio.timeout(GOODBYE_S):
+                await self.gossip.leave()
+
+    # Facts
+
+    def publish(self, endpoints: Mapping[str, Endpoint]) -> None:
+        """This host's rows from now on. Only what differs is told."""
+        for row_id in self._published.keys() - endpoints.keys():
+            self.gossip.delete("endpoint", row_id)
+        for row_id, endpoint in endpoints.items():
+            if self._published.get(row_id) != endpoint:
+                self.gossip.put("endpoint", row_id, endpoint)
+        self._published = dict(endpoints)
+
+    async def _watch_gossip(self) -> None:
+        """Managers and last members are where to begin; from then on, whatever changes is passed on."""
+        seeds = {manager.addr for manager in self.assignment.managers} | {*self._state.last_members().addresses}
+        self.gossip.join([(str(address), GOSSIP_PORT) for address in seeds - {self.node.advertise_addr}])
+        known: frozenset[IPAddress] = frozenset()
+        while True:
+            await self.gossip.changed.wait()
+            self.gossip.changed.clear()
+            self._changed()
+            addresses = frozenset(member.address for member in self.members() if member.present)
+            if addresses != known:
+                known = addresses
+                self._state.save_last_members(LastMembers(addresses=tuple(sorted(addresses, key=str))))
+
+    def members(self) -> tuple[Member, ...]:
+        """Of vxnet's; foreign agents in the gossip have no part in networks."""
+        return tuple(member for member in self.gossip.members() if member.id)
+
+    def rows(self) -> tuple[tuple[RowKey, Version, Value], ...]:
+        return tuple(self.gossip.rows())
+
+    def paths(self) -> Iterable[tuple[str, Endpoint]]:
+        """Like rows, and those of hosts whose daemon is silent: their containers may well live."""
+        return [(key.owner, value) for key, _, value in self.gossip.paths() if isinstance(value, Endpoint)]
+
+    def vteps(self) -> dict[str, IPAddress]:
+        """Of each node that may send on the data path."""
+        found = {}
+        for member in self.members():
+            with contextlib.suppress(ValueError):
+                found[member.id] = ipaddress.ip_address(member.tags.get("vtep", ""))
+        return found
+
+    def is_alive(self, node_id: str) -> bool:
+        return node_id == self.node.id or any(member.id == node_id and member.present for member in self.members())
+
+    def users_of(self, network_id: str) -> list[str]:
+        """``web on h2``: whoever still uses a network."""
+        names = self._names()
+        return [
+            f"{endpoint.name} on {names.get(owner, owner)}"
+            for owner, endpoint in self.paths()
+            if endpoint.network == network_id
+        ]
+
+    # Views
+
+    def endpoint_views(self, network_id: str) -> tuple[EndpointView, ...]:
+        names = self._names()
+        views = [
+            EndpointView(
+                name=value.name,
+                node=names.get(key.owner, key.owner),
+                addresses=value.addresses,
+                mac=value.mac,
+                vtep=value.vtep,
+                state=value.state,
+                container=key.id.partition(".")[0],
+                aliases=value.aliases,
+            )
+            for key, _, value in self.rows()
+            if isinstance(value, Endpoint) and value.network == network_id
+        ]
+        return tuple(sorted(views, key=lambda view: (view.node, view.name)))
+
+    def node_views(self) -> tuple[NodeView, ...]:
+        """On a manager."""
+        assert self.manager is not None
+        status = {member.id: STATUS[member.status] for member in self.members()}
+        return tuple(
+            NodeView(
+                node=node,
+                status="ready" if node.id == self.node.id else status.get(node.id, "unknown"),
+                self=node.id == self.node.id,
+                leader=node.role == "manager",
+            )
+            for node in self.manager.nodes()
+        )
+
+    def info(self) -> Info:
+        members = self.members()
+        statistics = self.gossip.statistics()
+        return Info(
+            version=__version__,
+            name=self.node.name,
+            cluster=self.assignment.cluster.id,
+            node=self.node.id,
+            role=self.node.role,
+            advertise_addr=self.node.advertise_addr,
+            data_path_addr=self.node.data_path_addr,
+            data_port=self.assignment.cluster.data_port,
+            managers=tuple(f"{m.name} ({m.addr}:{m.port})" for m in self.assignment.managers),
+            manager_reachable=self.manager_reachable,
+            nodes=len(members),
+            nodes_alive=sum(member.present for member in members),
+            networks=len(self.networks),
+            rows=len(self.rows()),
+            rows_refused=dict(self.gossip.refused()),
+            key_epoch=self.assignment.keys[0].epoch if self.assignment.keys else 0,
+            health=statistics.get("health", 0),
+        )
+
+    def _names(self) -> dict[str, str]:
+        return {member.id: member.name for member in self.members()} | {self.node.id: self.node.name}
