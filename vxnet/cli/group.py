@@ -102,7 +102,7 @@ class Root(Group):
             error.show()
             return error.exit_code
         except click.UsageError as error:
-            say(_usage_line(error))
+            say(usage_text(error) + (f"; see `{error.ctx.command_path} --help`" if error.ctx else ""))
             return error.exit_code
         except click.ClickException as error:
             say(_one_line(error.format_message()))
@@ -152,15 +152,14 @@ def for_each(targets: Iterable[str], act: Callable[[str], object]) -> None:
         raise click.exceptions.Exit(FAILED)
 
 
-def _usage_line(error: click.UsageError) -> str:
-    """click's words in our form: what is wrong; where to look."""
+def usage_text(error: click.UsageError) -> str:
+    """click's words in our form: one line, and no guess at options that are not built."""
     if isinstance(error, click.NoSuchOption) and error.possibilities and error.ctx:
         hidden = {name for param in error.ctx.command.params if getattr(param, "hidden", False) for name in param.opts}
         built = [name for name in error.possibilities if name not in hidden]
         error = click.NoSuchOption(error.option_name, possibilities=built, ctx=error.ctx)
     text = _one_line(error.format_message()).rstrip(".")
-    hint = f"; see `{error.ctx.command_path} --help`" if error.ctx else ""
-    return text[:1].lower() + text[1:] + hint
+    return text[:1].lower() + text[1:]
 
 
 def _one_line(text: str) -> str:

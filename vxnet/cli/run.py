@@ -11,7 +11,7 @@ from typing import Any, Final
 import click
 
 from vxnet.cli.complete import network_names
-from vxnet.cli.group import FAILURES, report
+from vxnet.cli.group import FAILURES, report, usage_text
 from vxnet.cli.options import address, command_of, not_built, pairs, session_options
 from vxnet.cluster.client import Client
 from vxnet.model.address import IPAddress
@@ -43,7 +43,7 @@ def _failing_as_run() -> Iterator[None]:
     try:
         yield
     except click.UsageError as error:
-        raise WronglyRunError(error.format_message(), ctx=error.ctx) from None
+        raise WronglyRunError(usage_text(error), ctx=error.ctx) from None
     except FAILURES as error:
         report(error)
         raise click.exceptions.Exit(NOT_RUN) from None

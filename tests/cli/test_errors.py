@@ -1,0 +1,146 @@
+"""Wrong inputs, a line each, and how they end."""
+
+# ruff: noqa: E501 (the table has one wrong input a row, with the whole line that it gives)
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from tests.cli.conftest import Vxnet
+from tests.daemon.memory_agent import Daemon
+from vxnet.cli.root import root
+
+DAEMON = "; start it with `systemctl start vxnetd` or `vxnet daemon`"
+
+# words → exit status, the line without "vxnet: "
+TABLE: list[tuple[str, int, str]] = [
+    ("bogus", 2, "no such command 'bogus'; see `vxnet --help`"),
+    ("network bogus", 2, "no such command 'bogus'; see `vxnet network --help`"),
+    ("ps --bogus", 2, "no such option '--bogus'; see `vxnet ps --help`"),
+    ("ps --format yaml", 2, "invalid value for '--format': 'yaml' is not one of 'table', 'json'; see `vxnet ps --help`"),
+    ("ps -f colour=red", 2, "invalid value for '-f' / '--filter': takes KEY=VALUE with KEY one of id, name, network, status; found 'colour=red'; see `vxnet ps --help`"),
+    ("ps -f name", 2, "invalid value for '-f' / '--filter': takes KEY=VALUE with KEY one of id, name, network, status; found 'name'; see `vxnet ps --help`"),
+    ("rm", 2, "missing argument 'CONTAINER...'; see `vxnet rm --help`"),
+    ("stop -t -1 web", 2, "invalid value for '-t' / '--time' / '--timeout': -1.0 is not in the range x>=0; see `vxnet stop --help`"),
+    ("join 192.168.56.11", 2, "missing option '--token'; see `vxnet join --help`"),
+    ("join --token x", 2, "missing argument 'HOST[:PORT]'; see `vxnet join --help`"),
+    ("join-token boss", 2, "invalid value for '{worker|manager}': 'boss' is not one of 'worker', 'manager'; see `vxnet join-token --help`"),
+    ("init --data-path-port 80", 2, "invalid value for '--data-path-port': 80 is not in the range 1024<=x<=49151; see `vxnet init --help`"),
+    ("init --default-addr-pool 10.0.0.0/33", 2, "invalid value for '--default-addr-pool': expected a prefix such as 10.0.16.0/20, found '10.0.0.0/33'; see `vxnet init --help`"),
+    ("init --autolock", 1, "`vxnet init --autolock` is not built yet"),
+    ("network create --subnet 10.0.0.0/99 n", 2, "invalid value for '--subnet': expected a prefix such as 10.0.16.0/20, found '10.0.0.0/99'; see `vxnet network create --help`"),
+    ("network create --subnet 10.0.0.1/24 n", 2, "invalid value for '--subnet': expected a prefix without host bits, such as 10.0.0.0/24, found '10.0.0.1/24'; see `vxnet network create --help`"),
+    ("network create --gateway router n", 2, "invalid value for '--gateway': expected an address such as 10.0.16.5, found 'router'; see `vxnet network create --help`"),
+    ("network create --opt =1 n", 2, "invalid value for '-o' / '--opt': takes KEY=VALUE, found '=1'; see `vxnet network create --help`"),
+    ("network create --opt encrypted n", 1, "`--opt encrypted` is not built yet; the network was not made"),
+    ("network create -d macvlan n", 1, "the driver macvlan is not built yet"),
+    ("network create -d weave n", 1, "no such driver: 'weave'; there are overlay, bridge, host and none"),
+    ("network create --ipv6 n", 1, "there is no pool of IPv6 prefixes; give one, such as --subnet fd00:10::/64"),
+    ("network create --ip-range 10.0.0.0/28 n", 1, "`vxnet network create --ip-range` is not built yet"),
+    ("network create taken", 1, "network taken exists already"),
+    ("network inspect nobody", 1, "no such network: nobody"),
+    ("network rm ..", 1, "no such network: '..'"),
+    ("network connect taken nobody", 1, "no such container: nobody"),
+    ("kill -s NOPE web", 1, "no such signal: 'NOPE'; `kill -l` lists them"),
+    ("exec web", 1, "no command given to run"),
+    ("exec -d web ls", 1, "`vxnet exec --detach` is not built yet"),
+    ("exec nobody ls", 1, "no such container: nobody"),
+    ("exec -it web ls", 1, "-t with -i needs a terminal as standard input; leave -t out when piping"),
+    ("exec -e =x web ls", 1, "an environment variable is KEY=VALUE or KEY, found '=x'"),
+    ("attach nobody", 1, "no such container: nobody"),
+    ("logs nobody", 1, "no such container: nobody"),
+    ("logs --tail 5 web", 1, "`vxnet logs --tail` is not built yet"),
+    ("leave", 1, "containers run on this host; `--force` ends them"),
+    ("node inspect self", 1, "this host is not in a cluster; `vxnet init` makes one, `vxnet join` joins one"),
+    ("join --token wrong h1", 1, "the manager refused the join token"),
+    ("completion tcsh", 2, "invalid value for '{bash|zsh|fish}': 'tcsh' is not one of 'bash', 'zsh', 'fish'; see `vxnet completion --help`"),
+    ("lab up --hosts 0", 2, "invalid value for '--hosts': 0 is not in the range x>=1; see `vxnet lab up --help`"),
+    ("lab exec h1", 1, "no command given to run"),
+    # run: vxnet's own failures are 125
+    ("run", 125, "no command given to run"),
+    ("run --bogus-option true", 125, "no such option '--bogus-option'; see `vxnet run --help`"),
+    ("run --ip 10.0.0.300 true", 125, "invalid value for '--ip': expected an address such as 10.0.16.5, found '10.0.0.300'; see `vxnet run --help`"),
+    ("run --ip 10.0.0.3 true", 125, "--ip and --alias need a --network that they are for"),
+    ("run --network nobody true", 125, "no such network: nobody"),
+    ("run --network taken --network taken true", 125, "--network taken is given more than once"),
+    ("run --network ip=10.0.0.1 true", 125, "--network ip=10.0.0.1: name= is missing"),
+    ("run --network name=taken,ip=x true", 125, "--network name=taken,ip=x: expected an address such as 10.0.16.5, found 'x'"),
+    ("run --network name=taken,mtu=5 true", 125, "--network takes name=, ip= and alias=, found 'mtu=5'"),
+    ("run --network name=taken,ip6=fd00::1 true", 125, "`--network ip6=` is not built yet"),
+    ("run --network name=taken,alias=a --alias b true", 125, "address or alias on taken is given twice, within --network and beside it"),
+    ("run --name web true", 125, "the name web is taken by another container of this host"),
+    ("run -p 8080:80 true", 125, "`vxnet run --publish` is not built yet"),
+    ("run -v /a:/b true", 125, "`vxnet run --volume` is not built yet"),
+    ("run --user nobody true", 125, "`vxnet run --user` is not built yet"),
+    ("run --memory 1g true", 125, "`vxnet run --memory` is not built yet"),
+    ("run --privileged true", 125, "`vxnet run --privileged` is not built yet"),
+    ("run --rootfs /x true", 125, "`vxnet run --rootfs` is not built yet"),
+    ("run -it true", 125, "-t with -i needs a terminal as standard input; leave -t out when piping"),
+    ("run --detach-keys ctrl-ä true", 125, "\"ctrl-ä\" is no detach key; write letters and ctrl-LETTER with commas between"),
+    ("run -e a\udcffb=c true", 125, "expected text in UTF-8, found 'a\\udcffb=c'"),
+    ("run -d no-such-command", 127, "cannot run 'no-such-command': not found"),
+    ("run -d broken", 125, "cannot make the namespaces: no memory"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words, status, line", TABLE, ids=[ascii(words) for words, _, _ in TABLE])
+def test_wrong_input(vxnet_: Vxnet, words: str, status: int, line: str) -> None:
+    assert vxnet_("network", "create", "taken").exit_code == 0
+    assert vxnet_("run", "-d", "--name", "web", "sleep", "9").exit_code == 0
+    result = vxnet_(*words.split())
+    assert result.stderr == f"vxnet: {line}\n"
+    assert result.exit_code == status
+    assert result.stdout in ("", "[]\n")
+
+
+def test_nothing_is_made_by_a_wrong_run(server: Daemon, vxnet_: Vxnet) -> None:
+    for words in ("run --detach-keys ctrl-ä true", "run -it true", "run -p 80:80 true", "run --ip 10.0.0.1 true"):
+        assert vxnet_(*words.split()).exit_code == 125
+    assert not server.agent.container_table
+
+
+@pytest.mark.parametrize(
+    "words", ["ps", "info", "init", "network ls", "node ls", "inspect x", "logs x", "wait x", "rm x"]
+)
+def test_no_daemon(words: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(root, words.split(), prog_name="vxnet", env={"VXNET_SOCKET": f"{tmp_path}/s"})
+    assert result.exit_code == 1
+    assert result.stderr == f"vxnet: cannot reach the vxnet daemon at {tmp_path}/s: No such file or directory{DAEMON}\n"
+
+
+def test_run_without_a_daemon_is_125(tmp_path: Path) -> None:
+    result = CliRunner().invoke(root, ["--socket", f"{tmp_path}/s", "run", "true"], prog_name="vxnet")
+    assert (result.exit_code, result.stderr.count("\n")) == (125, 1)
+
+
+def test_interrupted(vxnet_: Vxnet, server: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vxnet.cluster.client.Client.containers", interrupted)
+    result = vxnet_("ps")
+    assert (result.exit_code, result.output.strip()) == (130, "")
+
+
+def test_not_in_the_group(vxnet_: Vxnet) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: becomes another user")
+    os.seteuid(65534)
+    try:
+        result = vxnet_("ps")
+    finally:
+        os.seteuid(0)
+    assert result.exit_code == 1
+    assert result.stderr.endswith("; be root or a member of the group vxnet\n") and result.stderr.count("\n") == 1
+
+
+def test_several_lines_of_a_daemon_become_one(vxnet_: Vxnet, server: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def networks() -> None:
+        raise OSError("one\n  two")
+
+    monkeypatch.setattr(server.agent, "networks", networks)
+    assert vxnet_("network", "ls").stderr == "vxnet: this host refused: one two\n"
