@@ -169,6 +169,30 @@ async def test_a_new_daemon_answers_what_was_asked_meanwhile(sockets: Sockets) -
     assert addresses(dnslib.DNSRecord.parse(reply)) == ["10.0.16.2"]
 
 
+async def test_queries_wait_until_the_names_are_known(sockets: Sockets) -> None:
+    loop = asyncio.get_running_loop()
+    async with Resolver() as resolver:
+        resolver.pause()
+        resolver.add("c1", *sockets.hand_over(), INTERNAL)
+        reader, writer = await asyncio.open_connection("127.0.0.11", sockets.port)
+        writer.write(framed(question("web")))
+        with client_of(sockets.port) as client:
+            client.send(question("web"))
+            for _ in range(20):
+                await asyncio.sleep(0.001)
+            assert "queries_udp" not in resolver.statistics()
+            resolver.names.update(ROWS, {NET.id: NET})
+            resolver.resume()
+            async with asyncio.timeout(DEADLINE_S):
+                assert addresses(dnslib.DNSRecord.parse(await loop.sock_recv(client, 512))) == ["10.0.16.2"]
+        assert addresses(await read_message(reader)) == ["10.0.16.2"]
+        resolver.pause()
+        resolver.resume()
+        assert addresses(await ask(sockets.port, question("web"))) == ["10.0.16.2"]
+        writer.close()
+        await writer.wait_closed()
+
+
 async def test_rejected_datagrams_are_counted_and_do_no_harm(resolver: Resolver, port: int) -> None:
     with client_of(port) as client:
         for data in (b"", b"short", bytes(2000), question("web")[:-1], question("web")[:2] + b"\x84\x00" + bytes(8)):

@@ -73,6 +73,7 @@ class Resolver:
         self._upstreams = Upstreams(upstream_port, self._counts)
         self._containers: dict[str, _Container] = {}
         self._in_flight = 0
+        self._paused = False
         self._tasks = asyncio.TaskGroup()
 
     async def __aenter__(self) -> Self:
@@ -93,9 +94,30 @@ class Resolver:
         udp.setblocking(False)
         tcp.setblocking(False)
         self._containers[container_id] = container
+        if not self._paused:
+            self._listen(container)
+
+    def pause(self) -> None:
+        """Take no queries until :meth:`resume`; they wait in the sockets. For a daemon that has just started and does
+        not know all names yet: a wrong "no such name" is worse than a late answer."""
+        self._paused = True
+        for container in self._containers.values():
+            self._ignore(container)
+
+    def resume(self) -> None:
+        self._paused = False
+        for container in self._containers.values():
+            self._listen(container)
+
+    def _listen(self, container: _Container) -> None:
         loop = asyncio.get_running_loop()
-        loop.add_reader(udp, self._drain, container)
-        loop.add_reader(tcp, self._accept, container)
+        loop.add_reader(container.udp, self._drain, container)
+        loop.add_reader(container.tcp, self._accept, container)
+
+    def _ignore(self, container: _Container) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(container.udp)
+        loop.remove_reader(container.tcp)
 
     def update(self, container_id: str, view: View) -> None:
         """Its networks have changed. An unknown container is none of ours (any more)."""
@@ -107,10 +129,9 @@ class Resolver:
         container = self._containers.pop(container_id, None)
         if container is None:
             return
-        loop = asyncio.get_running_loop()
-        for served in (container.udp, container.tcp):
-            loop.remove_reader(served)
-            served.close()
+        self._ignore(container)
+        container.udp.close()
+        container.tcp.close()
         for task in container.tasks:
             task.cancel()
 
@@ -189,7 +210,7 @@ class Resolver:
             self._spawn(container, self._converse, connection, done=partial(self._hang_up, connection))
 
     def _accept_again(self, container: _Container) -> None:
-        if self._containers.get(container.id) is container:
+        if self._containers.get(container.id) is container and not self._paused:
             asyncio.get_running_loop().add_reader(container.tcp, self._accept, container)
 
     def _hang_up(self, connection: socket.socket, container: _Container) -> None:
