@@ -27,8 +27,8 @@ _ID_DIGITS_MIN = 8
 
 def plan(
     *,
-    self_node: Node,
-    cluster: Cluster,
+    self_node: Node | None,
+    cluster: Cluster | None,
     networks: Mapping[str, Network],
     containers: Sequence[Container],
     endpoints: Iterable[tuple[str, Endpoint]],
@@ -37,12 +37,15 @@ def plan(
     gateway: GatewayBridge | None,
     dns_ports: Mapping[str, int],
 ) -> HostState:
-    """The desired state.
+    """The desired state. A host in no cluster (``self_node`` and ``cluster`` None) has its containers' way out alone.
 
     ``containers``: of this host, with a living first process. ``endpoints``: (id of the owner, row), judged good; rows
     of this host's own are passed over. ``members``: VTEP of each node that may send, by node id. ``underlay_mtu``: of
     the paths to the VTEPs, or a function of them. ``dns_ports``: where each container's resolver listens.
     """
+    if self_node is None or cluster is None:
+        sandboxes = _sandboxes(containers, networks, {}, gateway, dns_ports)
+        return HostState(sandboxes=sandboxes, gateway=gateway if sandboxes else None)
     local = self_node.data_path_addr
     vteps = _sorted_addresses({*members.values()} - {local})
     path_mtu = underlay_mtu if isinstance(underlay_mtu, int) else underlay_mtu(vteps)
@@ -70,10 +73,7 @@ def plan(
     senders = {vtep for segment in segments for vtep in segment.flood}
     return HostState(
         segments=segments,
-        sandboxes=tuple(
-            _sandbox(container, networks, mtus, gateway, dns_ports.get(container.id, 0))
-            for container in sorted(containers, key=lambda container: container.id)
-        ),
+        sandboxes=_sandboxes(containers, networks, mtus, gateway, dns_ports),
         gateway=gateway,
         data_port=cluster.data_port,
         # Also of nodes that are gone from the members but whose containers are still kept on the paths.
@@ -94,7 +94,9 @@ def _segment(
             continue
         macs.add(endpoint.mac)
         addresses.update(free)
-        remotes.append(Remote(mac=endpoint.mac, addresses=free, vtep=endpoint.vtep))
+        # The row's own tuple where it is whole: who compares plans then sees at a glance that nothing changed.
+        whole = len(free) == len(endpoint.addresses)
+        remotes.append(Remote(mac=endpoint.mac, addresses=endpoint.addresses if whole else free, vtep=endpoint.vtep))
     remotes.sort(key=lambda remote: remote.mac)
     return Segment(
         vni=network.vni,
@@ -107,6 +109,19 @@ def _segment(
 
 def _owner_and_mac(row: tuple[str, Endpoint]) -> tuple[str, str]:
     return row[0], row[1].mac
+
+
+def _sandboxes(
+    containers: Sequence[Container],
+    networks: Mapping[str, Network],
+    mtus: Mapping[str, int],
+    gateway: GatewayBridge | None,
+    dns_ports: Mapping[str, int],
+) -> tuple[Sandbox, ...]:
+    return tuple(
+        _sandbox(container, networks, mtus, gateway, dns_ports.get(container.id, 0))
+        for container in sorted(containers, key=lambda container: container.id)
+    )
 
 
 def _sandbox(

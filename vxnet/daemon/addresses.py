@@ -36,7 +36,9 @@ def choose_address(wanted: str, facts: HostFacts, flag: str) -> IPAddress:
     except ValueError:
         of_interface = [address for address, interface in own.items() if interface == wanted]
         if not of_interface:
-            raise CallerError(f"{flag} {wanted}: neither an address nor an interface with one (found: {listed})") from None
+            raise CallerError(
+                f"{flag} {wanted}: neither an address nor an interface with one (found: {listed})"
+            ) from None
         return min(of_interface, key=lambda address: address.version)
     if address not in own:
         raise CallerError(f"{flag} {wanted}: this host does not have that address (found: {listed})")

@@ -48,7 +48,7 @@ from vxnet.model.api import (
 from vxnet.model.cluster import Network, Node, Role, Subnet
 from vxnet.model.container import Container, ContainerSpec
 from vxnet.model.errors import ConflictError, HostError, VxnetError
-from vxnet.model.host import GATEWAY_BRIDGE, GatewayBridge, HostFacts, HostState
+from vxnet.model.host import GATEWAY_BRIDGE, GatewayBridge, HostFacts
 from vxnet.model.row import RowKey, Value, Version
 
 log = structlog.get_logger()
@@ -135,19 +135,17 @@ class Agent:
     def _plan(self) -> Plan[_Seen]:
         place = self._membership.place
         live = [container for container in self._containers.live() if container.pid]
-        state = HostState()
-        if place is not None:
-            state = plan.plan(
-                self_node=place.node,
-                cluster=place.assignment.cluster,
-                networks=place.networks,
-                containers=live,
-                endpoints=place.paths(),
-                members=place.vteps(),
-                underlay_mtu=self._underlay_mtu,
-                gateway=self._gateway_bridge(),
-                dns_ports=self._containers.dns_ports(),
-            )
+        state = plan.plan(
+            self_node=place.node if place is not None else None,
+            cluster=place.assignment.cluster if place is not None else None,
+            networks=self._membership.networks,
+            containers=live,
+            endpoints=place.paths() if place is not None else (),
+            members=place.vteps() if place is not None else {},
+            underlay_mtu=self._underlay_mtu,
+            gateway=self._gateway_bridge(),
+            dns_ports=self._containers.dns_ports(),
+        )
         return Plan(state, _Seen(place.rows() if place is not None else (), self._membership.networks))
 
     def _applied(self, seen: _Seen) -> None:
