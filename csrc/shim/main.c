@@ -100,22 +100,27 @@ static int create(struct shim *shim, int control, struct failure *failure)
 	if (error < 0)
 		return fail(failure, 125, -error, "vxnet-shim %s cannot create: '%s' is missing, unknown or wrong",
 			    VXNET_VERSION, culprit);
+	shim->epoll = epoll_create1(EPOLL_CLOEXEC);
+	if (shim->epoll < 0 || life_watch(shim) < 0)
+		return fail(failure, 125, errno, "cannot watch for signals");
+	/* Before anything is touched: an address in use means that this container has a living shim. */
+	error = listener_open(shim, failure);
+	if (error < 0)
+		return error;
 	reserve_exit(&shim->config);
 	shim->cgroup = shim->config.cgroup != NULL ? cgroup_make(shim->config.cgroup) : -1;
 	if (shim->cgroup < 0)
 		shim->config.cgroup = NULL;
-	shim->epoll = epoll_create1(EPOLL_CLOEXEC);
-	if (shim->epoll < 0 || life_watch(shim) < 0)
-		return fail(failure, 125, errno, "cannot watch for signals");
 	error = first_start(&shim->config, shim->cgroup, &shim->first, failure);
 	if (error == 0)
 		error = open_streams(shim, failure);
 	if (error == 0)
-		error = listener_open(shim, failure);
-	if (error < 0 && shim->first.pid > 0)
+		return 0;
+	if (shim->first.pid > 0)
 		kill(shim->first.pid, SIGKILL);
-	if (error < 0 && shim->config.cgroup != NULL)
+	if (shim->config.cgroup != NULL)
 		cgroup_remove(shim->config.cgroup);
+	unlink(shim->config.socket);
 	return error;
 }
 

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from vxnet.model import shim as protocol
 from vxnet.model.container import Container
-from vxnet.model.errors import ConflictError, HostError, UnavailableError
+from vxnet.model.errors import ConflictError, HostError
 from vxnet.model.shim import Kind, Message
 
 RUN_DIRECTORY = Path("/run/vxnet")
@@ -178,10 +178,12 @@ class Task:
         answer = self._answers[self._tag] = self._loop.create_future()
         try:
             if self._gone.is_set():
-                raise ConflictError(f"container {self.id[:12]} has exited")
+                raise self._ended()
             self._connection.send(packet)
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
                 message, descriptors = await answer
+        except ConnectionError:
+            raise self._ended() from None
         except (OSError, TimeoutError) as error:
             raise HostError(f"the shim of container {self.id[:12]} does not answer: {error}") from None
         finally:
@@ -189,6 +191,9 @@ class Task:
         if message.kind != Kind.OK:
             raise protocol.refusal(message.fields)
         return message, descriptors
+
+    def _ended(self) -> ConflictError:
+        return ConflictError(f"container {self.id[:12]} has exited")
 
     def _receive(self) -> None:
         try:
@@ -222,7 +227,7 @@ class Task:
             self._exit.set_result(exit_of(self._directory) or Exit(None, finished_at=time.time()))
         for answer in self._answers.values():
             if not answer.done():
-                answer.set_exception(UnavailableError(f"the shim of container {self.id[:12]} ended"))
+                answer.set_exception(self._ended())
 
 
 async def start(
@@ -242,6 +247,12 @@ async def start(
         with theirs:
             await asyncio.to_thread(_spawn, container.id, theirs)
         await task.greet(Kind.CREATE, fields)
+    except ConflictError:
+        task.close()
+        raise HostError(
+            f"the shim of container {container.id[:12]} ended without a word",
+            hint=f"does this machine let root mount? Run `{shim_path()} --version`",
+        ) from None
     except BaseException:
         task.close()
         raise
@@ -262,7 +273,7 @@ async def adopt(container_id: str, directory: Path, run_directory: Path = RUN_DI
     task = Task(container_id, directory, connection)
     try:
         await task.greet(Kind.HELLO)
-    except (ConflictError, UnavailableError):  # it has just ended
+    except ConflictError:  # it has just ended
         task.close()
         return None
     except BaseException:
@@ -305,6 +316,9 @@ def _prepare(
     spec = container.spec
     path = socket_path(container.id, run_directory)
     path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        if probe.connect_ex(str(path)) == 0:
+            raise ConflictError(f"container {container.id[:12]} has a living shim already")
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     (directory / "exit").unlink(missing_ok=True)
     # A volatile overlay's mark, which keeps it from being mounted again.

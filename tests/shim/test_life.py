@@ -1,0 +1,321 @@
+"""A container from start to end, and what outlives whom."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.shim.conftest import Boxes, eventually, traces
+from vxnet.host import tasks
+from vxnet.host.tasks import Exit
+from vxnet.model.errors import CallerError, ConflictError, HostError
+
+pytestmark = pytest.mark.host
+
+
+@pytest.mark.parametrize("status", [0, 1, 125, 255])
+async def test_command_decides_exit_status(boxes: Boxes, status: int) -> None:
+    box = boxes("sh", "-c", f"exit {status}")
+    task = await box.start()
+    await task.start_main()
+    end = await task.wait()
+    assert (end.status, end.error) == (status, "")
+    assert end.started_at is not None and end.finished_at is not None and end.started_at <= end.finished_at
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [("no-such-program", 127), ("/no/such/program", 127), ("/etc/hostname", 126), ("/etc", 126), ("", 127)],
+)
+async def test_command_that_cannot_run(boxes: Boxes, command: str, status: int) -> None:
+    box = boxes(command, "argument")
+    task = await box.start()
+    with pytest.raises(CallerError, match="cannot run"):
+        await task.start_main()
+    end = await task.wait()
+    assert end.status == status
+    assert end.error.startswith(f"cannot run {command}: ")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL, signal.SIGUSR1])
+async def test_signal_ends_a_command_that_does_not_handle_it(boxes: Boxes, number: signal.Signals) -> None:
+    """Although the kernel drops all but SIGKILL: it is process 1 of its namespace."""
+    box = boxes("sleep", "1000")
+    task = await box.start()
+    await task.start_main()
+    await task.signal(number)
+    assert (await task.wait()).status == 128 + number
+
+
+async def test_signal_is_the_commands_if_it_handles_it(boxes: Boxes) -> None:
+    box = boxes("sh", "-c", "trap 'exit 7' TERM; trap '' USR1; echo up; while :; do sleep 0.02; done")
+    task = await box.start()
+    await task.start_main()
+    await eventually(lambda: "up" in box.log, "the traps")
+    await task.signal(signal.SIGUSR1)
+    await task.signal(signal.SIGWINCH)
+    await task.signal(signal.SIGTERM)
+    assert (await task.wait()).status == 7
+
+
+async def test_command_waits_for_start(boxes: Boxes) -> None:
+    """Its namespaces are there before, so that the network can be."""
+    box = boxes("cat", "/proc/net/dev", hostname="elsewhere")
+    task = await box.start()
+    assert (await task.status())["state"] == "created"
+    subprocess.run(
+        ["nsenter", f"--net={task.netns}", "ip", "link", "add", "wired", "type", "veth", "peer", "name", "far"],
+        check=True,
+    )
+    assert box.log == ""
+    await task.start_main()
+    assert (await task.wait()).status == 0
+    assert "wired:" in box.output
+    with pytest.raises(ConflictError):
+        await task.start_main()
+
+
+async def test_killed_before_start(boxes: Boxes) -> None:
+    box = boxes("true")
+    task = await box.start()
+    await task.signal(signal.SIGTERM)
+    assert (await task.wait()).status == 143
+
+
+async def test_environment_directory_and_names(boxes: Boxes) -> None:
+    box = boxes(
+        "sh", "-c", 'echo "$A|$B|$HOME|$HOSTNAME|$(pwd)|$(hostname)|$(cat /etc/hostname)|$$|$#"', "sh", "",
+        env=("A=1", "B=x=y z", "A=2"), workdir="/made/for this", hostname="here",
+    )  # fmt: skip
+    task = await box.start()
+    await task.start_main()
+    assert (await task.wait()).status == 0
+    assert box.output == "2|x=y z|/root|here|/made/for this|here|box|1|1\n"
+
+
+async def test_failed_start_leaves_nothing(boxes: Boxes) -> None:
+    box = boxes("true", hostname="h" * 65)
+    with pytest.raises(HostError, match="cannot set the hostname"):
+        await box.start()
+    tasks.remove(box.container.id, box.directory, box.run_directory)
+    await eventually(lambda: not traces(box), "nothing left")
+
+
+async def test_same_container_twice(boxes: Boxes) -> None:
+    box = boxes("sleep", "1000")
+    task = await box.start()
+    with pytest.raises(ConflictError, match="living shim"):
+        await box.start()
+    box.task = task
+    assert (await task.status())["state"] == "created"
+
+
+async def test_command_too_long(boxes: Boxes) -> None:
+    box = boxes("echo", "x" * 200_000)
+    with pytest.raises(CallerError, match="octets long"):
+        await box.start()
+
+
+async def test_writes_survive_a_restart_of_the_container(boxes: Boxes) -> None:
+    box = boxes("sh", "-c", "cat /kept; echo again >/kept")
+    for _ in range(2):
+        task = await box.start()
+        await task.start_main()
+        await task.wait()
+        await task.destroy()
+    assert box.output.endswith("again\n")
+
+
+async def test_processes_end_with_the_first(boxes: Boxes) -> None:
+    box = boxes("sh", "-c", "setsid sleep 4711.25 & setsid sleep 4711.25 & sleep 0.05; exit 5")
+    task = await box.start()
+    await task.start_main()
+    assert (await task.wait()).status == 5
+    assert subprocess.run(["pgrep", "-f", "sleep 4711.25"], stdout=subprocess.DEVNULL, check=False).returncode == 1
+
+
+async def test_many_in_parallel(boxes: Boxes) -> None:
+    many = [boxes("sh", "-c", f"echo {n}; exit {n}") for n in range(20)]
+
+    async def live(box: object, n: int) -> None:
+        task = await many[n].start()
+        await task.start_main()
+        assert (await task.wait()).status == n
+        assert many[n].output == f"{n}\n"
+
+    await asyncio.gather(*(live(box, n) for n, box in enumerate(many)))
+
+
+# Who outlives whom
+
+
+async def test_next_daemon_takes_over(boxes: Boxes) -> None:
+    box = boxes("sh", "-c", "read line; echo $line; exit 3", stdin=True)
+    first = await box.start()
+    await first.start_main()
+    pid, port = first.pid, first.dns_port
+    first.close()
+    second = box.task = await box.adopt()
+    assert second is not None
+    assert (second.pid, second.dns_port) == (pid, port)
+    assert not second.ended
+    status, _, _ = await box.run_client("terminal.attach(S, sig_proxy=False)", b"words\n")
+    assert status == 3
+    assert (await second.wait()).status == 3
+    assert box.output == "words\n"
+
+
+async def test_name_servers_sockets_are_held_over(boxes: Boxes) -> None:
+    """A query that comes while there is no daemon is answered by the next one."""
+    box = boxes("sleep", "1000")
+    first = await box.start()
+    await first.start_main()
+    port = first.dns_port
+    first.close()
+    ask = f"""
+import socket
+s = socket.socket(type=socket.SOCK_DGRAM); s.connect(("127.0.0.11", {port})); s.send(b"where?")
+t = socket.create_connection(("127.0.0.11", {port})); t.send(b"where?")
+print(s.recv(100), t.recv(100))
+"""
+    asker = subprocess.Popen(
+        ["nsenter", f"--net={first.netns}", sys.executable, "-c", ask], stdout=subprocess.PIPE, text=True
+    )
+    second = box.task = await box.adopt()
+    assert second is not None and second.udp is not None and second.tcp is not None
+    assert second.udp.getsockname() == second.tcp.getsockname() == ("127.0.0.11", port)
+    loop = asyncio.get_running_loop()
+    second.udp.setblocking(False)
+    query, sender = await asyncio.wait_for(loop.sock_recvfrom(second.udp, 100), 20)
+    assert query == b"where?"
+    second.udp.sendto(b"here", sender)
+    second.tcp.setblocking(False)
+    connection, _ = await asyncio.wait_for(loop.sock_accept(second.tcp), 20)
+    with connection:
+        await loop.sock_sendall(connection, b"there")
+        output, _ = await asyncio.to_thread(asker.communicate, None, 20)
+    assert output == "b'here' b'there'\n"
+
+
+async def test_end_without_a_daemon_is_written_down(boxes: Boxes) -> None:
+    box = boxes("sh", "-c", "sleep 0.1; exit 9")
+    task = await box.start()
+    await task.start_main()
+    task.close()
+    await eventually(lambda: tasks.exit_of(box.directory) is not None, "the exit file")
+    end = tasks.exit_of(box.directory)
+    assert end is not None and end.status == 9
+    assert await box.adopt() is None
+
+
+async def test_container_outlives_a_killed_daemon(boxes: Boxes) -> None:
+    box = boxes("sleep", "1000")
+    daemon = subprocess.Popen(
+        [
+            sys.executable, "-c", f"""
+import asyncio, pathlib, msgspec
+from vxnet.host import tasks
+from vxnet.model.container import Container
+from vxnet.model.codec import from_json
+async def main():
+    container = from_json({box.container!r}, Container)
+    task = await tasks.start(container, pathlib.Path({str(box.directory)!r}), {{}}, pathlib.Path({str(box.run_directory)!r}))
+    await task.start_main()
+    print(task.pid, flush=True)
+    await task.wait()
+asyncio.run(main())
+""".replace(repr(box.container), repr(_json(box.container)))],
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert daemon.stdout is not None
+    pid = int(await asyncio.to_thread(daemon.stdout.readline))
+    daemon.kill()
+    daemon.wait()
+    daemon.stdout.close()
+    task = box.task = await box.adopt()
+    assert task is not None and task.pid == pid
+    assert Path(f"/proc/{pid}/cmdline").read_bytes() == b"sleep\x001000\x00"
+    await task.signal(signal.SIGTERM)
+    assert (await task.wait()).status == 143
+
+
+def _json(container: object) -> str:
+    from vxnet.model.codec import to_json
+
+    return to_json(container).decode()
+
+
+async def test_shims_death_is_the_containers(boxes: Boxes) -> None:
+    box = boxes("sh", "-c", "sleep 4712.25 & wait")
+    task = await box.start()
+    await task.start_main()
+    os.kill(int((await task.status())["shim"]), signal.SIGKILL)
+    assert (await task.wait())._replace(finished_at=None) == Exit(None)
+    await eventually(lambda: not Path(f"/proc/{task.pid}").exists(), "the container's end")
+    assert tasks.shims(box.run_directory) == [box.container.id[:12]]
+    assert await box.adopt() is None
+    await asyncio.to_thread(tasks.remove, box.container.id, box.directory, box.run_directory)
+    assert traces(box) == []
+
+
+async def test_terminated_shim_passes_it_on(boxes: Boxes) -> None:
+    """As at a host's shutdown, when everything gets SIGTERM."""
+    box = boxes("sh", "-c", "trap 'exit 6' TERM; echo up; while :; do sleep 0.02; done")
+    task = await box.start()
+    await task.start_main()
+    await eventually(lambda: "up" in box.log, "the trap")
+    os.kill(int((await task.status())["shim"]), signal.SIGTERM)
+    assert (await task.wait()).status == 6
+
+
+async def test_only_root_takes_over(boxes: Boxes) -> None:
+    """Whoever may attach (group vxnet) is not given the name server's sockets."""
+    box = boxes("sleep", "1000")
+    await box.start()
+    Path(box.socket).chmod(0o666)
+    Path(box.socket).parent.chmod(0o755)
+    code = f"""
+import os, socket
+from vxnet.model import shim
+os.setgid(65534); os.setuid(65534)
+s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET); s.connect({box.socket!r})
+s.send(shim.encode(shim.Kind.HELLO, 1)); packet, fds, _, _ = socket.recv_fds(s, 8192, 4)
+print(shim.decode(packet).fields["kind"], len(fds))
+"""
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout == "forbidden 0\n"
+
+
+async def test_refuses_what_it_does_not_know(boxes: Boxes) -> None:
+    """A field could be a limit or a mask that somebody relies on."""
+    from vxnet.model import shim
+
+    box = boxes("sleep", "1000")
+    task = await box.start()
+    await task.start_main()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.settimeout(20)
+        connection.connect(box.socket)
+
+        def ask(packet: bytes) -> shim.Message:
+            connection.send(packet)
+            return shim.decode(connection.recv(8192))
+
+        newer = ask(shim.encode(shim.Kind.EXEC, 7, [("arg", "true"), ("seccomp", "strict")]))
+        assert (newer.kind, newer.tag) == (shim.Kind.ERROR, 7)
+        assert "seccomp" in newer.fields["message"]
+        assert ask(b"\x02\x07\0\0\x01\0\0\0").kind == shim.Kind.ERROR
+        assert ask(b"\x01\x63\0\0\x01\0\0\0").kind == shim.Kind.ERROR
+        assert ask(b"\x01\x05\0\0\x01\0\0\0arg=no end").kind == shim.Kind.ERROR
+        assert ask(shim.encode(shim.Kind.SIGNAL, 1, [("signal", "99")])).kind == shim.Kind.ERROR
+        assert ask(shim.encode(shim.Kind.STATUS, 8)).fields["state"] == "running"
+        connection.send(b"\x01")
+        assert connection.recv(8192) == b"", "a packet without a header ends the connection"
+    assert (await task.status())["state"] == "running"
