@@ -196,7 +196,8 @@ def test_the_reading_order_lists_what_there_is() -> None:
     """The lines ``- `core/swim.py` …`` under *Reading order* in docs/architecture.md are the files that there are."""
     text = (ROOT / "docs/architecture.md").read_text()
     section = text.split("\n## Reading order\n")[1].split("\n## ")[0]
-    listed = re.findall(r"^\s*- `([\w/]+\.(?:py|c|h))`", section, re.MULTILINE)
+    entries = re.findall(r"^- ((?:`[\w/]+\.(?:py|c|h)`(?:, )?)+)", section, re.MULTILINE)
+    listed = [name for entry in entries for name in re.findall(r"`(.+?)`", entry)]
     assert len(listed) == len(set(listed)), "a file is listed twice"
     files = {str(path.relative_to(PACKAGE)) for path in sources() if path.name != "__init__.py"}
     # A package's __init__ is a line of its own only where it holds code and not just the folder's word.
