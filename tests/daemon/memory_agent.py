@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import queue
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from ipaddress import ip_address, ip_network
 from pathlib import Path
+from typing import TypeVar
 
 from msgspec.structs import replace
 
@@ -34,6 +36,8 @@ from vxnet.model.api import (
 from vxnet.model.cluster import Network, Node, Role, Subnet
 from vxnet.model.container import Container, ContainerSpec
 from vxnet.model.errors import CallerError, ConflictError, ForbiddenError, HostError, NotFoundError
+
+T = TypeVar("T")
 
 CREATED_AT = 1_700_000_000.0
 TOKEN = "VXTKN-1-ca-secret"
@@ -132,7 +136,7 @@ class MemoryAgent:
         return tuple(self._node_view(node) for node in self.cluster_nodes.values())
 
     async def node(self, ref: str, /) -> NodeView:
-        return self._node_view(find("node", ref, self.cluster_nodes.values(), lambda node: node.name))
+        return self._node_view(find("node", ref, self.cluster_nodes, lambda node: node.name))
 
     async def remove_node(self, ref: str, force: bool, /) -> None:
         view = await self.node(ref)
@@ -204,7 +208,7 @@ class MemoryAgent:
             raise NotFoundError(f"{request.container} is not connected to {ref}")
 
     def _network(self, ref: str) -> Network:
-        return find("network", ref, self.network_table.values(), lambda network: network.name)
+        return find("network", ref, self.network_table, lambda network: network.name)
 
     # containers
 
@@ -301,20 +305,19 @@ class MemoryAgent:
         return f"/run/vxnet/c/{container.id[:12]}.sock"
 
     def _container(self, ref: str) -> Container:
-        return find("container", ref, self.container_table.values(), lambda container: container.spec.name)
+        return find("container", ref, self.container_table, lambda container: container.spec.name)
 
     def _put(self, container: Container) -> Container:
         self.container_table[container.id] = container
         return container
 
 
-def find(what, ref, records, name_of):  # type: ignore[no-untyped-def]
-    """By name, id, or an unambiguous start of an id."""
-    records = list(records)
-    for record in records:
-        if ref in (name_of(record), record.id):
+def find(what: str, ref: str, records: Mapping[str, T], name_of: Callable[[T], str]) -> T:
+    """Of ``records`` by id: by name, id, or an unambiguous start of an id."""
+    for record_id, record in records.items():
+        if ref in (name_of(record), record_id):
             return record
-    starting = [record for record in records if record.id.startswith(ref)]
+    starting = [record for record_id, record in records.items() if record_id.startswith(ref)]
     if len(starting) > 1:
         raise ConflictError(f"{ref} is the start of several ids")
     if not starting:
@@ -338,30 +341,23 @@ class Daemon:
 
 @contextlib.contextmanager
 def daemon() -> Iterator[Daemon]:
-    api: AgentApi
-    started: list[Daemon] = []
-    ready = threading.Event()
+    started: queue.SimpleQueue[tuple[Daemon, Callable[[], object]]] = queue.SimpleQueue()
 
     async def serve(path: Path) -> None:
-        nonlocal api
         agent = MemoryAgent()
-        api = agent
-        stop = asyncio.Event()
+        api: AgentApi = agent
+        loop, stop = asyncio.get_running_loop(), asyncio.Event()
         async with serve_unix(build_app(api), path):
-            loop = asyncio.get_running_loop()
-            stops.append(lambda: loop.call_soon_threadsafe(stop.set))
-            started.append(Daemon(path, agent, loop))
-            ready.set()
+            started.put((Daemon(path, agent, loop), lambda: loop.call_soon_threadsafe(stop.set)))
             await stop.wait()
 
-    stops = []
     with tempfile.TemporaryDirectory(prefix="vxnet-test-") as folder:  # short: a unix path has 107 octets
         thread = threading.Thread(target=lambda: asyncio.run(serve(Path(folder) / "vxnet.sock")))
         thread.start()
+        running, stop = started.get(timeout=20)
         try:
-            assert ready.wait(20)
-            yield started[0]
+            yield running
         finally:
-            stops[0]()
+            stop()
             thread.join(20)
         assert not thread.is_alive()
