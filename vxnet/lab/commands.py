@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from types import FrameType
 
-from vxnet.lab import operations, programs, state
+from vxnet.lab import foreground, operations, programs, state
 from vxnet.lab.views import LabView, view
 from vxnet.model.errors import NotFoundError
 
@@ -52,11 +52,7 @@ def exec_(*, host: str, argv: Sequence[str], name: str = "lab") -> int:
     Returns its exit status; 128 + N when signal N ended it. A program that is not there is a :class:`NotFoundError`.
     """
     init = state.load(name).host(host).init
-    with _terminal_given_back():
-        child = programs.popen(init, host, argv)
-        with _signals_passed_on(child):
-            status = child.wait()
-    return status if status >= 0 else 128 - status
+    return foreground.wait_for(partial(programs.popen, init, host, argv))
 
 
 def shell(*, host: str, name: str = "lab") -> int:
@@ -94,43 +90,3 @@ def _terminated_as_interrupted() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _signals_passed_on(child: subprocess.Popen[bytes]) -> Iterator[None]:
-    """What the terminal sends reaches the child without us; what is sent to this process alone is handed on."""
-
-    def hand_on(number: int, frame: FrameType | None) -> None:
-        child.send_signal(number)
-
-    wanted: dict[signal.Signals, Callable[[int, FrameType | None], None] | signal.Handlers] = {
-        signal.SIGINT: signal.SIG_IGN,
-        signal.SIGQUIT: signal.SIG_IGN,
-        signal.SIGTERM: hand_on,
-        signal.SIGHUP: hand_on,
-        signal.SIGUSR1: hand_on,
-        signal.SIGUSR2: hand_on,
-    }
-    before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _terminal_given_back() -> Iterator[None]:
-    """A shell makes its own group the foreground one and cannot give it back: its pid namespace does not know ours."""
-    try:
-        foreground = os.tcgetpgrp(0)
-    except OSError:  # no terminal
-        yield
-        return
-    try:
-        yield
-    finally:
-        before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
-        with contextlib.suppress(OSError):
-            os.tcsetpgrp(0, foreground)
-        signal.signal(signal.SIGTTOU, before)

@@ -62,11 +62,11 @@ def popen(
     wanted_cwd = cwd or _cwd()
 
     def start() -> subprocess.Popen[Any]:
-        program = shutil.which(argv[0], path=variables["PATH"])
-        if program is None:
-            raise NotFoundError(f"no such program on {host}: {argv[0]}")
         there = wanted_cwd if cwd or os.path.isdir(wanted_cwd) else "/"
-        return subprocess.Popen(["sh", "-c", _ENTER, "sh", program, *argv[1:]], env=variables, cwd=there, **options)
+        program = os.path.join(there, argv[0]) if "/" in argv[0] else argv[0]
+        if not shutil.which(program, path=variables["PATH"]):
+            raise NotFoundError(f"no such program on {host}: {argv[0]}")
+        return subprocess.Popen(["sh", "-c", _ENTER, "sh", *argv], env=variables, cwd=there, **options)
 
     return namespaces.in_host(init, host, start)
 
