@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from vxnet.host import links, netns
 from vxnet.host.links import Link, Wish
-from vxnet.host.neighbours import BRIDGE, FLOOD, INDEX, NEIGHBOUR, TUNNEL, Rows
+from vxnet.host.neighbours import BRIDGE, FLOOD, IFINDEX, NEIGHBOUR, TUNNEL, Rows, key_head
 from vxnet.host.netlink import Netlink
 from vxnet.host.steps import Step, carry_out, mend, mend_port, present, unless_new
 from vxnet.model.address import IPAddress
@@ -73,11 +73,15 @@ def tunnel_name(vni: int) -> str:
 
 
 def bridge_wish(segment: Segment) -> Wish:
+    # A bridge without an address of its own takes the lowest of its ports', and at each change of it the kernel
+    # throws all its neighbours away, permanent ones too (neigh_changeaddr).
+    mac = (b"\x06vx" + segment.vni.to_bytes(3)).hex(":")
     return Wish(
         name=bridge_name(segment.vni),
         kind="bridge",
         mtu=segment.mtu,
         alias=f"{MARK}{segment.vni}",
+        mac=mac,
         data={"IFLA_BR_STP_STATE": 0, "IFLA_BR_FORWARD_DELAY": 0, "IFLA_BR_MCAST_SNOOPING": 0},
     )
 
@@ -260,18 +264,21 @@ def octets(mac: str) -> bytes:
 
 def remote_rows(home: Home, remotes: Iterable[Remote]) -> Rows:
     rows: Rows = {}
-    port = INDEX.pack(home.tunnel)
+    port = IFINDEX.pack(home.tunnel)
+    tunnel, bridge = key_head(TUNNEL, home.tunnel), key_head(BRIDGE, home.bridge)
+    neighbour = key_head(NEIGHBOUR, home.bridge)
     for remote in remotes:
         mac = octets(remote.mac)
-        rows[TUNNEL, home.tunnel, mac] = remote.vtep.packed
-        rows[BRIDGE, home.bridge, mac] = port
+        rows[tunnel + mac] = remote.vtep.packed
+        rows[bridge + mac] = port
         for address in remote.addresses:
-            rows[NEIGHBOUR, home.bridge, address.packed] = mac
+            rows[neighbour + address.packed] = mac
     return rows
 
 
 def flood_rows(home: Home, vteps: Iterable[IPAddress]) -> Rows:
-    return {(TUNNEL, home.tunnel, FLOOD + vtep.packed): vtep.packed for vtep in vteps}
+    head = key_head(TUNNEL, home.tunnel) + FLOOD
+    return {head + vtep.packed: vtep.packed for vtep in vteps}
 
 
 def resident_rows(home: Home, residents: Iterable[Resident]) -> Rows:
@@ -279,9 +286,9 @@ def resident_rows(home: Home, residents: Iterable[Resident]) -> Rows:
     rows: Rows = {}
     for interface, port in residents:
         mac = octets(interface.mac)
-        rows[BRIDGE, home.bridge, mac] = INDEX.pack(port)
+        rows[key_head(BRIDGE, home.bridge) + mac] = IFINDEX.pack(port)
         for address in interface.addresses:
-            rows[NEIGHBOUR, home.bridge, address.ip.packed] = mac
+            rows[key_head(NEIGHBOUR, home.bridge) + address.ip.packed] = mac
     return rows
 
 
@@ -291,6 +298,14 @@ def changed_remotes(before: Sequence[Remote], after: Sequence[Remote]) -> tuple[
         return [], []
     old = {remote.mac: remote for remote in before}
     new = {remote.mac: remote for remote in after}
-    gone = [remote for mac, remote in old.items() if (other := new.get(mac)) is not remote and other != remote]
-    come = [remote for mac, remote in new.items() if (other := old.get(mac)) is not remote and other != remote]
+    gone = [remote for mac, remote in old.items() if not _same(remote, new.get(mac))]
+    come = [remote for mac, remote in new.items() if not _same(remote, old.get(mac))]
     return gone, come
+
+
+def _same(one: Remote, other: Remote | None) -> bool:
+    # Plans are made anew from the same rows: nearly always the parts are the very same objects, and comparing
+    # addresses by value costs ten times as much.
+    if other is None:
+        return False
+    return (one.vtep is other.vtep and one.addresses is other.addresses) or one == other

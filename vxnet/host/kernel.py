@@ -176,8 +176,8 @@ class Kernel:
             tunnels = {one.home.tunnel: one.home.bridge for one in carried.values()}
             there = neighbours.dump(self._datapath.netlink, tunnels)
         difference = neighbours.difference(wanted, there)
-        describe = neighbours.describer({link.ifindex: link.name for link in found.values()})
-        changes = neighbours.apply(self._datapath.netlink, difference, wanted, there, describe)
+        names = {link.ifindex: link.name for link in found.values()}
+        changes = neighbours.apply(self._datapath.netlink, difference, wanted, there, names)
         self._carried = {} if any(change.error for change in changes) else carried
         return changes
 

@@ -149,10 +149,10 @@ def get(netlink: Netlink, name: str) -> Link | None:
     """One link by its name."""
     body = _IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + attribute_u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
     answer = netlink.ask([message(RTM_GETLINK, 0, body + attribute(IFLA_IFNAME, name.encode() + b"\0"))])[0]
-    return None if answer is None else _parse(memoryview(answer))
+    return None if answer is None else _parse(answer)
 
 
-def _parse(body: memoryview) -> Link:
+def _parse(body: bytes) -> Link:
     _family, _type, index, flags, _change = _IFINFO.unpack_from(body)
     found = attributes(body, _IFINFO.size)
     info = attributes(found.get(IFLA_LINKINFO, b""))

@@ -7,15 +7,16 @@
                                ──> vx: FDB        MAC → VTEP         and it leaves
     broadcast, multicast       ──> vx: FDB        00:… → each VTEP   head-end replication
 
-A table is a dict from :class:`Key` to what stands behind it, as packed octets on both sides, so that ten thousand
-rows are compared by two set operations. Rows go out in large sends (:meth:`vxnet.host.netlink.Netlink.batch`).
+Ten thousand endpoints are thirty thousand rows, dumped, compared and written whole. So a row is two byte strings, a
+key and what stands behind it: they compare as they are, go into messages as they are, and cost the garbage collector
+nothing. Writing goes by large sends (:meth:`vxnet.host.netlink.Netlink.batch`).
 """
 
 from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from vxnet.host.netlink import (
@@ -25,8 +26,6 @@ from vxnet.host.netlink import (
     NLM_F_REPLACE,
     NLM_F_REQUEST,
     Netlink,
-    attribute,
-    message,
 )
 from vxnet.model.host import Change
 
@@ -37,85 +36,98 @@ RTM_GETNEIGH = 30
 NDA_DST = 1
 NDA_LLADDR = 2
 NDA_MASTER = 9
+NDA_LINK_NETNSID = 10
 
 NUD_NOARP = 0x40
 NUD_PERMANENT = 0x80
 NTF_SELF = 0x02
 NTF_MASTER = 0x04
 
-_NDMSG = struct.Struct("=BxxxiHBB")
-"""family, index, state, flags, type"""
-_ATTRIBUTE = struct.Struct("=HH")
-
 TUNNEL = 0
-"""vx: (index, MAC) → VTEP; MAC all-zero: (index, MAC + VTEP) → VTEP, as there are several."""
+"""vx: MAC → VTEP; the all-zero MAC is followed by the VTEP, as there are several."""
 BRIDGE = 1
-"""br: (index, MAC) → index of the port, packed."""
+"""br: MAC → ifindex of the port."""
 NEIGHBOUR = 2
-"""br: (index, address) → MAC."""
+"""br: address → MAC."""
 
 FLOOD = bytes(6)
 
-Key = tuple[int, int, bytes]
-"""Table, index of the device, MAC or address."""
-Rows = dict[Key, bytes]
+Rows = dict[bytes, bytes]
+"""Keys: table (1 octet), ifindex of the device (4), MAC or address. Values: VTEP, ifindex (4) or MAC."""
 
-INDEX = struct.Struct("=i")
-
-
-class Difference(NamedTuple):
-    puts: list[Key]
-    replaces: frozenset[Key]
-    """Those of ``puts`` that stand for something else now."""
-    deletes: list[Key]
+_KEY = struct.Struct("=Bi")
+IFINDEX = struct.Struct("=i")
+_NDMSG = struct.Struct("=BxxxiHBB")
+"""family, ifindex, state, flags, type"""
+_ATTRIBUTE = struct.Struct("=HH")
+_LINK_LAYER = (10, NDA_LLADDR)
 
 
-def dump(netlink: Netlink, tunnels: Mapping[int, int], index: int = 0) -> Rows:
-    """The rows of vxnet's devices. ``tunnels``: index of each vx → of its br; ``index``: of one tunnel only."""
-    bridges = set(tunnels.values())
+def key_head(table: int, ifindex: int) -> bytes:
+    return _KEY.pack(table, ifindex)
+
+
+def dump(netlink: Netlink, tunnels: Mapping[int, int]) -> Rows:
+    """The rows of vxnet's devices. ``tunnels``: ifindex of each vx → of its br. Raises OSError."""
     rows: Rows = {}
-    for body in netlink.dump(RTM_GETNEIGH, _fdb_filter(index)):
-        _family, link, state, flags, _type = _NDMSG.unpack_from(body)
-        mac, destination, master = _walk(body)
-        if mac is None:
-            continue
-        if master is None:
-            if flags & NTF_SELF and link in tunnels and destination is not None:
-                rows[TUNNEL, link, mac if mac != FLOOD else mac + destination] = destination
-        elif master in bridges and state & NUD_NOARP and not state & NUD_PERMANENT:
-            rows[BRIDGE, master, mac] = INDEX.pack(link)
+    bridges = frozenset(tunnels.values())
+    _read_fdb(netlink.dump(RTM_GETNEIGH, _NDMSG.pack(socket.AF_BRIDGE, 0, 0, 0, 0)), frozenset(tunnels), bridges, rows)
     for kind in (socket.AF_INET, socket.AF_INET6):
-        for body in netlink.dump(RTM_GETNEIGH, _NDMSG.pack(kind, 0, 0, 0, 0)):
-            _family, link, state, _flags, _type = _NDMSG.unpack_from(body)
-            if link in bridges and state & NUD_PERMANENT:
-                mac, destination, _master = _walk(body)
-                if mac is not None and destination is not None:
-                    rows[NEIGHBOUR, link, destination] = mac
+        _read_neighbours(netlink.dump(RTM_GETNEIGH, _NDMSG.pack(kind, 0, 0, 0, 0)), bridges, rows)
     return rows
 
 
-def _fdb_filter(index: int) -> bytes:
-    return _NDMSG.pack(socket.AF_BRIDGE, index, 0, 0, 0)
+def _read_fdb(bodies: list[bytes], tunnels: frozenset[int], bridges: frozenset[int], rows: Rows) -> None:
+    tunnel_heads = {tunnel: key_head(TUNNEL, tunnel) for tunnel in tunnels}
+    bridge_heads = {IFINDEX.pack(bridge): key_head(BRIDGE, bridge) for bridge in bridges}
+    for body in bodies:
+        _family, ifindex, state, flags, _type = _NDMSG.unpack_from(body)
+        if flags & NTF_SELF:
+            if ifindex not in tunnel_heads:
+                continue
+            mac, vtep = _values(body, NDA_LLADDR, NDA_DST)
+            if mac and vtep:
+                rows[tunnel_heads[ifindex] + (mac if mac != FLOOD else mac + vtep)] = vtep
+        elif state & NUD_NOARP and not state & NUD_PERMANENT:
+            mac, master = _values(body, NDA_LLADDR, NDA_MASTER)
+            if master in bridge_heads:
+                rows[bridge_heads[master] + mac] = body[4:8]
 
 
-def _walk(body: memoryview) -> tuple[bytes | None, bytes | None, int | None]:
-    """lladdr, dst, master. Written out: it runs for every row of every dump."""
-    mac = destination = master = None
+def _read_neighbours(bodies: list[bytes], bridges: frozenset[int], rows: Rows) -> None:
+    heads = {bridge: key_head(NEIGHBOUR, bridge) for bridge in bridges}
+    for body in bodies:
+        _family, ifindex, state, _flags, _type = _NDMSG.unpack_from(body)
+        if state & NUD_PERMANENT and ifindex in heads:
+            address, mac = _values(body, NDA_DST, NDA_LLADDR)
+            rows[heads[ifindex] + address] = mac
+
+
+def _values(body: bytes, first: int, second: int) -> tuple[bytes, bytes]:
+    """Two attributes, empty if absent. The loop ends early, as the kernel writes them at the front."""
+    one = other = b""
     offset = 12
-    end = len(body) - 3
+    end = len(body)
     unpack = _ATTRIBUTE.unpack_from
     while offset < end:
         length, kind = unpack(body, offset)
-        if kind == 2:
-            mac = bytes(body[offset + 4 : offset + length])
-        elif kind == 1:
-            destination = bytes(body[offset + 4 : offset + length])
-        elif kind == 9:
-            master = INDEX.unpack_from(body, offset + 4)[0]
-        if length < 4:
-            break
+        if kind == first:
+            one = body[offset + 4 : offset + length]
+            if other:
+                break
+        elif kind == second:
+            other = body[offset + 4 : offset + length]
+            if one:
+                break
         offset += (length + 3) & ~3
-    return mac, destination, master
+    return one, other
+
+
+class Difference(NamedTuple):
+    puts: list[bytes]
+    replaces: frozenset[bytes]
+    """Those of ``puts`` that stand for something else now."""
+    deletes: list[bytes]
 
 
 def difference(wanted: Rows, found: Rows) -> Difference:
@@ -125,19 +137,16 @@ def difference(wanted: Rows, found: Rows) -> Difference:
     return Difference(puts, replaces, deletes)
 
 
-def apply(
-    netlink: Netlink, change: Difference, wanted: Rows, found: Rows, describe: Callable[[Key, bytes], str]
-) -> list[Change]:
-    """Put, then delete. ``describe``: a row in words."""
-    puts = [_put(key, wanted[key]) for key in change.puts]
-    failures = netlink.batch(puts)
+def apply(netlink: Netlink, change: Difference, wanted: Rows, found: Rows, names: Mapping[int, str]) -> list[Change]:
+    """Put, then delete. ``names``: of the links by ifindex, for the words."""
+    failures = netlink.batch([_put(key, wanted[key]) for key in change.puts])
     changes = []
     for position, key in enumerate(change.puts):
         failure = failures.get(position)
         changes.append(
             Change(
                 verb="replace" if key in change.replaces else "add",
-                object=describe(key, wanted[key]),
+                object=describe(key, wanted[key], names),
                 error="" if failure is None else failure[1],
             )
         )
@@ -145,80 +154,86 @@ def apply(
     for position, key in enumerate(change.deletes):
         failure = failures.get(position)
         if failure is None or failure[0] not in GONE:
-            changes.append(
-                Change(verb="delete", object=describe(key, found[key]), error="" if failure is None else failure[1])
-            )
+            error = "" if failure is None else failure[1]
+            changes.append(Change(verb="delete", object=describe(key, found[key], names), error=error))
     return changes
 
 
-_FDB_ROW = struct.Struct("=IHHII BxxxiHBB HH6sxx")
+_FDB = struct.Struct("=IHHII BxxxiHBB HH6sxx")
 """Header, ndmsg and NDA_LLADDR: 40 octets."""
+_FDB4 = struct.Struct("=IHHII BxxxiHBB HH6sxx HH4s")
+_FDB6 = struct.Struct("=IHHII BxxxiHBB HH6sxx HH16s")
+"""… and NDA_DST."""
 _PUT = NLM_F_REQUEST | NLM_F_CREATE | NLM_F_REPLACE
 _APPEND = NLM_F_REQUEST | NLM_F_CREATE | NLM_F_APPEND
 
 
-def _put(key: Key, value: bytes) -> bytes:
-    table, index, name = key
+def _put(key: bytes, value: bytes) -> bytes:
+    table, ifindex = _KEY.unpack_from(key)
     if table == TUNNEL:
         # A MAC has one VTEP: replaced in one step. The all-zero one has many: appended.
-        mac = name[:6]
+        mac = key[5:11]
         flags = _PUT if mac != FLOOD else _APPEND
-        return _tunnel_row(RTM_NEWNEIGH, flags, index, mac, value)
+        return _row(RTM_NEWNEIGH, flags, socket.AF_BRIDGE, ifindex, NUD_PERMANENT, NTF_SELF, mac, value)
     if table == BRIDGE:
-        port = INDEX.unpack(value)[0]
-        return _FDB_ROW.pack(
-            40, RTM_NEWNEIGH, _PUT, 0, 0, socket.AF_BRIDGE, port, NUD_NOARP, NTF_MASTER, 0, 10, NDA_LLADDR, name
-        )
-    return _neighbour(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, index, name, value)
+        return _row(RTM_NEWNEIGH, _PUT, socket.AF_BRIDGE, IFINDEX.unpack(value)[0], NUD_NOARP, NTF_MASTER, key[5:])
+    address = key[5:]
+    return _row(RTM_NEWNEIGH, _PUT, _family(address), ifindex, NUD_PERMANENT, 0, value, address)
 
 
-def _delete(key: Key, value: bytes) -> bytes:
-    table, index, name = key
+def _delete(key: bytes, value: bytes) -> bytes:
+    table, ifindex = _KEY.unpack_from(key)
     if table == TUNNEL:
-        return _tunnel_row(RTM_DELNEIGH, NLM_F_REQUEST, index, name[:6], value)
+        return _row(RTM_DELNEIGH, NLM_F_REQUEST, socket.AF_BRIDGE, ifindex, 0, NTF_SELF, key[5:11], value)
     if table == BRIDGE:
-        port = INDEX.unpack(value)[0]
-        return _FDB_ROW.pack(
-            40, RTM_DELNEIGH, NLM_F_REQUEST, 0, 0, socket.AF_BRIDGE, port, 0, NTF_MASTER, 0, 10, NDA_LLADDR, name
-        )
-    return _neighbour(RTM_DELNEIGH, 0, index, name, value)
+        port = IFINDEX.unpack(value)[0]
+        return _row(RTM_DELNEIGH, NLM_F_REQUEST, socket.AF_BRIDGE, port, 0, NTF_MASTER, key[5:])
+    address = key[5:]
+    return _row(RTM_DELNEIGH, NLM_F_REQUEST, _family(address), ifindex, 0, 0, value, address)
 
 
-def _tunnel_row(kind: int, flags: int, index: int, mac: bytes, vtep: bytes) -> bytes:
-    length = 44 + len(vtep)
-    row = _FDB_ROW.pack(
-        length, kind, flags, 0, 0, socket.AF_BRIDGE, index, NUD_PERMANENT, NTF_SELF, 0, 10, NDA_LLADDR, mac
+def _family(address: bytes) -> int:
+    return socket.AF_INET if len(address) == 4 else socket.AF_INET6
+
+
+def _row(
+    kind: int, request: int, family: int, ifindex: int, state: int, flags: int, mac: bytes, destination: bytes = b""
+) -> bytes:
+    """One RTM_*NEIGH message, packed in one step: it is made for every row."""
+    if not destination:
+        return _FDB.pack(40, kind, request, 0, 0, family, ifindex, state, flags, 0, *_LINK_LAYER, mac)
+    size = len(destination)
+    form = _FDB4 if size == 4 else _FDB6
+    return form.pack(
+        44 + size,
+        kind,
+        request,
+        0,
+        0,
+        family,
+        ifindex,
+        state,
+        flags,
+        0,
+        *_LINK_LAYER,
+        mac,
+        4 + size,
+        NDA_DST,
+        destination,
     )
-    return row + _ATTRIBUTE.pack(4 + len(vtep), NDA_DST) + vtep
-
-
-def _neighbour(kind: int, flags: int, index: int, address: bytes, mac: bytes) -> bytes:
-    family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
-    body = _NDMSG.pack(family, index, NUD_PERMANENT, 0, 0) + attribute(NDA_DST, address) + attribute(NDA_LLADDR, mac)
-    return message(kind, flags, body)
 
 
 def address_text(packed: bytes) -> str:
-    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
+    return socket.inet_ntop(_family(packed), packed)
 
 
-def describer(names: Mapping[int, str]) -> Callable[[Key, bytes], str]:
-    """Rows in the words of ``bridge fdb`` and ``ip neigh``; ``names``: of the links by index."""
-
-    def describe(key: Key, value: bytes) -> str:
-        table, index, name = key
-        device = names.get(index, str(index))
-        if table == TUNNEL:
-            return f"fdb {name[:6].hex(':')} dev {device} dst {address_text(value)}"
-        if table == BRIDGE:
-            port = INDEX.unpack(value)[0]
-            return f"fdb {name.hex(':')} dev {names.get(port, port)} master {device}"
-        return f"neigh {address_text(name)} lladdr {value.hex(':')} dev {device}"
-
-    return describe
-
-
-def only(rows: Rows, indexes: Iterable[int]) -> Rows:
-    """The rows of these devices."""
-    wanted = frozenset(indexes)
-    return {key: value for key, value in rows.items() if key[1] in wanted}
+def describe(key: bytes, value: bytes, names: Mapping[int, str]) -> str:
+    """A row in the words of ``bridge fdb`` and ``ip neigh``."""
+    table, ifindex = _KEY.unpack_from(key)
+    device = names.get(ifindex, ifindex)
+    if table == TUNNEL:
+        return f"fdb {key[5:11].hex(':')} dev {device} dst {address_text(value)}"
+    if table == BRIDGE:
+        port = IFINDEX.unpack(value)[0]
+        return f"fdb {key[5:].hex(':')} dev {names.get(port, port)} master {device}"
+    return f"neigh {address_text(key[5:])} lladdr {value.hex(':')} dev {device}"

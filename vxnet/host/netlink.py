@@ -66,7 +66,7 @@ def attribute_u32(kind: int, value: int) -> bytes:
     return struct.pack("=HHI", 8, kind, value)
 
 
-def attributes(data: bytes | memoryview, offset: int = 0) -> dict[int, bytes]:
+def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
     """Type → value of the attributes from ``offset`` on; of several of one type the last."""
     found = {}
     end = len(data) - 3
@@ -74,7 +74,7 @@ def attributes(data: bytes | memoryview, offset: int = 0) -> dict[int, bytes]:
         length, kind = ATTRIBUTE.unpack_from(data, offset)
         if length < 4:
             break
-        found[kind & _NLA_TYPE] = bytes(data[offset + 4 : offset + length])
+        found[kind & _NLA_TYPE] = data[offset + 4 : offset + length]
         offset += (length + 3) & ~3
     return found
 
@@ -174,9 +174,9 @@ class Netlink:
         while True:
             for kind, _flags, sequence, body in _split(self._socket.recv(BATCH_OCTETS)):
                 if sequence == wanted:
-                    return None if kind == NLMSG_ERROR else bytes(body)
+                    return None if kind == NLMSG_ERROR else body
 
-    def dump(self, kind: int, body: bytes) -> list[memoryview]:
+    def dump(self, kind: int, body: bytes) -> list[bytes]:
         """Bodies of all answers to one dump request. Raises OSError.
 
         A dump that the kernel marks as torn (something changed meanwhile) is asked for again; after a few times it is
@@ -188,45 +188,43 @@ class Netlink:
                 break
         return bodies
 
-    def _dump(self, kind: int, body: bytes) -> tuple[list[memoryview], bool]:
+    def _dump(self, kind: int, body: bytes) -> tuple[list[bytes], bool]:
         self._sequence += 1
         wanted = self._sequence
         request = HEADER.pack(HEADER.size + len(body), kind, NLM_F_REQUEST | NLM_F_DUMP, wanted, 0)
         self._socket.send(request + body)
-        bodies: list[memoryview] = []
-        torn = False
+        bodies: list[bytes] = []
         while True:
-            for answer, flags, sequence, content in _split(self._socket.recv(BATCH_OCTETS)):
+            data = self._socket.recv(BATCH_OCTETS)
+            offset = 0
+            while offset < len(data):  # written out instead of _split(): it runs for every row of every dump
+                length, answer, flags, sequence, _port = HEADER.unpack_from(data, offset)
+                content = data[offset + 16 : offset + length]
+                offset += (length + 3) & ~3
                 if sequence != wanted:
                     continue
-                torn |= bool(flags & NLM_F_DUMP_INTR)
-                if answer == NLMSG_DONE:
-                    return bodies, torn
-                if answer == NLMSG_ERROR:
-                    failure = _failure(flags, content)
-                    if failure is not None:
-                        raise OSError(*failure)
-                    return bodies, torn
-                bodies.append(content)
+                if answer > NLMSG_DONE:
+                    bodies.append(content)
+                    continue
+                failure = _failure(flags, content) if answer == NLMSG_ERROR else None
+                if failure is not None:
+                    raise OSError(*failure)
+                return bodies, bool(flags & NLM_F_DUMP_INTR)
 
 
-def _split(data: bytes) -> Iterator[tuple[int, int, int, memoryview]]:
+def _split(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
     """type, flags, sequence, body of each message in a datagram."""
-    view = memoryview(data)
     offset = 0
-    end = len(data) - HEADER.size
-    while offset <= end:
+    while offset < len(data):
         length, kind, flags, sequence, _port = HEADER.unpack_from(data, offset)
-        if length < HEADER.size:
-            return
-        yield kind, flags, sequence, view[offset + HEADER.size : offset + length]
+        yield kind, flags, sequence, data[offset + HEADER.size : offset + length]
         offset += (length + 3) & ~3
 
 
 NLMSGERR_ATTR_MSG = 1
 
 
-def _failure(flags: int, body: memoryview) -> Failure | None:
+def _failure(flags: int, body: bytes) -> Failure | None:
     (number,) = struct.unpack_from("=i", body)
     if number == 0:
         return None
