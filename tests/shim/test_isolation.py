@@ -83,7 +83,9 @@ async def test_devices(boxes: Boxes) -> None:
     ls -A /dev; ls /dev/pts; mknod /tmp/sda b 8 0 || mknod /dev/x c 1 3 || echo none made
     """
     assert await run(boxes, script) == (
-        "8\nfull\ny\nfd\nfull\nnull\nptmx\npts\nrandom\nshm\nstderr\nstdin\nstdout\ntty\nurandom\nzero\nptmx\nnone made\n"
+        "8\nfull\ny\n"
+        "fd\nfull\nnull\nptmx\npts\nrandom\nshm\nstderr\nstdin\nstdout\ntty\nurandom\nzero\n"
+        "ptmx\nnone made\n"
     )
 
 

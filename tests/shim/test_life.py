@@ -15,6 +15,8 @@ import pytest
 from tests.shim.conftest import Boxes, eventually, traces
 from vxnet.host import tasks
 from vxnet.host.tasks import Exit
+from vxnet.model import shim
+from vxnet.model.codec import to_json
 from vxnet.model.errors import CallerError, ConflictError, HostError
 
 pytestmark = pytest.mark.host
@@ -144,13 +146,13 @@ async def test_processes_end_with_the_first(boxes: Boxes) -> None:
 async def test_many_in_parallel(boxes: Boxes) -> None:
     many = [boxes("sh", "-c", f"echo {n}; exit {n}") for n in range(20)]
 
-    async def live(box: object, n: int) -> None:
+    async def live(n: int) -> None:
         task = await many[n].start()
         await task.start_main()
         assert (await task.wait()).status == n
         assert many[n].output == f"{n}\n"
 
-    await asyncio.gather(*(live(box, n) for n, box in enumerate(many)))
+    await asyncio.gather(*map(live, range(len(many))))
 
 
 # Who outlives whom
@@ -215,41 +217,34 @@ async def test_end_without_a_daemon_is_written_down(boxes: Boxes) -> None:
     assert await box.adopt() is None
 
 
-async def test_container_outlives_a_killed_daemon(boxes: Boxes) -> None:
-    box = boxes("sleep", "1000")
-    daemon = subprocess.Popen(
-        [
-            sys.executable, "-c", f"""
-import asyncio, pathlib, msgspec
+DAEMON = """
+import asyncio, pathlib, sys
 from vxnet.host import tasks
-from vxnet.model.container import Container
 from vxnet.model.codec import from_json
-async def main():
-    container = from_json({box.container!r}, Container)
-    task = await tasks.start(container, pathlib.Path({str(box.directory)!r}), {{}}, pathlib.Path({str(box.run_directory)!r}))
+from vxnet.model.container import Container
+
+async def main(record, directory, run_directory):
+    task = await tasks.start(from_json(record, Container), pathlib.Path(directory), {}, pathlib.Path(run_directory))
     await task.start_main()
     print(task.pid, flush=True)
     await task.wait()
-asyncio.run(main())
-""".replace(repr(box.container), repr(_json(box.container)))],
-        stdout=subprocess.PIPE,
-    )  # fmt: skip
-    assert daemon.stdout is not None
-    pid = int(await asyncio.to_thread(daemon.stdout.readline))
-    daemon.kill()
-    daemon.wait()
-    daemon.stdout.close()
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def test_container_outlives_a_killed_daemon(boxes: Boxes) -> None:
+    box = boxes("sleep", "1000")
+    arguments = [to_json(box.container).decode(), str(box.directory), str(box.run_directory)]
+    with subprocess.Popen([sys.executable, "-c", DAEMON, *arguments], stdout=subprocess.PIPE) as daemon:
+        assert daemon.stdout is not None
+        pid = int(await asyncio.to_thread(daemon.stdout.readline))
+        daemon.kill()
     task = box.task = await box.adopt()
     assert task is not None and task.pid == pid
     assert Path(f"/proc/{pid}/cmdline").read_bytes() == b"sleep\x001000\x00"
     await task.signal(signal.SIGTERM)
     assert (await task.wait()).status == 143
-
-
-def _json(container: object) -> str:
-    from vxnet.model.codec import to_json
-
-    return to_json(container).decode()
 
 
 async def test_shims_death_is_the_containers(boxes: Boxes) -> None:
@@ -295,8 +290,6 @@ print(shim.decode(packet).fields["kind"], len(fds))
 
 async def test_refuses_what_it_does_not_know(boxes: Boxes) -> None:
     """A field could be a limit or a mask that somebody relies on."""
-    from vxnet.model import shim
-
     box = boxes("sleep", "1000")
     task = await box.start()
     await task.start_main()

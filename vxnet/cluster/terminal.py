@@ -231,10 +231,10 @@ class _Session:
         self.take_input(os.dup(master))
         if os.isatty(0):
             before = termios.tcgetattr(0)
-            self._cleanup.callback(termios.tcsetattr, 0, termios.TCSADRAIN, before)
+            self._cleanup.callback(termios.tcsetattr, 0, termios.TCSANOW, before)
             for number in (signal.SIGTERM, signal.SIGHUP):
                 self._handle(number, lambda number=number: sys.exit(128 + number))  # type: ignore[misc]
-            tty.setraw(0)
+            tty.setraw(0, termios.TCSANOW)  # what was typed ahead stays
 
     def pass_signals(self) -> None:
         for number in _PROXIED:
