@@ -304,6 +304,9 @@ class MemoryAgent:
             raise ConflictError(f"container {container.spec.name} does not run")
         return f"/run/vxnet/c/{container.id[:12]}.sock"
 
+    async def close(self) -> None:
+        """The daemon stops."""
+
     def _container(self, ref: str) -> Container:
         return find("container", ref, self.container_table, lambda container: container.spec.name)
 
@@ -340,16 +343,17 @@ class Daemon:
 
 
 @contextlib.contextmanager
-def daemon() -> Iterator[Daemon]:
+def daemon(given: MemoryAgent | None = None) -> Iterator[Daemon]:
     started: queue.SimpleQueue[tuple[Daemon, Callable[[], object]]] = queue.SimpleQueue()
 
     async def serve(path: Path) -> None:
-        agent = MemoryAgent()
+        agent = given or MemoryAgent()
         api: AgentApi = agent
         loop, stop = asyncio.get_running_loop(), asyncio.Event()
         async with serve_unix(build_app(api), path):
             started.put((Daemon(path, agent, loop), lambda: loop.call_soon_threadsafe(stop.set)))
             await stop.wait()
+        await agent.close()
 
     with tempfile.TemporaryDirectory(prefix="vxnet-test-") as folder:  # short: a unix path has 107 octets
         thread = threading.Thread(target=lambda: asyncio.run(serve(Path(folder) / "vxnet.sock")))
