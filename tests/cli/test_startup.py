@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -58,13 +59,16 @@ def test_calling_a_command_loads_only_its_own_module(server: Daemon, vxnet_: Vxn
     assert loaded == {"root", "group", "container", "output", "complete", "options"}
 
 
-def test_ps_starts_within_a_tenth_of_a_second() -> None:
+def test_ps_starts_within_a_tenth_of_a_second(tmp_path: Path) -> None:
     """The least of several: other work on the machine only ever adds. Processor time, as children wait for a core."""
+    # With compiled modules, as an installed vxnet has them, whatever this environment says.
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    env["PYTHONPYCACHEPREFIX"] = str(tmp_path)
     walls, works = [], []
     with daemon() as server:
         for _ in range(11):
             begin = time.monotonic()
-            child = subprocess.Popen([*VXNET, "--socket", str(server.path), "ps"], stdout=subprocess.DEVNULL)
+            child = subprocess.Popen([*VXNET, "--socket", str(server.path), "ps"], stdout=subprocess.DEVNULL, env=env)
             _, status, usage = os.wait4(child.pid, 0)
             child.returncode = status
             walls.append(time.monotonic() - begin)
