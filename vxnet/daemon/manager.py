@@ -86,6 +86,8 @@ class Manager:
         self.node_id = node_id
         self.certificate = certificate
         """DER."""
+        self.certificate_changed = asyncio.Event()
+        """For the server on 2377."""
         self.users_of: Callable[[str], list[str]] = lambda network_id: []
         """Names of the endpoints that use a network; the daemon sets it once gossip runs."""
         self.alive: Callable[[str], bool] = lambda node_id: True
@@ -415,6 +417,7 @@ class Manager:
     async def use_certificate(self, certificate: bytes) -> None:
         """This manager's own new one (of the same key): all lease sets are signed and told anew."""
         self.certificate = certificate
+        self.certificate_changed.set()
         signer = Signer(digest=trust.certificate_digest(certificate))
         await self._decide(lambda: (Decision({f"signer/{self.node_id}": signer}), None))
 
