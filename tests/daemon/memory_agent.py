@@ -62,6 +62,8 @@ class MemoryAgent:
         self.changed = asyncio.Condition()
         self.pause: asyncio.Event | None = None
         """Set: `create_network` waits for it halfway."""
+        self.creations = 0
+        """Of networks, begun."""
         self.waiters = 0
         self.open_logs = 0
 
@@ -172,6 +174,7 @@ class MemoryAgent:
     async def create_network(self, request: NetworkCreate, /) -> Network:
         if any(network.name == request.name for network in self.network_table.values()):
             raise ConflictError(f"network {request.name} exists already")
+        self.creations += 1
         if self.pause is not None:
             await self.pause.wait()
         prefixes = request.subnets or (ip_network("10.0.16.0/20"),)

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import stat
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from typing import Any
 import pytest
 
 from tests.daemon.memory_agent import TOKEN, MemoryAgent, make_id
-from vxnet.cluster.api import BODY_LIMIT, ndjson_response, serve_unix, serving, unix_listener
+from vxnet.cluster.api import BODY_LIMIT, SHUTDOWN_S, ndjson_response, serve_unix, serving, unix_listener
 from vxnet.cluster.http1 import BrokenAnswerError, Exchange
 from vxnet.daemon.local_api import build_app, signal_number
+from vxnet.model.container import ContainerSpec
 from vxnet.model.errors import CallerError, ConflictError, HostError, NotFoundError
 
 Call = Callable[..., Any]
@@ -210,19 +212,37 @@ async def test_a_wait_ends_with_its_client(call: Call, agent: MemoryAgent, reque
     await until(lambda: getattr(agent, counter) == 0)
 
 
+async def test_a_server_that_stops_waits_for_changes_only(agent: MemoryAgent, tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    await agent.create_container(ContainerSpec(name="web", argv=("a",)))
+    agent.pause = asyncio.Event()
+    head = b" HTTP/1.1\r\nHost: x\r\nContent-Length: "
+    async with serve_unix(build_app(agent), path):
+        connections = []
+        for request in (
+            b"POST /v1/containers/web/wait" + head + b"0\r\n\r\n",
+            b"GET /v1/containers/web/logs?follow=1" + head + b"0\r\n\r\n",
+            b"POST /v1/networks" + head + b'17\r\n\r\n{"name":"my-net"}',
+        ):
+            reader, writer = await asyncio.open_unix_connection(path)
+            writer.write(request)
+            connections.append((reader, writer))
+        await until(lambda: agent.waiters == agent.open_logs == agent.creations == 1)
+        asyncio.get_running_loop().call_later(0.1, agent.pause.set)
+        begin = time.monotonic()
+    assert time.monotonic() - begin < SHUTDOWN_S
+    assert (agent.waiters, agent.open_logs) == (0, 0)
+    answers = [await reader.read() for reader, _ in connections]
+    assert answers[2].startswith(b"HTTP/1.1 201") and answers[0] == b""
+    for _, writer in connections:
+        writer.close()
+
+
 async def test_a_change_outlives_its_client(call: Call, agent: MemoryAgent) -> None:
     agent.pause = asyncio.Event()
     body = b'{"name": "my-net"}'
     head = b"POST /v1/networks HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
-    reached = asyncio.Event()
-    wait = agent.pause.wait
-
-    async def noted() -> bool:
-        reached.set()
-        return await wait()
-
-    agent.pause.wait = noted  # type: ignore[method-assign, assignment]
-    await hang_up_on(call.path, head + body, reached.is_set)  # type: ignore[attr-defined]
+    await hang_up_on(call.path, head + body, lambda: agent.creations == 1)  # type: ignore[attr-defined]
     await call("GET", "/v1/info")  # the server has seen the hang-up by now
     agent.pause.set()
     await until(lambda: len(agent.network_table) == 1)

@@ -56,12 +56,15 @@ GROUP: Final = "vxnet"
 
 _MARK: Final = "_vxnet_until_disconnect"
 _RUNNING: Final = web.AppKey("running", set[asyncio.Task[web.StreamResponse]])
+"""Requests that are carried out, whatever becomes of their client."""
+_WAITING: Final = web.AppKey("waiting", set[asyncio.Task[object]])
+"""Those that wait for something or somebody, and end with the server."""
 
 log = logging.getLogger(__name__)
 
 
 def until_disconnect(handler: HandlerT) -> HandlerT:
-    """Mark a handler that is to be cancelled when its client goes away."""
+    """Mark a handler that is to be cancelled when its client goes away or the server stops."""
     setattr(handler, _MARK, True)
     return handler
 
@@ -184,7 +187,8 @@ def make_app() -> web.Application:
         middlewares=[_error_middleware, _survival_middleware],
         client_max_size=BODY_LIMIT,
     )
-    app[_RUNNING] = set()
+    app[_RUNNING], app[_WAITING] = set(), set()
+    app.on_shutdown.append(_end_waiting)
     app.on_cleanup.append(_finish_running)
     return app
 
@@ -226,7 +230,7 @@ async def _error_middleware(request: web.Request, handler: Handler) -> web.Strea
 @web.middleware
 async def _survival_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     if hasattr(request.match_info.handler, _MARK):
-        return await handler(request)
+        return await _wait_for(handler, request)
     # The body is read here: once the client has gone, there is nothing left to read it from.
     await request.read()
     task = asyncio.ensure_future(handler(request))
@@ -240,10 +244,25 @@ async def _survival_middleware(request: web.Request, handler: Handler) -> web.St
         raise
 
 
+async def _wait_for(handler: Handler, request: web.Request) -> web.StreamResponse:
+    task = asyncio.current_task()
+    assert task is not None
+    request.app[_WAITING].add(task)
+    try:
+        return await handler(request)
+    finally:
+        request.app[_WAITING].discard(task)
+
+
 def _report_unheard(task: asyncio.Task[web.StreamResponse]) -> None:
     """The outcome of a request whose client is gone: only the log can still hear of a failure."""
     if not task.cancelled() and (error := task.exception()) is not None:
         log.warning("a request without its client failed: %s", error)
+
+
+async def _end_waiting(app: web.Application) -> None:
+    for task in app[_WAITING]:
+        task.cancel()
 
 
 async def _finish_running(app: web.Application) -> None:
