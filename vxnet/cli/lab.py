@@ -146,7 +146,7 @@ def down(name: str, everything: bool) -> None:
 
 @click.command()
 def demo() -> None:
-    """Show vxnet at work on three hosts: the tutorial, then figures."""
+    """Show vxnet at work: the tutorial, then figures."""
     from vxnet.lab import demo
 
     raise click.exceptions.Exit(demo.run())
