@@ -50,9 +50,6 @@ class Place:
     def sh(self, line: str) -> str:
         return self.run("sh", "-ec", line)
 
-    def start(self, *argv: str, **keywords: Any) -> subprocess.Popen[str]:
-        return self.do(subprocess.Popen, argv, text=True, **keywords)
-
     def links(self, *argv: str) -> dict[str, dict[str, Any]]:
         """``ip -d -j link`` by name."""
         return {link["ifname"]: link for link in json.loads(self.run("ip", *argv, "-d", "-j", "link"))}

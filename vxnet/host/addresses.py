@@ -10,7 +10,16 @@ import socket
 import struct
 from typing import NamedTuple
 
-from vxnet.host.netlink import NLM_F_CREATE, NLM_F_REPLACE, Netlink, attribute, attribute_u32, attributes, message
+from vxnet.host.netlink import (
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    NLM_F_REPLACE,
+    Netlink,
+    attribute,
+    attribute_u32,
+    attributes,
+    message,
+)
 from vxnet.model.address import IPAddress, IPInterface, IPNetwork
 
 RTM_NEWADDR = 20
@@ -134,7 +143,7 @@ def _default(kind: int, flags: int, via: IPAddress, index: int) -> bytes:
 
 def add_default(via: IPAddress, index: int) -> bytes:
     """A default route; refused (EEXIST) where somebody else's is in its place."""
-    return _default(RTM_NEWROUTE, NLM_F_CREATE | 0x200, via, index)
+    return _default(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, via, index)
 
 
 def delete_default(via: IPAddress, index: int) -> bytes:

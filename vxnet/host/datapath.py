@@ -163,8 +163,8 @@ class Datapath:
             if netns.identity(named) == netns.identity(self._namespace):
                 os.close(named)
                 return []
-            # Another one has the name. Ours would hold the VNIs of this host for as long as it lives.
-            self.sweep(links.dump(self.netlink), frozenset())
+            # Another one has the name. Ours would hold the host's VNIs and the containers' interfaces' names.
+            clear(self.netlink)
             self.close()
         if named is not None:
             self._enter(named)
@@ -246,6 +246,11 @@ class Datapath:
             if link.alias.startswith(MARK) and _SEGMENT_NAME.fullmatch(link.name) and link.name not in names
         ]
         return delete_links(self.netlink, doomed)
+
+
+def clear(netlink: Netlink) -> list[Change]:
+    """Delete whatever is vxnet's in a namespace."""
+    return delete_links(netlink, [link for link in links.dump(netlink).values() if link.alias.startswith(MARK)])
 
 
 def delete_links(netlink: Netlink, doomed: Sequence[Link]) -> list[Change]:

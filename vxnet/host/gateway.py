@@ -12,7 +12,8 @@ when vxnet leaves: nobody can know who else came to rely on it meanwhile, and sw
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 
 from vxnet.host import addresses, links, netns
 from vxnet.host.datapath import MARK, delete_links
@@ -89,8 +90,20 @@ def forward(namespace: int, gateway: GatewayBridge) -> list[Change]:
         wanted["ipv4/ip_forward"] = "1"
     if any(one.version == 6 for one in gateway.addresses):
         wanted["ipv6/conf/all/forwarding"] = "1"
-    written = netns.inside(namespace, lambda: netns.set_sysctls(wanted))
-    return [Change(verb="replace", object=f"sysctl net.{name.replace('/', '.')} 1") for name in written]
+    written = netns.inside(namespace, lambda: _switch_on(wanted))
+    return [Change(verb="replace", object=f"sysctl net.{name.replace('/', '.')} {wanted[name]}") for name in written]
+
+
+def _switch_on(wanted: dict[str, str]) -> list[str]:
+    """A host that gets its own default route by router advertisements would lose it when it becomes a router itself,
+    unless its interfaces are told to go on listening (accept_ra 2)."""
+    conf = Path("/proc/sys/net/ipv6/conf")
+    if "ipv6/conf/all/forwarding" in wanted and (conf / "all/forwarding").read_text().strip() == "0":
+        listening = [path.parent.name for path in conf.glob("*/accept_ra") if path.read_text().strip() == "1"]
+        wanted |= {f"ipv6/conf/{name}/accept_ra": "2" for name in listening}
+        # First the interfaces, then the switch.
+        wanted["ipv6/conf/all/forwarding"] = wanted.pop("ipv6/conf/all/forwarding")
+    return netns.set_sysctls(wanted)
 
 
 def ruleset(state: HostState) -> Ruleset:
@@ -152,8 +165,3 @@ def ruleset(state: HostState) -> Ruleset:
             "vteps6": frozenset(str(one) for one in vteps if one.version == 6),
         },
     )
-
-
-def sweepable(found: Mapping[str, Link]) -> list[Link]:
-    """What vxnet made in the host's namespace: the bridge and the ports."""
-    return [link for link in found.values() if link.alias.startswith(MARK)]

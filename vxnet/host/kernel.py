@@ -221,7 +221,7 @@ class Kernel:
         """Take everything of vxnet's away, and nothing else; what was taken. Routing stays on (see gateway)."""
         changes: list[Change] = []
         try:
-            changes += datapath.delete_links(self._netlink, gateway.sweepable(links.dump(self._netlink)))
+            changes += datapath.clear(self._netlink)
             if nft.delete_table(self._namespace):
                 changes.append(Change(verb="delete", object=f"nft table {nft.TABLE}"))
             changes += self._remove_datapath()
@@ -238,8 +238,7 @@ class Kernel:
         if namespace is not None:
             # By hand, as the namespace may outlive its name in somebody's shell, and its VNIs with it.
             with Netlink(namespace) as netlink:
-                owned = [link for link in links.dump(netlink).values() if link.alias.startswith(datapath.MARK)]
-                changes += datapath.delete_links(netlink, owned)
+                changes += datapath.clear(netlink)
             os.close(namespace)
         self._datapath.close()
         if netns.remove_name(DATAPATH_NAMESPACE):

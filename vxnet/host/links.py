@@ -15,8 +15,10 @@ from typing import NamedTuple
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg, protinfo_bridge
 
 from vxnet.host.netlink import (
+    NLA_F_NESTED,
     NLM_F_CREATE,
     NLM_F_EXCL,
+    NLM_F_REQUEST,
     Netlink,
     attribute,
     attribute_u32,
@@ -53,7 +55,7 @@ DOOMED = 0x76786E64
 period (17 ms) and not one each."""
 
 _IFINFO = struct.Struct("=BxHiII")
-"""family, type, index, flags, change"""
+"""family, type, ifindex, flags, change"""
 
 Value = int | IPAddress
 
@@ -153,12 +155,12 @@ def get(netlink: Netlink, name: str) -> Link | None:
 
 
 def _parse(body: bytes) -> Link:
-    _family, _type, index, flags, _change = _IFINFO.unpack_from(body)
+    _family, _type, ifindex, flags, _change = _IFINFO.unpack_from(body)
     found = attributes(body, _IFINFO.size)
     info = attributes(found.get(IFLA_LINKINFO, b""))
     namespace = found.get(IFLA_LINK_NETNSID)
     return Link(
-        ifindex=index,
+        ifindex=ifindex,
         name=_text(found.get(IFLA_IFNAME)),
         kind=_text(info.get(IFLA_INFO_KIND)),
         up=bool(flags & IFF_UP),
@@ -205,35 +207,38 @@ def add(wish: Wish, *, namespace: int | None = None, master: int = 0, peer: Peer
     body = ifinfmsg()
     body["flags"] = body["change"] = IFF_UP
     body["attrs"] = parts
-    body["header"]["type"] = RTM_NEWLINK
-    body["header"]["flags"] = 1 | NLM_F_CREATE | NLM_F_EXCL
-    body.encode()
-    return bytes(body.data)
+    return _packed(body, NLM_F_CREATE | NLM_F_EXCL)
 
 
-def change_data(index: int, wish: Wish) -> bytes:
-    """Set the kind's own attributes of a link that is there; a bridge takes all of them, a vxlan few."""
-    data = [(name, _plain(value)) for name, value in wish.data.items()]
+def change_data(ifindex: int, wish: Wish, names: Iterable[str]) -> list[bytes]:
+    """Set some of the kind's own attributes of a link that is there, one after the other in the wish's order: a bridge
+    refuses a forward delay of 0 while it still speaks STP."""
+    return [_change_datum(ifindex, wish.kind, name, value) for name, value in wish.data.items() if name in set(names)]
+
+
+def _change_datum(ifindex: int, kind: str, name: str, value: Value) -> bytes:
     body = ifinfmsg()
-    body["index"] = index
-    body["attrs"] = [
-        ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", wish.kind), ("IFLA_INFO_DATA", {"attrs": data})]}),
-    ]
+    body["index"] = ifindex
+    data = {"attrs": [(name, _plain(value))]}
+    body["attrs"] = [("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", kind), ("IFLA_INFO_DATA", data)]})]
+    return _packed(body, 0)
+
+
+def _packed(body: ifinfmsg, flags: int) -> bytes:
     body["header"]["type"] = RTM_NEWLINK
-    body["header"]["flags"] = 1
+    body["header"]["flags"] = NLM_F_REQUEST | flags
     body.encode()
     return bytes(body.data)
 
 
 def change(
-    index: int,
+    ifindex: int,
     *,
     up: bool | None = None,
     mtu: int | None = None,
     mac: MAC | None = None,
     master: int | None = None,
     alias: str | None = None,
-    name: str | None = None,
 ) -> bytes:
     parts = b""
     if mtu is not None:
@@ -244,11 +249,9 @@ def change(
         parts += attribute_u32(IFLA_MASTER, master)
     if alias is not None:
         parts += attribute(IFLA_IFALIAS, alias.encode() + b"\0")
-    if name is not None:
-        parts += attribute(IFLA_IFNAME, name.encode() + b"\0")
     flags = IFF_UP if up else 0
     mask = 0 if up is None else IFF_UP
-    return message(RTM_SETLINK, 0, _IFINFO.pack(socket.AF_UNSPEC, 0, index, flags, mask) + parts)
+    return message(RTM_SETLINK, 0, _IFINFO.pack(socket.AF_UNSPEC, 0, ifindex, flags, mask) + parts)
 
 
 def set_alias(name: str, alias: str) -> bytes:
@@ -257,18 +260,18 @@ def set_alias(name: str, alias: str) -> bytes:
     return message(RTM_SETLINK, 0, _IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + parts)
 
 
-def change_port(index: int, flags: Mapping[str, int]) -> bytes:
+def change_port(ifindex: int, flags: Mapping[str, int]) -> bytes:
     """Set IFLA_BRPORT_* flags of a bridge's port; all of them are of one octet."""
     nested = b"".join(attribute(_PORT[name][0], bytes((value,))) for name, value in flags.items())
-    body = _IFINFO.pack(socket.AF_BRIDGE, 0, index, 0, 0) + attribute(IFLA_PROTINFO | 0x8000, nested)
+    body = _IFINFO.pack(socket.AF_BRIDGE, 0, ifindex, 0, 0) + attribute(IFLA_PROTINFO | NLA_F_NESTED, nested)
     return message(RTM_SETLINK, 0, body)
 
 
-def delete(indexes: Iterable[int]) -> list[bytes]:
+def delete(ifindexes: Iterable[int]) -> list[bytes]:
     """Delete all of them at once."""
     doomed = [
-        message(RTM_SETLINK, 0, _IFINFO.pack(socket.AF_UNSPEC, 0, index, 0, 0) + attribute_u32(IFLA_GROUP, DOOMED))
-        for index in indexes
+        message(RTM_SETLINK, 0, _IFINFO.pack(socket.AF_UNSPEC, 0, ifindex, 0, 0) + attribute_u32(IFLA_GROUP, DOOMED))
+        for ifindex in ifindexes
     ]
     if not doomed:
         return []

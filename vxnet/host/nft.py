@@ -12,7 +12,7 @@ import re
 import struct
 import subprocess
 from collections.abc import Callable, Hashable, Mapping
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from vxnet.host import netns
 from vxnet.host.netlink import Netlink, attribute, attributes, message
@@ -139,7 +139,7 @@ def _exists(netlink: Netlink) -> bool:
 class _Known(NamedTuple):
     namespace: tuple[int, int]
     generation: int
-    ruleset: Ruleset
+    ruleset: Ruleset | None
 
 
 class Pending(NamedTuple):
@@ -165,8 +165,11 @@ class Tables:
         for key in self._known.keys() - keys:
             del self._known[key]
 
-    def begin(self, key: Hashable, namespace: int, wanted: Ruleset, where: str) -> Pending | None:
-        """Start what is needed to have ``wanted`` in the namespace; None: it is there. Raises HostError, OSError."""
+    def begin(self, key: Hashable, namespace: int, wanted: Ruleset | None, where: str) -> Pending | None:
+        """Start what is needed to have ``wanted`` (None: no table) in the namespace; None: it is so already.
+
+        Raises HostError, OSError.
+        """
         identity = netns.identity(namespace)
         with Netlink(namespace, NETLINK_NETFILTER) as netlink:
             generation = _generation(netlink)
@@ -178,14 +181,14 @@ class Tables:
         found = None
         if exists:
             found = known.ruleset if known is not None and fresh else read(namespace)
+        settled = _Known(identity, generation, wanted)
         if found == wanted:
-            self._known[key] = _Known(identity, generation, wanted)
+            self._known[key] = settled
             return None
-        text, what = _transition(found, wanted)
-        change = Change(verb="add" if found is None else "replace", object=f"nft table {TABLE}{what} in {where}")
-        return Pending(
-            change, Running(text, namespace), _Known(identity, (generation + 1) & 0xFFFFFFFF, wanted), namespace, key
-        )
+        verb, text, what = _transition(found, wanted)
+        change = Change(verb=verb, object=f"nft table {TABLE}{what} in {where}")
+        settled = settled._replace(generation=(generation + 1) & 0xFFFFFFFF)
+        return Pending(change, Running(text, namespace), settled, namespace, key)
 
     def finish(self, pending: Pending) -> Change:
         error = pending.running.error()
@@ -199,12 +202,14 @@ class Tables:
         return pending.change
 
 
-def _transition(found: Ruleset | None, wanted: Ruleset) -> tuple[str, str]:
-    """The transaction, and what it is about in words."""
+def _transition(found: Ruleset | None, wanted: Ruleset | None) -> tuple[Literal["add", "replace", "delete"], str, str]:
+    """Verb, transaction, and which part of the table it is about in words."""
+    if wanted is None:
+        return "delete", f"delete table {TABLE}\n", ""
     if found is None:
-        return wanted.text(), ""
+        return "add", wanted.text(), ""
     if found.body != wanted.body or found.elements.keys() != wanted.elements.keys():
-        return f"delete table {TABLE}\n{wanted.text()}", ""
+        return "replace", f"delete table {TABLE}\n{wanted.text()}", ""
     text = ""
     names = []
     for name, members in sorted(wanted.elements.items()):
@@ -212,7 +217,7 @@ def _transition(found: Ruleset | None, wanted: Ruleset) -> tuple[str, str]:
         text += (_add(name, more) if more else "") + (_delete(name, less) if less else "")
         if more or less:
             names.append(name)
-    return text, f" set {' and '.join(names)}"
+    return "replace", text, f" set {' and '.join(names)}"
 
 
 def delete_table(namespace: int | None) -> bool:

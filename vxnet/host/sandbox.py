@@ -131,9 +131,8 @@ def _refused(sandbox: Sandbox, error: str) -> Change:
 def begin_resolver(entered: Entered, tables: Tables) -> None:
     """Start loading the sandbox's table, which takes as long as the links do."""
     sandbox = entered.sandbox
-    if sandbox.dns_port:
-        where = f"sandbox {sandbox.id[:12]}"
-        entered.pending = tables.begin(sandbox.id, entered.namespace, resolver_rules(sandbox.dns_port), where)
+    wanted = resolver_rules(sandbox.dns_port) if sandbox.dns_port else None
+    entered.pending = tables.begin(sandbox.id, entered.namespace, wanted, f"sandbox {sandbox.id[:12]}")
 
 
 def ensure(entered: Entered, sides: Sides) -> list[Change]:

@@ -59,7 +59,7 @@ def mend(wish: Wish, link: Link, master: int | None = None) -> Step | None:
     names = [f"{name} {value}" if name != "up" else name for name, value in settings.items()]
     differing = links.differing(wish.data, link.data, wish.kind) if wish.data else []
     if differing:
-        messages.append(links.change_data(link.ifindex, wish))
+        messages += links.change_data(link.ifindex, wish, differing)
         names += differing
     return Step("replace", f"link {wish.name} {', '.join(names)}", messages) if messages else None
 
