@@ -1,0 +1,228 @@
+"""The gossip over real sockets: 127.x.y.z addresses of this machine, no namespace, no root."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import itertools
+import os
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from tests.gossip_cluster import Cluster, Papers, endpoint
+from vxnet.cluster.gossip import Gossip
+from vxnet.model.errors import HostError
+
+PORT = 17946
+_numbers = itertools.count(1)
+
+
+def next_address() -> str:
+    """Of this process and this test alone."""
+    number = next(_numbers)
+    return f"127.{os.getpid() % 200 + 20}.{os.getpid() // 200 % 250}.{number}"
+
+
+class Field:
+    """Nodes that run, by number."""
+
+    def __init__(self, rng: random.Random, group: asyncio.TaskGroup, *, encrypted: bool = True) -> None:
+        self.cluster = Cluster(rng, time.time())
+        self.keys = (rng.randbytes(16),) if encrypted else ()
+        self.nodes: dict[int, Gossip] = {}
+        self.papers: dict[int, Papers] = {}
+        self.addresses: dict[int, str] = {}
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._group = group
+
+    def make(self, number: int, *, incarnation: int = 1, address: str = "") -> Gossip:
+        papers = self.papers.setdefault(number, self.cluster.papers(f"id{number}"))
+        address = address or self.addresses.get(number) or next_address()
+        self.addresses[number] = address
+        node = Gossip(
+            node_id=papers.id,
+            name=f"h{number}",
+            address=ipaddress.ip_address(address),
+            port=PORT,
+            tags={"role": "worker", "vtep": address},
+            keys=self.keys,
+            key=papers.key,
+            certificate=papers.certificate,
+            roots=self.cluster.roots,
+            leases=self.cluster.leases(papers.id, f"10.0.{number}.0/24"),
+            incarnation=incarnation,
+        )
+        self.nodes[number] = node
+        self._tasks[number] = self._group.create_task(node.run())
+        return node
+
+    def start(self, count: int) -> list[Gossip]:
+        nodes = [self.make(number) for number in range(1, count + 1)]
+        for node in nodes[1:]:
+            node.join([(self.addresses[1], PORT)])
+        return nodes
+
+    async def kill(self, number: int) -> None:
+        self._tasks[number].cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._tasks[number]
+
+    async def stop(self) -> None:
+        for number in self._tasks:
+            await self.kill(number)
+
+
+@pytest.fixture
+async def field(rng: random.Random) -> AsyncIterator[Field]:
+    async with asyncio.TaskGroup() as group:
+        made = Field(rng, group)
+        yield made
+        await made.stop()
+
+
+async def wait(condition: Callable[[], object], what: str, timeout_s: float = 10.0) -> float:
+    """How long it took."""
+    begun = time.monotonic()
+    while not condition():
+        if time.monotonic() - begun > timeout_s:
+            pytest.fail(f"not within {timeout_s} s: {what}")
+        await asyncio.sleep(0.005)
+    return time.monotonic() - begun
+
+
+def names(node: Gossip) -> set[str]:
+    return {value.name for _, _, value in node.rows() if hasattr(value, "name")}
+
+
+def statuses(node: Gossip) -> dict[str, str]:
+    return {member.name: member.status for member in node.members()}
+
+
+async def test_three_nodes_share_members_and_rows(field: Field) -> None:
+    nodes = field.start(3)
+    for number, node in field.nodes.items():
+        node.put("endpoint", "e1", endpoint(f"10.0.{number}.5", f"web{number}"))
+    took = await wait(lambda: all(names(node) == {"web1", "web2", "web3"} for node in nodes), "all rows everywhere")
+    print(f"settled in {took * 1000:.0f} ms")
+    assert all(statuses(node) == dict.fromkeys(("h1", "h2", "h3"), "alive") for node in nodes)
+    assert nodes[0].members()[0].tags["vtep"]
+    assert not any(node.refused() for node in nodes)
+    nodes[1].changed.clear()
+    nodes[0].delete("endpoint", "e1")
+    took = await wait(lambda: all(names(node) == {"web2", "web3"} for node in nodes), "a deleted row goes")
+    print(f"deleted in {took * 1000:.0f} ms")
+    assert nodes[1].changed.is_set()
+
+
+async def test_late_joiner_learns_all_at_once(field: Field) -> None:
+    nodes = field.start(3)
+    for number, node in field.nodes.items():
+        for host in range(5, 45):
+            node.put("endpoint", f"e{host}", endpoint(f"10.0.{number}.{host}", f"c{number}-{host}"))
+    await wait(lambda: all(len(names(node)) == 120 for node in nodes), "all rows everywhere")
+    late = field.make(4)
+    late.join([(field.addresses[1], PORT)])
+    took = await wait(lambda: len(names(late)) == 120, "all rows at the late joiner")
+    print(f"late joiner after {took * 1000:.0f} ms")
+    assert took < 2
+
+
+async def test_killed_node_loses_its_names_and_keeps_its_paths(field: Field) -> None:
+    nodes = field.start(3)
+    for number, node in field.nodes.items():
+        node.put("endpoint", "e1", endpoint(f"10.0.{number}.5", f"web{number}"))
+    await wait(lambda: all(len(names(node)) == 3 for node in nodes), "all rows everywhere")
+    await field.kill(3)
+    took = await wait(lambda: names(nodes[0]) == {"web1", "web2"}, "the dead node's names go")
+    print(f"detected after {took:.2f} s")
+    assert statuses(nodes[0])["h3"] == "dead"
+    assert len([key for key, _, value in nodes[0].paths() if key.kind == "endpoint"]) == 3
+
+
+async def test_restart_with_a_new_address_brings_new_rows_and_drops_old_ones(field: Field) -> None:
+    nodes = field.start(3)
+    field.nodes[3].put("endpoint", "old", endpoint("10.0.3.5", "old"))
+    field.nodes[3].put("endpoint", "same", endpoint("10.0.3.6", "same"))
+    await wait(lambda: names(nodes[0]) == {"old", "same"}, "rows of the first life")
+    await field.kill(3)
+    again = field.make(3, incarnation=2, address=next_address())
+    again.join([(field.addresses[1], PORT)])
+    await wait(lambda: any(m.endpoint[0] == field.addresses[3] for m in nodes[0].members()), "the new address")
+    # Old rows stay until the new life has put its own.
+    await wait(lambda: names(nodes[0]) == {"old", "same"}, "rows of the first life, kept")
+    again.put("endpoint", "same", endpoint("10.0.3.6", "same"))
+    again.republished()
+    await wait(lambda: names(nodes[0]) == {"same"}, "rows of the second life")
+
+
+async def test_leaving_takes_less_than_a_second_and_coming_back_works(field: Field) -> None:
+    nodes = field.start(3)
+    field.nodes[3].put("endpoint", "e1", endpoint("10.0.3.5", "web3"))
+    await wait(lambda: all(names(node) == {"web3"} for node in nodes), "all rows everywhere")
+    begun = time.monotonic()
+    await field.nodes[3].leave()
+    assert time.monotonic() - begun < 1
+    await field.kill(3)
+    await wait(lambda: statuses(nodes[0])["h3"] == statuses(nodes[1])["h3"] == "left", "it has left", 1)
+    assert names(nodes[0]) == set()
+    assert not [key for key, _, value in nodes[0].paths() if key.kind == "endpoint"]
+    again = field.make(3, incarnation=2)
+    again.join([(field.addresses[2], PORT)])
+    again.put("endpoint", "e1", endpoint("10.0.3.7", "back"))
+    await wait(lambda: all(names(node) == {"back"} for node in (nodes[0], nodes[1], again)), "it is back")
+
+
+async def test_a_planned_restart_keeps_everything(field: Field) -> None:
+    nodes = field.start(3)
+    field.nodes[3].put("endpoint", "e1", endpoint("10.0.3.5", "web3"))
+    await wait(lambda: all(names(node) == {"web3"} for node in nodes), "all rows everywhere")
+    await field.nodes[3].restarting(30)
+    await field.kill(3)
+    await wait(lambda: statuses(nodes[0])["h3"] == "dead", "its silence is noticed")
+    assert names(nodes[0]) == {"web3"}
+
+
+async def test_a_node_with_another_key_is_not_heard(field: Field) -> None:
+    nodes = field.start(2)
+    await wait(lambda: len(nodes[0].members()) == 2, "two meet")
+    field.keys = (b"another key 16 o",)
+    stranger = field.make(3)
+    stranger.join([(field.addresses[1], PORT)])
+    await wait(lambda: nodes[0].dropped()["no key opens it"], "the stranger is refused")
+    assert len(nodes[0].members()) == 2 and len(stranger.members()) == 1
+
+
+async def test_keys_rotate_without_a_loss(field: Field) -> None:
+    nodes = field.start(3)
+    await wait(lambda: all(len(node.members()) == 3 for node in nodes), "three meet")
+    old, new = field.keys[0], b"n" * 32
+    for keys in ((old, new), (new, old), (new,)):
+        for node in nodes:
+            node.update(keys=keys)
+            await asyncio.sleep(0.05)
+    nodes[0].put("endpoint", "e1", endpoint("10.0.1.5", "web1"))
+    await wait(lambda: all(names(node) == {"web1"} for node in nodes), "rows under the new key")
+    assert not any(node.dropped()["no key opens it"] for node in nodes)
+
+
+async def test_port_in_use_is_said(field: Field) -> None:
+    nodes = field.start(1)
+    await wait(lambda: nodes[0].core.get_timer() and nodes[0]._udp, "the first is up")
+    other = Gossip(
+        node_id="x",
+        name="x",
+        address=ipaddress.ip_address(field.addresses[1]),
+        port=PORT,
+        tags={},
+        keys=(),
+        key=field.papers[1].key,
+        certificate=field.papers[1].certificate,
+        roots=(),
+        incarnation=1,
+    )
+    with pytest.raises(HostError, match=f"{field.addresses[1]}:{PORT}/tcp"):
+        await other.run()

@@ -1,0 +1,353 @@
+"""How rows get to every vxnet node: new ones at once, lost ones by comparing tables.
+
+In a cluster of up to ``direct_nodes`` a new row goes to every live node, in a larger one to a few that pass it on.
+What datagrams lose, partitions hold back or bounded queues drop is found by anti-entropy (:mod:`vxnet.core.rows` draws
+the exchange): with one node of a shuffled round every few seconds, with a node that appears at once, and again soon
+after an exchange that brought news.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from vxnet.core import rows, wire
+from vxnet.core.author import Author
+from vxnet.core.broadcast import BroadcastQueue
+from vxnet.core.members import Address, Member
+from vxnet.core.oldpack import MalformedError
+from vxnet.core.rows import Batch, Batches, Buckets, Digest, Have, Held, LedgerKey, Offer, Want
+from vxnet.core.swim import Swim
+from vxnet.core.table import Ledger, Table, check_signature
+from vxnet.model.row import Version
+
+DATAGRAM = wire.PACKET_CONTENT - 3
+"""Octets of a row message that travels by datagram."""
+HAVE_OCTETS = 1000
+DATAGRAMS_AT_ONCE = 12
+"""An answer of more goes by stream: it is not lost in parts, and TCP paces it."""
+STREAM_OCTETS = 1 << 20
+ASKED_S = 1.0
+"""A ledger that was asked for is not asked for again so soon: at a join many offer the same."""
+SOON_S = 0.3
+"""After news by anti-entropy the next comparison follows this soon."""
+HOUSEKEEPING_S = 30.0
+GONE_LIMIT = 20_000
+TOMBSTONE_S = 30.0
+"""Deleted rows are carried along this long at most before a floor takes their place."""
+
+
+class Spread:
+    def __init__(self, swim: Swim, table: Table, author: Author) -> None:
+        self.dropped: Counter[str] = Counter()
+        self._swim = swim
+        self._table = table
+        self._author = author
+        self._queue = BroadcastQueue()
+        self._fresh: list[bytes] = []
+        self._round: list[str] = []
+        self._absent_since: dict[str, float] = {}
+        self._gone: dict[str, float] = {}
+        agenda, settings = swim.agenda, swim.settings
+        agenda.after(settings.digest_interval_s * swim.rng.random(), "digest", self._compare_with_next)
+        agenda.after(HOUSEKEEPING_S, "rows kept", self._keep_house)
+
+    def flush_soon(self) -> None:
+        """The author has something to say."""
+        if "flush" not in self._swim.agenda:
+            self._swim.agenda.after(self._swim.settings.coalesce_s, "flush", self.flush)
+
+    def flush(self) -> None:
+        for batch in self._author.flush():
+            self._table.receive(batch)
+            self._spread(batch, at_once=True)
+        if self._author.tombstones and "floor" not in self._swim.agenda:
+            self._swim.agenda.after(TOMBSTONE_S, "floor", self._raise_floor)
+
+    def member_changed(self, before: Member | None, after: Member) -> None:
+        if not after.is_vxnet or not after.present or (before is not None and before.present and before.is_vxnet):
+            return
+        self._gone.pop(after.id, None)
+        self._absent_since.pop(after.id, None)
+        # Everybody sees a newcomer; a few comparisons are enough for it.
+        if self._swim.rng.random() * self._swim.present < self._swim.settings.direct_nodes:
+            name = after.name
+            self._swim.agenda.after(0.01 + 0.04 * self._swim.rng.random(), ("greet", name), lambda: self._greet(name))
+
+    def receive(self, payload: bytes, sender: Address) -> None:
+        try:
+            message = rows.decode(payload)
+            match message:
+                case Batch():
+                    self._receive_batch(message, relay=True)
+                case Batches():
+                    self._receive_batches(message)
+                case Offer():
+                    self._consider(message, sender)
+                case Digest():
+                    if message.root != self._root():
+                        self._send(sender, Buckets(b"".join(_octets(bucket) for bucket in self._table.buckets)))
+                case Buckets():
+                    self._compare(message, sender)
+                case Have():
+                    self._answer_have(message)
+                case Want():
+                    self._answer_want(message)
+        except MalformedError as error:
+            self.dropped[str(error)] += 1
+
+    def compare_with_all(self) -> None:
+        """With everybody, at once: what was in doubt may not be any longer."""
+        self._compare_soon()
+
+    def statistics(self) -> dict[str, int]:
+        return {
+            "ledgers": len(self._table.ledgers),
+            "row_octets": self._table.octets,
+            "row_queue": len(self._queue),
+            "row_queue_dropped": self._queue.dropped,
+            "rows_dropped": self.dropped.total(),
+        }
+
+    # New rows
+
+    def _receive_batch(self, batch: Batch, *, relay: bool) -> bool:
+        content = rows.decode_content(batch.content)
+        key = LedgerKey(content.owner, content.key)
+        if key == self._author.key:
+            self._hear_of_myself(batch, content)
+            return False
+        if content.owner in self._gone:
+            return False
+        if self._table.receive(batch) is None:
+            return False
+        if relay:
+            self._spread(batch, at_once=self._swim.present > self._swim.settings.direct_nodes)
+        return True
+
+    def _receive_batches(self, message: Batches) -> None:
+        news = False
+        for batch in message.batches:
+            try:
+                # What does not fit into a datagram was offered, and is to be offered on.
+                news |= self._receive_batch(batch, relay=len(batch.content) > DATAGRAM)
+            except MalformedError as error:
+                self.dropped[str(error)] += 1
+        if news:
+            self._compare_soon()
+
+    def _hear_of_myself(self, batch: Batch, content: rows.BatchContent) -> None:
+        """Rows in this node's name that it has not written in this life."""
+        newest = max((row.seq for row in content.rows), default=content.floor)
+        if (
+            Version(content.incarnation, newest) <= self._author.newest
+            or content.incarnation < self._author.incarnation
+        ):
+            return
+        check_signature(batch, content)
+        self._author.begin_anew(content.incarnation + 1)
+        self.flush_soon()
+
+    def _spread(self, batch: Batch, *, at_once: bool) -> None:
+        payload = rows.encode(batch)
+        content = rows.decode_content(batch.content)
+        seqs = tuple(row.seq for row in content.rows)
+        if len(payload) > DATAGRAM:
+            payload = rows.encode(Offer(content.owner, content.key, content.incarnation, seqs[:64], content.floor))
+        deletes = any(row.value is None for row in content.rows)
+        self._queue.add((content.owner, content.key, content.incarnation, seqs, content.floor), payload, not deletes)
+        if at_once:
+            self._fresh.append(payload)
+            if "fresh rows" not in self._swim.agenda:
+                # The author has waited already.
+                self._swim.agenda.after(0.0, "fresh rows", self._flood)
+        if "row gossip" not in self._swim.agenda:
+            self._swim.agenda.after(self._swim.settings.gossip_interval_s, "row gossip", self._gossip)
+
+    def _flood(self) -> None:
+        fresh, self._fresh = self._fresh, []
+        settings = self._swim.settings
+        few = self._swim.present <= settings.direct_nodes
+        budget = settings.byte_rate * settings.gossip_interval_s
+        for member in self._peers(settings.direct_nodes if few else settings.gossip_nodes):
+            spent = 0.0
+            for payload in fresh:
+                spent += len(payload)
+                if spent > budget:
+                    break
+                self._swim.send_user(member.endpoint, payload)
+
+    def _gossip(self) -> None:
+        settings, n = self._swim.settings, self._swim.present
+        # In a small cluster everybody was told already: this is for what got lost.
+        limit = 2 if n <= settings.direct_nodes else settings.retransmissions(n)
+        room = int(settings.byte_rate * settings.gossip_interval_s / settings.gossip_nodes)
+        for member in self._peers(settings.gossip_nodes):
+            for payload in self._queue.take(room, 3, limit):
+                self._swim.send_user(member.endpoint, payload)
+        if len(self._queue):
+            self._swim.agenda.after(settings.gossip_interval_s, "row gossip", self._gossip)
+
+    def _consider(self, offer: Offer, sender: Address) -> None:
+        key = LedgerKey(offer.owner, offer.key)
+        if key == self._author.key or offer.owner in self._gone:
+            return
+        ledger = self._table.ledgers.get(key)
+        if ledger is not None:
+            offered = {Version(offer.incarnation, seq) for seq in offer.seqs}
+            held = {entry.version for entry in ledger.rows.values()}
+            lacking = [version for version in offered - held if not ledger.is_below_floor(version)]
+            if not lacking and Version(offer.incarnation, offer.floor) <= ledger.floor:
+                return
+        self._want(key, sender)
+
+    # Comparison
+
+    def _compare_with_next(self) -> None:
+        self._swim.agenda.after(self._swim.settings.digest_interval_s, "digest", self._compare_with_next)
+        for _ in range(len(self._round) + 2):
+            if not self._round:
+                self._round = [member.name for member in self._peers(len(self._swim.members))]
+                if not self._round:
+                    return
+            member = self._swim.members.get(self._round.pop())
+            if member is not None and member.present and member.is_vxnet:
+                self._greet(member.name)
+                return
+
+    def _compare_soon(self) -> None:
+        if "digest soon" not in self._swim.agenda:
+            delay = SOON_S * (0.5 + self._swim.rng.random() / 2)
+            self._swim.agenda.after(delay, "digest soon", self._compare_with_next)
+
+    def _greet(self, name: str) -> None:
+        member = self._swim.members.get(name)
+        if member is not None and member.present:
+            self._send(member.endpoint, Digest(self._root()))
+
+    def _compare(self, theirs: Buckets, sender: Address) -> None:
+        if len(theirs.hashes) != 8 * rows.BUCKETS:
+            raise MalformedError("not the buckets")
+        differing = [
+            number
+            for number, bucket in enumerate(self._table.buckets)
+            if theirs.hashes[8 * number : 8 * number + 8] != _octets(bucket)
+        ]
+        buckets: list[int] = []
+        ledgers: list[Ledger] = []
+        size = 0
+        by_bucket = self._by_bucket(differing)
+        for number in differing:
+            found = by_bucket[number]
+            if buckets and size + 70 * len(found) > HAVE_OCTETS:
+                self._send_have(sender, buckets, ledgers)
+                buckets, ledgers, size = [], [], 0
+            buckets.append(number)
+            ledgers += found
+            size += 70 * len(found)
+        if buckets:
+            self._send_have(sender, buckets, ledgers)
+
+    def _send_have(self, addr: Address, buckets: list[int], ledgers: list[Ledger], *, answer: bool = True) -> None:
+        held = tuple(Held(ledger.key.owner, ledger.key.key, _octets(ledger.hash)) for ledger in ledgers)
+        self._send(addr, Have(tuple(buckets), held, answer, self._swim.me.name))
+
+    def _answer_have(self, have: Have) -> None:
+        source = self._swim.members.get(have.source)
+        if source is None or not source.present:
+            raise MalformedError("rows of a stranger")
+        listed = {LedgerKey(held.owner, held.key): held.hash for held in have.ledgers}
+        for key, hash_ in listed.items():
+            ledger = self._table.ledgers.get(key)
+            if (ledger is None or _octets(ledger.hash) != hash_) and key.owner not in self._gone:
+                self._want(key, source.endpoint)
+        if have.answer:
+            mine = [
+                ledger
+                for found in self._by_bucket([number for number in have.buckets if 0 <= number < rows.BUCKETS]).values()
+                for ledger in found
+                if listed.get(ledger.key) != _octets(ledger.hash)
+            ]
+            for at in range(0, len(mine), 12):
+                self._send_have(source.endpoint, [], mine[at : at + 12], answer=False)
+
+    def _want(self, key: LedgerKey, addr: Address) -> None:
+        ledger = self._table.ledgers.get(key)
+        versions = () if ledger is None else ledger.versions()
+        floor = Version(0, 0) if ledger is None else ledger.floor
+        asked = ("asked", key)
+        if asked not in self._swim.agenda:
+            self._swim.agenda.after(ASKED_S, asked, lambda: None)
+            self._send(addr, Want(key.owner, key.key, (floor.incarnation, floor.seq), versions, self._swim.me.name))
+
+    def _answer_want(self, want: Want) -> None:
+        source = self._swim.members.get(want.source)
+        ledger = self._table.ledgers.get(LedgerKey(want.owner, want.key))
+        if source is None or not source.present or ledger is None:
+            return
+        held = {Version(incarnation, seq) for incarnation, seqs in want.versions for seq in seqs}
+        batches = ledger.lacking(Version(*want.floor), held)
+        if len(batches) <= DATAGRAMS_AT_ONCE and all(len(batch.content) < DATAGRAM - 100 for batch in batches):
+            for batch in batches:
+                self._send(source.endpoint, Batches((batch,)))
+            return
+        part: list[Batch] = []
+        size = 0
+        for batch in batches:
+            if part and size + len(batch.content) > STREAM_OCTETS:
+                self._swim.send_user_stream(source.endpoint, rows.encode(Batches(tuple(part))))
+                part, size = [], 0
+            part.append(batch)
+            size += len(batch.content)
+        if part:
+            self._swim.send_user_stream(source.endpoint, rows.encode(Batches(tuple(part))))
+
+    def _send(self, addr: Address, message: rows.SyncMessage) -> None:
+        payload = rows.encode(message)
+        if len(payload) <= DATAGRAM:
+            self._swim.send_user(addr, payload)
+        else:
+            self._swim.send_user_stream(addr, payload)
+
+    # House
+
+    def is_gone(self, owner: str) -> bool:
+        return owner in self._gone
+
+    def _raise_floor(self) -> None:
+        self._author.trim()
+        self.flush()
+
+    def _keep_house(self) -> None:
+        """Rows of owners that have been away for long go, and are not taken in again from somebody who is late."""
+        agenda = self._swim.agenda
+        agenda.after(HOUSEKEEPING_S, "rows kept", self._keep_house)
+        here = {member.id for member in self._swim.members.values() if member.present}
+        for owner in list(self._gone):
+            if owner in here or agenda.now - self._gone[owner] > self._swim.settings.dead_kept_s:
+                del self._gone[owner]
+        for owner in self._table.owners():
+            if owner in here or owner == self._author.key.owner:
+                self._absent_since.pop(owner, None)
+            elif agenda.now - self._absent_since.setdefault(owner, agenda.now) > self._swim.settings.paths_kept_s:
+                self._table.remove_owner(owner)
+                del self._absent_since[owner]
+                if len(self._gone) < GONE_LIMIT:
+                    self._gone[owner] = agenda.now
+
+    def _peers(self, count: int) -> list[Member]:
+        return self._swim.pick(count, lambda member: member.present and member.is_vxnet)
+
+    def _root(self) -> bytes:
+        return _octets(self._table.root)
+
+    def _by_bucket(self, wanted: list[int]) -> dict[int, list[Ledger]]:
+        found: dict[int, list[Ledger]] = {number: [] for number in wanted}
+        for ledger in self._table.ledgers.values():
+            number = rows.bucket_of(ledger.key.owner)
+            if number in found:
+                found[number].append(ledger)
+        return found
+
+
+def _octets(hash_: int) -> bytes:
+    return hash_.to_bytes(8, "big")
