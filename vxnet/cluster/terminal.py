@@ -201,6 +201,8 @@ class _Session:
         try:
             socket.send_fds(self._connection, [protocol.encode(kind, 1, fields)], descriptors)
             packet, received, _, _ = socket.recv_fds(self._connection, 8192, protocol.FDS_MAX)
+        except ConnectionError:
+            packet = b""
         except OSError as error:
             raise UnavailableError(f"the container's shim does not answer: {error}") from None
         if not packet:
