@@ -64,6 +64,8 @@ LOCAL_NETWORKS = (
 FALLBACK_MTU = 1500
 """Where no route tells another: Ethernet's (RFC 894)."""
 LEASE_RETRY_S = 5.0
+NAMES_WAIT_S = 3.0
+"""Longest silence of the name servers after a start; glibc's resolver asks again after 5 s."""
 HOST_INTERVAL_S = 30.0
 """How often the host's own addresses, routes and resolvers are looked at."""
 
@@ -111,13 +113,17 @@ class Agent:
         async with Resolver() as resolver, asyncio.TaskGroup() as group:
             agent = cls(config, state, run_directory, facts, resolver)
             resolver.set_upstreams(facts.nameservers)
+            resolver.pause()
             loops = [
                 group.create_task(loop) for loop in (agent._reconciler.run(), agent._watch_host(), agent._keep_blocks())
             ]
             try:
                 async with agent._membership, agent._containers:
+                    agent._membership.republished()
                     await agent._reconciler.settle()
+                    loops.append(group.create_task(agent._answer_names()))
                     yield agent
+                    await agent._membership.announce_restart()
             finally:
                 for loop in loops:
                     loop.cancel()
@@ -135,6 +141,7 @@ class Agent:
     def _plan(self) -> Plan[_Seen]:
         place = self._membership.place
         live = [container for container in self._containers.live() if container.pid]
+        needed = place is not None or live
         state = plan.plan(
             self_node=place.node if place is not None else None,
             cluster=place.assignment.cluster if place is not None else None,
@@ -143,7 +150,7 @@ class Agent:
             endpoints=place.paths() if place is not None else (),
             members=place.vteps() if place is not None else {},
             underlay_mtu=self._underlay_mtu,
-            gateway=self._gateway_bridge(),
+            gateway=self._gateway_bridge() if needed else None,
             dns_ports=self._containers.dns_ports(),
         )
         return Plan(state, _Seen(place.rows() if place is not None else (), self._membership.networks))
@@ -183,6 +190,16 @@ class Agent:
             self._facts = await asyncio.to_thread(observe_host)
             self._resolver.set_upstreams(self._facts.nameservers)
             self._membership.facts_changed()
+
+    async def _answer_names(self) -> None:
+        """After a start queries wait until the others' names are known again: a late answer harms nobody, a wrong "no
+        such name" does. Who sees nobody answers after a while with what it has.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(NAMES_WAIT_S):
+                await self._membership.caught_up()
+        await self._reconciler.settle()
+        self._resolver.resume()
 
     async def _keep_blocks(self) -> None:
         """Ask for further addresses before the last ones are taken."""

@@ -242,10 +242,15 @@ class Containers:
         if container.state == "running":
             with contextlib.suppress(ConflictError, UnavailableError):
                 await self._tasks[container.id].signal(signal.SIGTERM)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(timeout_s):
-                    await self.wait(container.id)
+            if not await self._ends_within(container.id, timeout_s):
+                with contextlib.suppress(ConflictError, UnavailableError):
+                    await self._tasks[container.id].signal(signal.SIGKILL)
+                await self._ends_within(container.id, KILL_TIMEOUT_S)
         await self._end(container.id)
+
+    async def _ends_within(self, container_id: str, timeout_s: float) -> bool:
+        done, _ = await asyncio.wait([self._ended[container_id]], timeout=timeout_s)
+        return bool(done)
 
     async def kill(self, ref: str, number: int) -> None:
         container = self.find(ref)

@@ -80,6 +80,12 @@ def _only_one(directory: Path) -> Iterator[None]:
 
 def _set_up_logging(level: str) -> None:
     """One line an event on standard error: ``time level event key=value``; the journal keeps it as it is."""
+    number = logging.getLevelName(level.upper())
+    logging.basicConfig(
+        level=max(number, logging.WARNING),
+        stream=sys.stderr,
+        format="level=%(levelname)s event=%(message)s logger=%(name)s",
+    )
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -87,7 +93,7 @@ def _set_up_logging(level: str) -> None:
             structlog.processors.format_exc_info,
             structlog.processors.LogfmtRenderer(key_order=("timestamp", "level", "event")),
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
+        wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )

@@ -38,6 +38,9 @@ from vxnet.model.row import Endpoint
 
 log = structlog.get_logger()
 
+RESTART_S = 60
+"""How long others keep the names of a host whose daemon was stopped on purpose: an upgrade takes less."""
+
 
 class Membership:
     """Use as ``async with membership``: entering resumes the place that the state directory tells of.
@@ -115,6 +118,21 @@ class Membership:
     def facts_changed(self) -> None:
         if self._place is not None:
             self._place.facts_changed()
+
+    def republished(self) -> None:
+        """After a start: all rows of this host have been published again."""
+        if self._place is not None:
+            self._place.gossip.republished()
+
+    async def caught_up(self) -> None:
+        """Until the rows of those who were there before are known again."""
+        if self._place is not None:
+            await self._place.caught_up()
+
+    async def announce_restart(self) -> None:
+        """Before a planned stop: the others keep this host's names."""
+        if self._place is not None:
+            await self._place.gossip.restarting(RESTART_S)
 
     # In and out
 

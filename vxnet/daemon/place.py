@@ -21,6 +21,7 @@ from typing import Protocol
 import structlog
 
 from vxnet import __version__
+from vxnet.cluster.control import ManagerClient
 from vxnet.cluster.gossip import Gossip
 from vxnet.cluster.manager_api import serve_manager
 from vxnet.cluster.sqlite_store import SqliteStore
@@ -45,6 +46,8 @@ RETRY_S = 5.0
 """After a manager refused or was not there."""
 
 RENEWAL_RETRY_S = 600.0
+SYNC_S = 0.5
+"""From meeting a member to having its table: a push/pull over TCP and what follows from it."""
 
 STATUS: Mapping[str, MemberStatus] = {"alive": "ready", "suspect": "suspect", "dead": "down", "left": "left"}
 
@@ -98,7 +101,6 @@ class Place:
         self.assignment = assignment
         self.networks: dict[str, Network] = {}
         self.blocks: dict[str, tuple[Lease, ...]] = {}
-        self.manager_reachable = manager is not None
         self._state = state
         self._facts = facts
         self._changed = changed
@@ -106,8 +108,21 @@ class Place:
         self._key = trust.key_from_pem(key_pem)
         self._certificate = trust.certificate_from_pem(certificate_pem)
         self._report_due = asyncio.Event()
+        self._moved = asyncio.Event()
+        """Set, and replaced, whenever gossip tells something new."""
         self._published: dict[str, Endpoint] = {}
-        self._managers: Managers = _Here(manager) if manager is not None else self._client()
+        self._client: ManagerClient | None = None
+        if manager is None:
+            self._client = ManagerClient(
+                self.node.id,
+                assignment.managers,
+                certificate=self._certificate,
+                key=key_pem,
+                roots=assignment.roots,
+            )
+            self._managers: Managers = self._client
+        else:
+            self._managers = _Here(manager)
         self.gossip = Gossip(
             node_id=self.node.id,
             name=self.node.name,
@@ -173,21 +188,16 @@ class Place:
 
     # The managers' word
 
+    @property
+    def manager_reachable(self) -> bool:
+        return self._client is None or self._client.reachable
+
     async def _follow(self) -> None:
-        while True:
-            try:
-                async for update in self._managers.follow(self.assignment.revision):
-                    self.manager_reachable = True
-                    self._learn(assignments.apply(self.assignment, update))
-                return
-            except ForbiddenError as error:
-                self.manager_reachable = False
-                log.error("this node was removed from the cluster", error=str(error))
-                return
-            except VxnetError as error:
-                self.manager_reachable = False
-                log.warning("managers out of reach", error=str(error))
-            await asyncio.sleep(RETRY_S)
+        try:
+            async for update in self._managers.follow(self.assignment.revision):
+                self._learn(assignments.apply(self.assignment, update))
+        except ForbiddenError as error:
+            log.error("this node was removed from the cluster; what runs here goes on", error=str(error))
 
     def _learn(self, assignment: Assignment) -> None:
         self._state.save_assignment(assignment)
@@ -197,6 +207,8 @@ class Place:
         if assignment.leases is not None:
             for lease in assignments.lease_set(assignment.leases).leases:
                 self.blocks[lease.network] = (*self.blocks.get(lease.network, ()), lease)
+        if self._client is not None:
+            self._client.update(managers=assignment.managers, roots=assignment.roots)
         self.gossip.update(
             keys=tuple(key.secret for key in assignment.keys),
             roots=assignment.roots,
@@ -241,6 +253,8 @@ class Place:
             self._certificate = certificate
             self._state.save_credentials(trust.certificate_to_pem(certificate))
             self.gossip.update(certificate=certificate)
+            if self._client is not None:
+                self._client.update(certificate=certificate)
             if self.manager is not None:
                 await self.manager.use_certificate(certificate)
             log.info("certificate renewed")
@@ -274,11 +288,21 @@ class Place:
         while True:
             await self.gossip.changed.wait()
             self.gossip.changed.clear()
+            self._moved.set()
+            self._moved = asyncio.Event()
             self._changed()
             addresses = frozenset(member.address for member in self.members() if member.present)
             if addresses != known:
                 known = addresses
                 self._state.save_last_members(LastMembers(addresses=tuple(sorted(addresses, key=str))))
+
+    async def caught_up(self) -> None:
+        """Until somebody of those who were there before has told what it knows, and that has been passed on here."""
+        others = {*self._state.last_members().addresses} - {self.node.advertise_addr}
+        while others and not any(m.present and m.id != self.node.id for m in self.members()):
+            await self._moved.wait()
+        if others:
+            await asyncio.sleep(SYNC_S)
 
     def members(self) -> tuple[Member, ...]:
         """Of vxnet's; foreign agents in the gossip have no part in networks."""
