@@ -158,7 +158,7 @@ def _with_items(base: Assignment, items: Iterable[Item]) -> Assignment:
         others.pop(f"{one.kind}/{one.id}", None)
         try:
             value = None if one.gone else _read(one)
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError, PeerError):
             others[f"{one.kind}/{one.id}"] = bytes(one.value).decode(errors="replace")
         else:
             if one.kind in _KINDS:

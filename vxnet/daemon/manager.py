@@ -7,8 +7,8 @@
             ^                     ^                   └── store (watch) ──> Wishes, the mirror
             └── assignments ──────┴──────────────────────────────────────────┘
 
-Decisions are pure (:mod:`vxnet.core.decisions`): they look at the mirror and are committed with guards, so that one over
-an old state is refused by the store and made again. What is left undone (blocks of new nodes, leases of removed
+Decisions are pure (:mod:`vxnet.core.decisions`): they look at the mirror and are committed with guards, so that one
+over an old state is refused by the store and made again. What is left undone (blocks of new nodes, leases of removed
 networks) is mended by :meth:`Manager.run`, whoever left it so.
 """
 

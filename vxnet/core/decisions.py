@@ -1,0 +1,254 @@
+"""What a manager decides: the wishes and a request in, a commit's worth of changes and an answer out.
+
+A decision names the records whose versions must still be those of the wishes it was made over (its guards). It fits
+into one commit; what would not (thousands of leases of a removed node) is left to :func:`mend`, which is repeated until
+it has nothing to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from vxnet.core import allocate, networks, trust
+from vxnet.core.nodes import check_claim
+from vxnet.core.wishes import Counter, JoinSecret, KeyRing, RemovedNode, Wishes, lease_key
+from vxnet.model.address import IPAddress, IPNetwork
+from vxnet.model.api import JoinClaim, LeaseRequest, NetworkCreate, NodeReport
+from vxnet.model.cluster import Cluster, GossipKey, Lease, Network, Node
+from vxnet.model.errors import ConflictError, ForbiddenError, NotFoundError
+
+BLOCKS_AT_ONCE = 90
+"""Leases in a commit, which takes at most 100 records."""
+_SHOWN_USERS = 10
+
+
+class Decision(NamedTuple):
+    changes: dict[str, object | None]
+    """Records by key; None: delete. Empty: nothing to do."""
+    guards: Collection[str] = ()
+
+
+class Founding(NamedTuple):
+    """A new cluster and its first node."""
+
+    decision: Decision
+    node: Node
+    certificate: bytes
+
+
+def found(
+    cluster: Cluster, node: Node, csr: bytes, *, ca_entropy: bytes, serial: bytes, secret: bytes, gossip_key: bytes
+) -> Founding:
+    """``node`` is the first manager, ``csr`` its request; entropy: 48, 8, 16 and 32 octets."""
+    networks.check_pools(cluster.pools, cluster.pool_prefixlen)
+    ca = trust.make_ca(ca_entropy, cluster.id, cluster.created_at)
+    node = replace(node, key=trust.key_digest(csr))
+    changes: dict[str, object | None] = {
+        "cluster": cluster,
+        "ca/1": ca,
+        "token/worker": JoinSecret(secret=trust.make_secret(secret)),
+        "gossip/keys": KeyRing(keys=(GossipKey(epoch=1, secret=gossip_key),)),
+        f"node/{node.id}": node,
+    }
+    return Founding(Decision(changes, ["cluster"]), node, certify(ca, node, csr, serial, cluster.created_at))
+
+
+def certify(ca: trust.CertificateAuthority, node: Node, csr: bytes, serial: bytes, now: float) -> bytes:
+    """DER, with the node's present role and addresses."""
+    identity = trust.Identity(node=node.id, role=node.role)
+    addresses = sorted({node.advertise_addr, node.data_path_addr}, key=str)
+    return trust.issue(ca, csr, identity, node.name, addresses, serial, now)
+
+
+# Networks
+
+
+def create_network(wishes: Wishes, request: NetworkCreate, id: str, now: float) -> tuple[Decision, Network]:
+    """With first blocks for the nodes. Raises as :func:`networks.decide_network`."""
+    assert wishes.cluster is not None
+    vnis = {network.vni for network in wishes.networks.values()}
+    network = networks.decide_network(
+        request,
+        id=id,
+        vni=allocate.next_vni(vnis, wishes.counter("vni")),
+        cluster=wishes.cluster,
+        networks=wishes.networks.values(),
+        nodes=wishes.nodes.values(),
+        now=now,
+    )
+    changes: dict[str, object | None] = {f"network/{id}": network, "set/vni": Counter(last=network.vni)}
+    if network.attachable:
+        changes |= _leases(wishes, network, allocate.first_blocks(network, (), wishes.nodes)[:BLOCKS_AT_ONCE])
+    return Decision(changes, ["set/vni", "set/node"]), network
+
+
+def remove_network(wishes: Wishes, ref: str, users_of: Callable[[str], list[str]]) -> tuple[Decision, Network]:
+    """Raises :class:`NotFoundError`, or :class:`ConflictError` naming who still uses it."""
+    network = networks.find(ref, wishes.networks.values(), "network")
+    if users := sorted(users_of(network.id)):
+        more = f" and {len(users) - _SHOWN_USERS} more" if len(users) > _SHOWN_USERS else ""
+        raise ConflictError(
+            f"network {network.name} is still in use by {', '.join(users[:_SHOWN_USERS])}{more}",
+            hint="remove those containers, or `vxnet network disconnect` them",
+        )
+    changes = _end(wishes.leases_of_network(network.id)) | {f"network/{network.id}": None}
+    return Decision(changes, [f"network/{network.id}"]), network
+
+
+# Nodes
+
+
+def join(
+    wishes: Wishes, claim: JoinClaim, alive: Callable[[str], bool], id: str, serial: bytes, now: float
+) -> tuple[Decision, tuple[Node, bytes]]:
+    """The node (``id`` if it is new) and its certificate. Raises :class:`ForbiddenError` on a wrong secret, else as
+    :func:`check_claim`.
+    """
+    role = wishes.role_of(claim.secret, trust.same_secret)
+    if role is None:
+        raise ForbiddenError(
+            "the join token is not valid, or no longer",
+            hint="`vxnet join-token worker` on a manager prints the one that is",
+        )
+    key = trust.key_digest(claim.csr)
+    again = check_claim(claim, key, wishes.nodes.values(), alive)
+    node = Node(
+        id=again.id if again else id,
+        name=claim.name,
+        role=role,
+        advertise_addr=claim.advertise_addr,
+        data_path_addr=claim.data_path_addr,
+        joined_at=again.joined_at if again else now,
+        routes=claim.routes,
+        version=claim.version,
+        key=key,
+    )
+    certificate = certify(wishes.authority, node, claim.csr, serial, now)
+    changes: dict[str, object | None] = {f"node/{node.id}": node, "set/node": Counter(), "set/lease": Counter()}
+    guards = ["set/node", "set/lease", f"node/{node.id}", f"token/{role}"]
+    for network in wishes.networks.values():
+        if network.attachable and len(changes) < BLOCKS_AT_ONCE:
+            leases = wishes.leases_of_network(network.id)
+            given = allocate.first_blocks(network, leases, {*wishes.nodes, node.id})
+            changes |= _leases(wishes, network, [(one, block) for one, block in given if one == node.id])
+            guards.append(f"network/{network.id}")
+    return Decision(changes, guards), (node, certificate)
+
+
+def report(wishes: Wishes, node_id: str, news: NodeReport) -> tuple[Decision, None]:
+    node = member(wishes, node_id)
+    changed = replace(node, routes=news.routes, version=news.version)
+    return Decision({f"node/{node_id}": changed} if changed != node else {}, [f"node/{node_id}"]), None
+
+
+def remove_node(
+    wishes: Wishes, ref: str, force: bool, alive: Callable[[str], bool], now: float
+) -> tuple[Decision, Node]:
+    """Its leases end, its certificate counts for nothing. Raises :class:`NotFoundError`, or :class:`ConflictError` if
+    it is the last manager, or alive without ``force``.
+    """
+    node = networks.find(ref, wishes.nodes.values(), "node")
+    if node.role == "manager" and len(wishes.managers) == 1:
+        raise ConflictError(
+            f"node {node.name} is the last manager: without it there is no cluster",
+            hint="`vxnet leave --force` on it ends the cluster",
+        )
+    if not force and alive(node.id):
+        raise ConflictError(f"node {node.name} is alive", hint="run `vxnet leave` there, or remove it with --force")
+    changes = _end(wishes.leases_of_node(node.id)) | {
+        f"node/{node.id}": None,
+        f"removed/{node.id}": RemovedNode(id=node.id, name=node.name, removed_at=now),
+        "set/node": Counter(),
+        "set/lease": Counter(),
+    }
+    return Decision(changes, [f"node/{node.id}", "set/node", "set/lease"]), node
+
+
+def member(wishes: Wishes, node_id: str) -> Node:
+    """Raises :class:`ForbiddenError` if it is no node (any more)."""
+    node = wishes.nodes.get(node_id)
+    if node is None:
+        raise ForbiddenError(
+            f"node {node_id} was removed from the cluster", hint="`vxnet leave --force`, then join again"
+        )
+    return node
+
+
+# Leases
+
+
+def lease(wishes: Wishes, node_id: str, request: LeaseRequest) -> tuple[Decision, None]:
+    """Raises :class:`NotFoundError` (network), :class:`ExhaustedError`, :class:`ConflictError` or :class:`CallerError`
+    (chosen address), :class:`ForbiddenError` (no node).
+    """
+    member(wishes, node_id)
+    network = wishes.networks.get(request.network)
+    if network is None:
+        raise NotFoundError(f"there is no network with id {request.network}", hint="it may have been removed")
+    leases = wishes.leases_of_network(network.id)
+    if request.address is not None:
+        blocks = _chosen(wishes, network, leases, node_id, request.address)
+    else:
+        blocks = allocate.lease_blocks(network, leases, node_id, request.addresses, len(wishes.nodes), request.family)
+    if not blocks:
+        return Decision({}), None
+    changes = _leases(wishes, network, [(node_id, block) for block in blocks])
+    return Decision(changes | {"set/lease": Counter()}, ["set/lease", f"network/{network.id}", f"node/{node_id}"]), None
+
+
+def release(wishes: Wishes, node_id: str, leases: Sequence[Lease]) -> tuple[Decision, bool]:
+    """Whether more is to be released after this. What the node does not have (any more) is no error; leases of the same
+    prefix but another epoch are others.
+    """
+    member(wishes, node_id)
+    held = [lease for lease in wishes.leases_of_node(node_id) if lease in leases]
+    changes = _end(held)
+    return Decision(changes, list(changes)), len(held) > len(changes)
+
+
+def mend(wishes: Wishes) -> tuple[Decision, bool]:
+    """End the leases of removed nodes and networks, give first blocks to nodes that have none. Whether there was
+    anything to do.
+    """
+    lost = [one for one in wishes.leases() if one.network not in wishes.networks or one.node not in wishes.nodes]
+    changes = _end(lost)
+    guards = ["set/lease", "set/node"]
+    for network in wishes.networks.values():
+        room = BLOCKS_AT_ONCE - len(changes)
+        if network.attachable and room > 0:
+            given = allocate.first_blocks(network, wishes.leases_of_network(network.id), wishes.nodes)[:room]
+            changes |= _leases(wishes, network, given)
+            guards += [f"network/{network.id}"] if given else []
+    if not changes:
+        return Decision({}), False
+    return Decision(changes | {"set/lease": Counter()}, guards), True
+
+
+def _leases(wishes: Wishes, network: Network, given: Iterable[tuple[str, IPNetwork]]) -> dict[str, object | None]:
+    """Their epoch is above that of every lease of the network before, as the guard of ``set/lease`` sees to."""
+    epoch = wishes.revision + 1
+    return {
+        lease_key(network.id, block): Lease(network=network.id, vni=network.vni, prefix=block, node=node, epoch=epoch)
+        for node, block in given
+    }
+
+
+def _end(leases: Sequence[Lease]) -> dict[str, object | None]:
+    return {lease_key(lease.network, lease.prefix): None for lease in leases[:BLOCKS_AT_ONCE]}
+
+
+def _chosen(
+    wishes: Wishes, network: Network, leases: Sequence[Lease], node_id: str, address: IPAddress
+) -> tuple[IPNetwork, ...]:
+    holder = next((one.node for one in leases if address in one.prefix and one.node != node_id), None)
+    if holder is not None:
+        name = wishes.nodes[holder].name if holder in wishes.nodes else holder
+        raise ConflictError(
+            f"address {address} of network {network.name} lies in a block that is leased to node {name}",
+            hint=f"choose another address, or start the container on {name}",
+        )
+    block = allocate.lease_address(network, leases, node_id, address)
+    return () if block is None else (block,)
