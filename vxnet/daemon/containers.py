@@ -303,7 +303,8 @@ class Containers:
         await asyncio.to_thread(
             tasks.remove, container_id, self._state.container_directory(container_id), self._run_directory
         )
-        self._records.pop(container_id, None)
+        if self._records.pop(container_id, None) is None:
+            return  # --rm and `vxnet rm` met here; the other was faster
         ended = self._ended.pop(container_id)
         if not ended.done():
             ended.set_result(container)
