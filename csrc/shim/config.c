@@ -1,3 +1,4 @@
+/* Fields to records; every check of what a daemon or client sent is here and in protocol.c. */
 #include "config.h"
 
 #include <errno.h>

@@ -1,3 +1,4 @@
+/* What clients ask, and what they are told. */
 #include "sandbox.h"
 #include "shim.h"
 

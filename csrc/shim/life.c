@@ -1,3 +1,4 @@
+/* What happens to processes: started, reported, ended. */
 #include "sandbox.h"
 #include "shim.h"
 

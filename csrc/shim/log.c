@@ -1,3 +1,4 @@
+/* Lines to entries. */
 #include "log.h"
 
 #include <errno.h>

@@ -1,3 +1,4 @@
+/* mountinfo, and loose copies of what it lists. */
 #include "mounts.h"
 
 #include <errno.h>

@@ -1,3 +1,8 @@
+/* How processes come into a container.
+ *
+ *   first:  shim --clone3 (net mnt pid uts ipc)--> sets up net and root --ready, descriptors--> waits at the gate
+ *   second: shim --setns pid, clone3, setns back--> setns net mnt uts ipc cgroup --> the command
+ */
 #include "process.h"
 #include "sandbox.h"
 

@@ -1,3 +1,4 @@
+/* Streams, directory, capabilities, environment, execve: in this order. */
 #include "program.h"
 
 #include <errno.h>

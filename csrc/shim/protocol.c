@@ -1,3 +1,4 @@
+/* Packets to messages and back. */
 #include "protocol.h"
 
 #include <errno.h>

@@ -1,3 +1,4 @@
+/* In the order of things: copies of mounts while the host is in sight, pivot_root, then everything else inside. */
 #include "root.h"
 #include "mounts.h"
 

@@ -1,3 +1,4 @@
+/* lo and the name server's sockets, cgroup, pty. */
 #include "sandbox.h"
 
 #include <arpa/inet.h>

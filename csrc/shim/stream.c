@@ -1,3 +1,4 @@
+/* Output to log and sinks, without waiting for any of them but by not reading on. */
 #include "stream.h"
 
 #include <errno.h>

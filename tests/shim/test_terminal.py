@@ -298,6 +298,14 @@ def _says(screen: Screen, question: bytes, answer: bytes) -> bool:
 
 
 @pytest.mark.host
+@pytest.mark.parametrize(("env", "expected"), [([], b"vt220"), (["TERM=dumb"], b"dumb")])
+async def test_kind_of_terminal(box: Box, env: list[str], expected: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "vt220")
+    _, out, _ = await box.run_client(f"terminal.execute(S, ['sh', '-c', 'echo $TERM'], env={env!r}, terminal=True)")
+    assert out == expected + b"\r\n"
+
+
+@pytest.mark.host
 async def test_killed_client_hangs_the_terminal_up(box: Box) -> None:
     screen = Screen(box, "terminal.execute(S, ['sh', '-c', 'sleep 4713.25'], terminal=True, stdin=True)")
     await eventually(lambda: _running("sleep 4713.25"), "the command")

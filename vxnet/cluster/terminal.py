@@ -84,11 +84,12 @@ def execute(
     """Runs a command in the container on this process's streams: its exit status; 126 or 127, with a line on standard
     error, when it cannot be run. Raises :class:`NotFoundError` when the container does not run.
     """
-    fields = [("arg", one) for one in argv] + [("env", one) for one in env]
-    if workdir:
-        fields.append(("workdir", workdir))
+    fields = [("arg", one) for one in argv]
     if terminal:
         fields += [("terminal", "1"), ("env", f"TERM={os.environ.get('TERM', 'xterm')}")]
+    fields += [("env", one) for one in env]  # of one name the last counts
+    if workdir:
+        fields.append(("workdir", workdir))
     with _Session(socket_path, b"") as session:
         given: list[int] = []
         feed = -1

@@ -170,7 +170,10 @@ class Task:
         self.pid = int(answer.fields["pid"])
         self.root = answer.fields["root"]
         self.dns_port = int(answer.fields["dns_port"])
-        self._shim = os.pidfd_open(int(answer.fields["shim"]))
+        try:
+            self._shim = os.pidfd_open(int(answer.fields["shim"]))
+        except ProcessLookupError:
+            raise self._ended() from None
 
     async def _ask(self, kind: Kind, fields: Iterable[tuple[str, str]] = ()) -> tuple[Message, list[int]]:
         self._tag += 1
@@ -185,7 +188,8 @@ class Task:
         except ConnectionError:
             raise self._ended() from None
         except (OSError, TimeoutError) as error:
-            raise HostError(f"the shim of container {self.id[:12]} does not answer: {error}") from None
+            why = str(error) or f"nothing within {ANSWER_TIMEOUT_S:.0f} s"
+            raise HostError(f"the shim of container {self.id[:12]} does not answer: {why}") from None
         finally:
             self._answers.pop(self._tag, None)
         if message.kind != Kind.OK:
