@@ -22,6 +22,7 @@ from vxnet.model.errors import (
     ForbiddenError,
     HostError,
     NotFoundError,
+    PeerError,
     UnavailableError,
     UnsupportedError,
 )
@@ -428,6 +429,20 @@ async def test_the_last_manager_stays(manager):
     for attempt in (lambda: manager.remove_node("h1", force=True), lambda: manager.leave(manager.node_id)):
         with pytest.raises(ConflictError, match="last manager"):
             await attempt()
+
+
+async def test_revocations_are_kept_as_long_as_the_certificate_could_be_valid(cluster, manager):
+    grant = await cluster.join(2)
+    await manager.remove_node("h2", force=True)
+    cluster.time += 90 * 86400
+    await cluster.join(3)
+    await manager.mend()
+    assert manager.assignment_of(manager.node_id).revoked == (grant.node.id,)
+    cluster.time += 2 * 86400
+    with pytest.raises(PeerError, match="not valid now"):
+        trust.verify_certificate(grant.certificate, manager.roots, cluster.time)
+    await manager.mend()
+    assert manager.assignment_of(manager.node_id).revoked == ()
 
 
 async def test_leave(cluster, manager):

@@ -276,7 +276,10 @@ def pick_address(
 
 def idle_blocks(blocks: Collection[IPNetwork], taken: Collection[IPAddress]) -> tuple[IPNetwork, ...]:
     """Those of a node's blocks (of one family) that may go back: without an address in use, and not needed so that
-    one whole block, or a first block's worth of addresses, stays free. Largest first.
+    half a first block's worth of addresses stays free. Largest first.
+
+    Who returns a lease remembers it *before* the request goes out, over a crash too, and does not use it until the
+    manager's next set of leases is without it or has it with another epoch: the request may be delivered late.
     """
     used = {block: sum(address in block for address in taken) for block in blocks}
     spare = sum(block.num_addresses - count for block, count in used.items())

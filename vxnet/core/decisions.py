@@ -22,6 +22,8 @@ from vxnet.model.errors import ConflictError, ForbiddenError, NotFoundError
 
 BLOCKS_AT_ONCE = 90
 """Leases in a commit, which takes at most 100 records."""
+FORGOTTEN_S = (trust.CERTIFICATE_DAYS + 1) * 86400
+"""After its removal no certificate of a node can be valid any more: it need not be called revoked."""
 _SHOWN_USERS = 10
 
 
@@ -209,12 +211,15 @@ def release(wishes: Wishes, node_id: str, leases: Sequence[Lease]) -> tuple[Deci
     return Decision(changes, list(changes)), len(held) > len(changes)
 
 
-def mend(wishes: Wishes) -> tuple[Decision, bool]:
-    """End the leases of removed nodes and networks, give first blocks to nodes that have none. Whether there was
-    anything to do.
+def mend(wishes: Wishes, now: float) -> tuple[Decision, bool]:
+    """End the leases of removed nodes and networks, give first blocks to nodes that have none, forget removed nodes
+    whose certificates have expired. Whether there was anything to do.
     """
     lost = [one for one in wishes.leases() if one.network not in wishes.networks or one.node not in wishes.nodes]
     changes = _end(lost)
+    for one in list(wishes.removed.values())[: BLOCKS_AT_ONCE - len(changes)]:
+        if one.removed_at + FORGOTTEN_S < now:
+            changes[f"removed/{one.id}"] = None
     guards = ["set/lease", "set/node"]
     for network in wishes.networks.values():
         room = BLOCKS_AT_ONCE - len(changes)

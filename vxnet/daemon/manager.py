@@ -181,7 +181,7 @@ class Manager:
                 unsettled.set()
 
     async def mend(self) -> None:
-        while await self._decide(decisions.mend):
+        while await self._decide(lambda wishes: decisions.mend(wishes, self._now())):
             pass
 
     # Questions
