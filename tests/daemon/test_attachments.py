@@ -82,7 +82,7 @@ async def test_a_full_host_asks_for_a_block_and_a_full_network_says_so() -> None
     host = OneHost("10.0.16.8/32", spare=("10.0.16.12/32",))
     await host.place("a", NetworkWish(network="blue"))
     assert address_of(await host.place("b", NetworkWish(network="blue"))) == "10.0.16.12/20"
-    assert host.asked == [LeaseRequest(network="n1")]
+    assert host.asked == [LeaseRequest(network="n1", family=4)]
     with pytest.raises(ExhaustedError, match="blue"):
         await host.place("c", NetworkWish(network="blue"))
 
@@ -92,7 +92,7 @@ async def test_a_chosen_address_elsewhere_is_leased_and_a_taken_one_names_its_ho
     wanted = ip_address("10.0.20.7")
     chosen = await host.place("a", NetworkWish(network="blue", ip=wanted))
     assert address_of(chosen) == "10.0.20.7/20"
-    assert host.asked == [LeaseRequest(network="n1", address=wanted)]
+    assert host.asked == [LeaseRequest(network="n1", address=wanted, family=4)]
     with pytest.raises(ConflictError, match='"a"'):
         await host.place("b", NetworkWish(network="blue", ip=wanted))
 
@@ -144,4 +144,12 @@ async def test_a_further_block_is_asked_for_before_it_is_needed() -> None:
     assert host.attachments.running_short() == []
     for name in "abcde":
         await host.place(name, NetworkWish(network="blue"))
-    assert host.attachments.running_short() == [LeaseRequest(network="n1", addresses=5)]
+    assert host.attachments.running_short() == [LeaseRequest(network="n1", addresses=5, family=4)]
+
+
+async def test_an_unused_chosen_address_may_go_back() -> None:
+    host = OneHost("10.0.16.8/29")
+    await host.place("a", NetworkWish(network="blue", ip=ip_address("10.0.20.7")))
+    assert host.attachments.idle() == []
+    host.containers.clear()
+    assert [str(lease.prefix) for lease in host.attachments.idle()] == ["10.0.20.7/32"]

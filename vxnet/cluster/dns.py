@@ -171,7 +171,7 @@ class Resolver:
             elif self._admit(container):
                 self._spawn(container, self._forward_udp, outcome.query, client, done=self._release)
             else:
-                self._send(container, forward.failure(outcome.query), client)
+                self._send(container, self._turn_away(outcome.query), client)
 
     def _send(self, container: _Container, reply: bytes, client: tuple[str, int]) -> None:
         if not reply:
@@ -241,7 +241,7 @@ class Resolver:
             return outcome
         if isinstance(outcome, Forward):
             if not self._admit(container):
-                return forward.failure(outcome.query)
+                return self._turn_away(outcome.query)
             try:
                 return await self._upstreams.ask(outcome.query, tcp=True)
             finally:
@@ -264,6 +264,10 @@ class Resolver:
         self._in_flight += 1
         container.in_flight += 1
         return True
+
+    def _turn_away(self, query: Query) -> bytes:
+        """The reply where nobody will be asked."""
+        return forward.failure(query) if self._upstreams else forward.nobody(query)
 
     def _release(self, container: _Container) -> None:
         self._in_flight -= 1

@@ -45,7 +45,7 @@ from vxnet.model.api import (
     NodeView,
     PeerView,
 )
-from vxnet.model.cluster import Network, Node, Role, Subnet
+from vxnet.model.cluster import Lease, Network, Node, Role, Subnet
 from vxnet.model.container import Container, ContainerSpec
 from vxnet.model.errors import ConflictError, HostError, VxnetError
 from vxnet.model.host import GATEWAY_BRIDGE, GatewayBridge, HostFacts
@@ -64,6 +64,8 @@ LOCAL_NETWORKS = (
 FALLBACK_MTU = 1500
 """Where no route tells another: Ethernet's (RFC 894)."""
 LEASE_RETRY_S = 5.0
+IDLE_S = 30.0
+"""Between two looks for blocks of addresses that nobody uses."""
 NAMES_WAIT_S = 3.0
 """Longest silence of the name servers after a start; glibc's resolver asks again after 5 s."""
 HOST_INTERVAL_S = 30.0
@@ -115,7 +117,13 @@ class Agent:
             resolver.set_upstreams(facts.nameservers)
             resolver.pause()
             loops = [
-                group.create_task(loop) for loop in (agent._reconciler.run(), agent._watch_host(), agent._keep_blocks())
+                group.create_task(loop)
+                for loop in (
+                    agent._reconciler.run(),
+                    agent._watch_host(),
+                    agent._ask_for_blocks(),
+                    agent._return_blocks(),
+                )
             ]
             try:
                 async with agent._membership, agent._containers:
@@ -201,8 +209,8 @@ class Agent:
         await self._reconciler.settle()
         self._resolver.resume()
 
-    async def _keep_blocks(self) -> None:
-        """Ask for further addresses before the last ones are taken."""
+    async def _ask_for_blocks(self) -> None:
+        """Further addresses, before the last ones are taken."""
         while True:
             await self._blocks_due.wait()
             self._blocks_due.clear()
@@ -212,6 +220,19 @@ class Agent:
                 except VxnetError as error:
                     log.warning("no further addresses", network=request.network, error=str(error))
                     await asyncio.sleep(LEASE_RETRY_S)
+
+    async def _return_blocks(self) -> None:
+        """What was idle at two looks in a row goes back."""
+        idle: set[Lease] = set()
+        while True:
+            await asyncio.sleep(IDLE_S)
+            now_idle = set(self._containers.attachments.idle())
+            if back := idle & now_idle:
+                try:
+                    await self._membership.release(back)
+                except VxnetError as error:
+                    log.info("blocks of addresses not given back", error=str(error))
+            idle = now_idle - back
 
     # The cluster
 

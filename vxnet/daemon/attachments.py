@@ -69,7 +69,7 @@ class Attachments:
             wanted = wish.ip if wish.ip is not None and wish.ip.version == version else None
             while self._pick(network, version, wanted) is None:
                 had = self._cluster.blocks(network.id)
-                await self._cluster.lease(LeaseRequest(network=network.id, address=wanted))
+                await self._cluster.lease(LeaseRequest(network=network.id, address=wanted, family=version))
                 if self._cluster.blocks(network.id) == had:
                     raise ExhaustedError(f'the managers gave no address of network "{network.name}" to this host')
         return network
@@ -126,10 +126,21 @@ class Attachments:
         for network in self._cluster.networks.values():
             for version in _versions(network):
                 blocks = _of_version(self._cluster.blocks(network.id), version)
-                used = len(self._taken(network))
+                used = sum(address.version == version for address in self._taken(network))
                 if used and sum(block.num_addresses for block in blocks) - used < SPARE_ADDRESSES:
-                    requests.append(LeaseRequest(network=network.id, addresses=used))
+                    requests.append(LeaseRequest(network=network.id, addresses=used, family=version))
         return requests
+
+    def idle(self) -> list[Lease]:
+        """Blocks that may go back to the managers."""
+        found = []
+        for network in self._cluster.networks.values():
+            leases = self._cluster.blocks(network.id)
+            for version in _versions(network):
+                taken = [address for address in self._taken(network) if address.version == version]
+                idle = allocate.idle_blocks(_of_version(leases, version), taken)
+                found += [lease for lease in leases if lease.prefix in idle]
+        return found
 
     def _pick(self, network: Network, version: int, wanted: IPAddress | None) -> IPAddress | None:
         """None: only a manager can give one. Raises :class:`ConflictError` if ``wanted`` is in use here."""

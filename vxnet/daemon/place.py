@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import ipaddress
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import structlog
@@ -49,6 +49,8 @@ RENEWAL_RETRY_S = 600.0
 SYNC_S = 0.5
 """From meeting a member to having its table: a push/pull over TCP and what follows from it."""
 
+REMOVED = "this node was removed from the cluster: `vxnet leave --force`, then join again"
+
 STATUS: Mapping[str, MemberStatus] = {"alive": "ready", "suspect": "suspect", "dead": "down", "left": "left"}
 
 
@@ -57,6 +59,7 @@ class Managers(Protocol):
 
     def follow(self, since: int | None) -> AsyncIterator[Update]: ...
     async def lease(self, request: LeaseRequest) -> Signed: ...
+    async def release(self, leases: Sequence[Lease]) -> Signed: ...
     async def report(self, report: NodeReport) -> None: ...
     async def renew(self, csr: bytes) -> bytes: ...
     async def leave(self) -> None: ...
@@ -73,6 +76,9 @@ class _Here:
 
     async def lease(self, request: LeaseRequest) -> Signed:
         return await self._manager.lease(self._manager.node_id, request)
+
+    async def release(self, leases: Sequence[Lease]) -> Signed:
+        return await self._manager.release(self._manager.node_id, leases)
 
     async def report(self, report: NodeReport) -> None:
         await self._manager.report(self._manager.node_id, report)
@@ -107,10 +113,14 @@ class Place:
         certificate_pem, key_pem = state.credentials()
         self._key = trust.key_from_pem(key_pem)
         self._certificate = trust.certificate_from_pem(certificate_pem)
+        self._returning: set[Lease] = set()
         self._report_due = asyncio.Event()
         self._moved = asyncio.Event()
         """Set, and replaced, whenever gossip tells something new."""
+        self._saved: Assignment | None = None
         self._published: dict[str, Endpoint] = {}
+        self.removed = False
+        """The managers say that this node is none of the cluster any more."""
         self._client: ManagerClient | None = None
         if manager is None:
             self._client = ManagerClient(
@@ -197,16 +207,20 @@ class Place:
             async for update in self._managers.follow(self.assignment.revision):
                 self._learn(assignments.apply(self.assignment, update))
         except ForbiddenError as error:
+            self.removed = True
             log.error("this node was removed from the cluster; what runs here goes on", error=str(error))
 
     def _learn(self, assignment: Assignment) -> None:
-        self._state.save_assignment(assignment)
+        if assignment != self._saved:
+            self._state.save_assignment(assignment)
+            self._saved = assignment
         self.assignment = assignment
         self.networks = {network.id: network for network in assignment.networks}
         self.blocks = {}
         if assignment.leases is not None:
             for lease in assignments.lease_set(assignment.leases).leases:
-                self.blocks[lease.network] = (*self.blocks.get(lease.network, ()), lease)
+                if lease not in self._returning:
+                    self.blocks[lease.network] = (*self.blocks.get(lease.network, ()), lease)
         if self._client is not None:
             self._client.update(managers=assignment.managers, roots=assignment.roots)
         self.gossip.update(
@@ -220,6 +234,16 @@ class Place:
     async def lease(self, request: LeaseRequest) -> None:
         """Further addresses of a network; they are in ``blocks`` when this returns."""
         signed = await self._managers.lease(request)
+        self._learn(assignments.with_leases(self.assignment, signed))
+
+    async def release(self, leases: Collection[Lease]) -> None:
+        """Give blocks back that nobody here has an address of. None is taken from them while the managers are asked."""
+        self._returning |= {*leases}
+        self._learn(self.assignment)
+        try:
+            signed = await self._managers.release(tuple(leases))
+        finally:
+            self._returning -= {*leases}
         self._learn(assignments.with_leases(self.assignment, signed))
 
     def facts_changed(self) -> None:
@@ -390,6 +414,7 @@ class Place:
             rows_refused=dict(self.gossip.refused()),
             key_epoch=self.assignment.keys[0].epoch if self.assignment.keys else 0,
             health=statistics.get("health", 0),
+            warnings=(REMOVED,) if self.removed else (),
         )
 
     def _names(self) -> dict[str, str]:

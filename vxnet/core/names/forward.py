@@ -13,6 +13,7 @@ from vxnet.core.names.message import (
     FORMERR,
     HEADER,
     NOTIMP,
+    NXDOMAIN,
     OPCODE,
     QR,
     RCODE,
@@ -70,6 +71,12 @@ def relay(query: Query, reply: bytes) -> bytes:
     if len(reply) > query.limit:
         return pack_empty(query, TC)
     return query.packet[:2] + reply[2:12] + query.question + reply[12 + len(query.question) :]
+
+
+def nobody(query: Query) -> bytes:
+    """This host has no resolvers. As far as anybody here can tell the name does not exist; SERVFAIL would have every
+    client wait and ask again."""
+    return pack_empty(query, NXDOMAIN)
 
 
 def failure(query: Query) -> bytes:
