@@ -1,0 +1,235 @@
+"""The desired state of a host, out of wishes and facts."""
+
+from __future__ import annotations
+
+import random
+from ipaddress import ip_address, ip_interface, ip_network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from vxnet.core.plan import PORT_NAME_MAX, plan, port_name
+from vxnet.model import codec
+from vxnet.model.address import IPAddress
+from vxnet.model.cluster import Cluster, Network, Node, Subnet
+from vxnet.model.container import Attachment, Container, ContainerSpec
+from vxnet.model.host import GatewayBridge, HostState, Interface, Remote, Sandbox, Segment
+from vxnet.model.row import Endpoint
+
+A, B, C = (ip_address(f"192.168.56.1{number}") for number in (1, 2, 3))
+SELF = Node(id="node-a", name="h1", role="manager", advertise_addr=A, data_path_addr=A, joined_at=0.0)
+CLUSTER = Cluster(id="cluster", pools=(ip_network("10.0.0.0/8"),), created_at=0.0, data_port=4790)
+NETWORKS = {
+    "net-a": Network(
+        id="net-a",
+        name="a",
+        vni=65536,
+        subnets=(Subnet(prefix=ip_network("10.0.0.0/20"), gateway=ip_address("10.0.0.1")),),
+    ),
+    "net-b": Network(id="net-b", name="b", vni=65537, mtu=9000),
+    "host": Network(id="host", name="host", driver="host", scope="local"),
+}
+GATEWAY = GatewayBridge(addresses=(ip_interface("172.19.0.1/16"),), mtu=1500)
+ID = "1a2b3c4d5e6f" + "0" * 52
+
+
+def attachment(number: int, network: str = "net-a", ifname: str = "eth0") -> Attachment:
+    return Attachment(
+        network=network,
+        ifname=ifname,
+        mac=f"02:00:0a:00:00:{number:02x}",
+        addresses=(ip_interface(f"10.0.0.{number}/20"),),
+    )
+
+
+def container(*attachments: Attachment, id: str = ID, pid: int = 77, gateway: Attachment | None = None) -> Container:
+    return Container(
+        id=id, spec=ContainerSpec(argv=("true",)), attachments=attachments, pid=pid, gateway=gateway, created_at=0.0
+    )
+
+
+WAY_OUT = Attachment(network="", ifname="eth1", mac="02:00:ac:13:00:02", addresses=(ip_interface("172.19.0.2/16"),))
+
+
+def endpoint(number: int, vtep: IPAddress, network: str = "net-a", vni: int = 65536) -> Endpoint:
+    return Endpoint(
+        network=network,
+        vni=vni,
+        addresses=(ip_address(f"10.0.0.{number}"),),
+        mac=f"02:00:0a:00:00:{number:02x}",
+        vtep=vtep,
+        name=f"c{number}",
+    )
+
+
+def planned(
+    *containers: Container, endpoints: tuple[tuple[str, Endpoint], ...] = (), node: Node = SELF, mtu: object = 1500
+) -> HostState:
+    return plan(
+        self_node=node,
+        cluster=CLUSTER,
+        networks=NETWORKS,
+        containers=containers,
+        endpoints=endpoints,
+        members={"node-a": A, "node-b": B},
+        underlay_mtu=mtu,  # type: ignore[arg-type]
+        gateway=GATEWAY,
+        dns_ports={ID: 40000},
+    )
+
+
+def test_a_container_among_others() -> None:
+    state = planned(
+        container(attachment(3), gateway=WAY_OUT),
+        endpoints=(("node-c", endpoint(6, C)), ("node-b", endpoint(5, B)), ("node-b", endpoint(4, B))),
+    )
+    assert state == HostState(
+        segments=(
+            Segment(
+                vni=65536,
+                mtu=1450,
+                local=A,
+                remotes=tuple(
+                    Remote(mac=f"02:00:0a:00:00:0{number}", addresses=(ip_address(f"10.0.0.{number}"),), vtep=vtep)
+                    for number, vtep in ((4, B), (5, B), (6, C))
+                ),
+                flood=(B, C),
+            ),
+        ),
+        sandboxes=(
+            Sandbox(
+                id=ID,
+                netns="/proc/77/ns/net",
+                interfaces=(
+                    Interface(
+                        name="eth0",
+                        port="v1a2b3c4d5.eth0",
+                        vni=65536,
+                        mac="02:00:0a:00:00:03",
+                        mtu=1450,
+                        addresses=(ip_interface("10.0.0.3/20"),),
+                    ),
+                    Interface(
+                        name="eth1",
+                        port="v1a2b3c4d5.eth1",
+                        vni=None,
+                        mac="02:00:ac:13:00:02",
+                        mtu=1500,
+                        addresses=(ip_interface("172.19.0.2/16"),),
+                    ),
+                ),
+                default_via=(ip_address("172.19.0.1"),),
+                dns_port=40000,
+            ),
+        ),
+        gateway=GATEWAY,
+        data_port=4790,
+        # C sends although nobody knows it as a member any more: its containers outlive its daemon.
+        vteps=(B, C),
+    )
+
+
+def test_no_segment_without_a_container_here() -> None:
+    state = planned(endpoints=(("node-b", endpoint(5, B)),))
+    assert state.segments == () and state.sandboxes == () and state.vteps == (B,)
+
+
+@pytest.mark.parametrize(
+    "row, why",
+    [
+        (("node-a", endpoint(5, A)), "an own row"),
+        (("node-b", endpoint(5, A)), "somebody's row with this host's VTEP"),
+        (("node-b", endpoint(5, B, network="net-b", vni=65537)), "a network that has no container here"),
+        (("node-b", endpoint(5, B, network="gone")), "a network that is no more"),
+        (("node-b", endpoint(5, B, vni=65999)), "another VNI than the network's"),
+        (("node-b", endpoint(3, B)), "what lives here"),
+    ],
+)
+def test_rows_without_effect(row: tuple[str, Endpoint], why: str) -> None:
+    (segment,) = planned(container(attachment(3)), endpoints=(row,)).segments
+    assert segment.remotes == () and segment.flood == (), why
+
+
+def test_two_claims_on_one_address_settle_the_same_way_in_any_order() -> None:
+    rows = (("node-c", endpoint(5, C)), ("node-b", endpoint(5, B)))
+    first, second = (planned(container(attachment(3)), endpoints=order) for order in (rows, rows[::-1]))
+    assert first == second
+    assert [remote.vtep for remote in first.segments[0].remotes] == [B]
+
+
+def test_the_rows_own_addresses_are_handed_on() -> None:
+    """The kernel side compares plans by identity first."""
+    row = endpoint(5, B)
+    (segment,) = planned(container(attachment(3)), endpoints=(("node-b", row),)).segments
+    assert segment.remotes[0].addresses is row.addresses and segment.remotes[0].vtep is row.vtep
+
+
+def test_mtu() -> None:
+    on_both = container(attachment(3), attachment(4, "net-b", "eth1"))
+    assert [segment.mtu for segment in planned(on_both).segments] == [1450, 9000]
+    assert [one.mtu for one in planned(on_both).sandboxes[0].interfaces] == [1450, 9000]
+    six = replace(SELF, data_path_addr=ip_address("2001:db8::1"))
+    assert planned(on_both, node=six).segments[0].mtu == 1430
+    asked: list[object] = []
+    assert planned(on_both, mtu=lambda vteps: asked.append(vteps) or 1400).segments[0].mtu == 1350
+    assert asked == [(B,)]
+
+
+def test_container_on_no_overlay() -> None:
+    alone = container(gateway=WAY_OUT)
+    state = planned(alone)
+    assert state.segments == ()
+    assert [one.name for one in state.sandboxes[0].interfaces] == ["eth1"]
+    nothing = planned(container())
+    assert nothing.sandboxes[0].interfaces == () and nothing.sandboxes[0].default_via == ()
+
+
+def test_attachment_whose_network_is_gone_or_no_overlay() -> None:
+    state = planned(container(attachment(3, "gone"), attachment(4, "host", "eth1")))
+    assert state.segments == () and state.sandboxes[0].interfaces == ()
+
+
+def test_no_gateway_no_way_out() -> None:
+    state = plan(
+        self_node=SELF,
+        cluster=CLUSTER,
+        networks=NETWORKS,
+        containers=[container(attachment(3), gateway=WAY_OUT)],
+        endpoints=(),
+        members={},
+        underlay_mtu=1500,
+        gateway=None,
+        dns_ports={},
+    )
+    (sandbox,) = state.sandboxes
+    assert [one.name for one in sandbox.interfaces] == ["eth0"]
+    assert sandbox.default_via == () and sandbox.dns_port == 0
+
+
+@given(st.randoms(use_true_random=False), st.lists(st.integers(2, 60), unique=True, max_size=12))
+def test_order_of_what_comes_in_does_not_matter(shuffle: random.Random, numbers: list[int]) -> None:
+    containers = [container(attachment(number), id=f"{number:064x}", pid=number) for number in numbers[:4]]
+    rows = [("node-b" if number % 2 else "node-c", endpoint(number, B if number % 2 else C)) for number in numbers[2:]]
+    first = planned(*containers, endpoints=tuple(rows))
+    shuffle.shuffle(containers)
+    shuffle.shuffle(rows)
+    second = planned(*containers, endpoints=tuple(rows))
+    assert codec.to_json(first) == codec.to_json(second)
+    for segment in first.segments:
+        claimed = [address for remote in segment.remotes for address in remote.addresses]
+        claimed += [one.ip for box in first.sandboxes for face in box.interfaces for one in face.addresses]
+        assert len(claimed) == len(set(claimed)), "an address stands in one place"
+
+
+@given(st.text("0123456789abcdef", min_size=64, max_size=64), st.text("abcdefgh0123456789", min_size=1, max_size=15))
+def test_port_names_fit(id: str, ifname: str) -> None:
+    name = port_name(id, ifname)
+    assert len(name) <= PORT_NAME_MAX and name.startswith(f"v{id[:8]}")
+
+
+def test_port_names_differ() -> None:
+    names = ["eth0", "eth1", "eth10", "eth100", "eth101", "a-long-name-one", "a-long-name-two"]
+    assert len({port_name(ID, name) for name in names}) == len(names)
+    assert port_name(ID, "eth0") == "v1a2b3c4d5.eth0"
