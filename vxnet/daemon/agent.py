@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -135,6 +135,9 @@ class Agent:
             finally:
                 for loop in loops:
                     loop.cancel()
+
+    def _loops(self) -> tuple[Coroutine[None, None, None], ...]:
+        return self._reconciler.run(), self._watch_host(), self._ask_for_blocks(), self._return_blocks()
 
     # The state, in and out
 

@@ -15,7 +15,11 @@ from vxnet.model.address import IPAddress, IPInterface, IPNetwork
 
 T = TypeVar("T")
 
-_PARSE: dict[Any, Any] = {IPAddress: ipaddress.ip_address, IPNetwork: ipaddress.ip_network, IPInterface: ipaddress.ip_interface}
+_PARSE: dict[Any, Any] = {
+    IPAddress: ipaddress.ip_address,
+    IPNetwork: ipaddress.ip_network,
+    IPInterface: ipaddress.ip_interface,
+}
 
 
 def _address_from_text(kind: Any, value: Any) -> Any:
