@@ -32,10 +32,10 @@ log = structlog.get_logger()
 def main(*, config_path: Path = configuration.CONFIG_PATH, socket_path: Path = RUN_DIRECTORY / "vxnet.sock") -> int:
     """Run until SIGTERM or SIGINT. Returns the exit status."""
     try:
-        config = configuration.load(config_path)
-        _set_up_logging(config.log_level)
         if os.geteuid() != 0:
             raise CallerError("the daemon needs root: it builds network devices and namespaces", hint="use sudo")
+        config = configuration.load(config_path)
+        _set_up_logging(config.log_level)
         with _only_one(RUN_DIRECTORY):
             asyncio.run(_serve(config, socket_path))
     except VxnetError as error:
