@@ -22,7 +22,7 @@ def main() -> None:
             subprocess.run([*VXNET, "lab", "up", "--name", name, "--hosts", "3"], check=True, capture_output=True)
             up.append(time.monotonic() - started)
             listed = subprocess.run(
-                [*VXNET, "lab", "exec", "--name", name, "h3", "--", "vxnet", "node", "ls"],
+                [*VXNET, "lab", "exec", "--name", name, "h1", "--", "vxnet", "node", "ls"],
                 check=True,
                 capture_output=True,
                 text=True,
