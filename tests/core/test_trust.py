@@ -87,6 +87,16 @@ def test_csr_must_be_signed_by_its_key():
         trust.issue(CA, bytes(csr), Identity(node="n", role="worker"), "h1", [], b"s" * 8, NOW)
 
 
+def test_the_joiner_hears_of_a_bad_host_name_before_it_asks():
+    with pytest.raises(CallerError, match="cannot be a node's name"):
+        trust.make_csr(KEY, "x" * 65)
+
+
+@pytest.mark.parametrize("name", ["my_host", "H1", "a.b.c", "x" * 64, "1", "a..b", "a_", "192.0.2.9"])
+def test_every_host_name_that_is_taken_makes_a_good_certificate(name):
+    assert trust.verify_certificate(certificate(name=name), [CA.certificate], NOW).node == "node1"
+
+
 @given(st.binary(max_size=300))
 def test_rubbish_is_refused_not_raised_through(data):
     with pytest.raises(PeerError):

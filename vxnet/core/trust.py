@@ -49,7 +49,7 @@ _P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 _NODE_URI = "vxnet:node:"
 _NODE_ID = re.compile(r"[0-9a-z]{1,64}")
 _HOST_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9_])?")
-"""No wildcard, and at most 63 characters: it becomes a DNS SAN."""
+"""No wildcard, as it becomes a DNS SAN; at most 64 characters, as a common name has."""
 
 
 class Identity(Record, frozen=True, kw_only=True):
@@ -103,7 +103,10 @@ def node_key(entropy: bytes) -> Ed25519PrivateKey:
 
 
 def make_csr(key: Ed25519PrivateKey, name: str) -> bytes:
-    """PKCS#10, DER. Only its key counts: what the certificate says is the manager's choice."""
+    """PKCS#10, DER. Only its key counts: what the certificate says is the manager's choice. Raises as
+    :func:`check_host_name`.
+    """
+    check_host_name(name)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, None)
     return request.public_bytes(serialization.Encoding.DER)
