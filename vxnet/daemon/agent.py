@@ -230,12 +230,12 @@ class Agent:
         while True:
             await asyncio.sleep(IDLE_S)
             now_idle = set(self._containers.attachments.idle())
-            if back := idle & now_idle:
-                try:
-                    await self._membership.release(back)
-                except VxnetError as error:
-                    log.info("blocks of addresses not given back", error=str(error))
-            idle = now_idle - back
+            try:
+                if self._membership.place is not None:
+                    await self._membership.place.release(idle & now_idle)
+            except VxnetError as error:
+                log.info("blocks of addresses not given back", error=str(error))
+            idle = now_idle
 
     # The cluster
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -94,9 +94,6 @@ class Membership:
 
     async def lease(self, request: LeaseRequest) -> None:
         await self.joined().lease(request)
-
-    async def release(self, leases: Collection[Lease]) -> None:
-        await self.joined().release(leases)
 
     def joined(self) -> Place:
         """Raises :class:`ConflictError` on a host that is in no cluster."""

@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mappi
 from typing import Protocol
 
 import structlog
+from msgspec.structs import replace
 
 from vxnet import __version__
 from vxnet.cluster.control import ManagerClient
@@ -107,13 +108,13 @@ class Place:
         self.assignment = assignment
         self.networks: dict[str, Network] = {}
         self.blocks: dict[str, tuple[Lease, ...]] = {}
+        self._local = local
         self._state = state
         self._facts = facts
         self._changed = changed
         certificate_pem, key_pem = state.credentials()
         self._key = trust.key_from_pem(key_pem)
         self._certificate = trust.certificate_from_pem(certificate_pem)
-        self._returning: set[Lease] = set()
         self._report_due = asyncio.Event()
         self._moved = asyncio.Event()
         """Set, and replaced, whenever gossip tells something new."""
@@ -218,8 +219,10 @@ class Place:
         self.networks = {network.id: network for network in assignment.networks}
         self.blocks = {}
         if assignment.leases is not None:
-            for lease in assignments.lease_set(assignment.leases).leases:
-                if lease not in self._returning:
+            leases = assignments.lease_set(assignment.leases).leases
+            self._remember_returning([lease for lease in self._local.returning if lease in leases])
+            for lease in leases:
+                if lease not in self._local.returning:
                     self.blocks[lease.network] = (*self.blocks.get(lease.network, ()), lease)
         if self._client is not None:
             self._client.update(managers=assignment.managers, roots=assignment.roots)
@@ -237,14 +240,20 @@ class Place:
         self._learn(assignments.with_leases(self.assignment, signed))
 
     async def release(self, leases: Collection[Lease]) -> None:
-        """Give blocks back that nobody here has an address of. None is taken from them while the managers are asked."""
-        self._returning |= {*leases}
+        """Give blocks back that nobody here has an address of, and those whose return failed. Remembered before it is said: an answer that is lost
+        must not leave this host and the managers with different minds about an address.
+        """
+        self._remember_returning({*self._local.returning, *leases})
+        if not self._local.returning:
+            return
         self._learn(self.assignment)
-        try:
-            signed = await self._managers.release(tuple(leases))
-        finally:
-            self._returning -= {*leases}
+        signed = await self._managers.release(self._local.returning)
         self._learn(assignments.with_leases(self.assignment, signed))
+
+    def _remember_returning(self, leases: Collection[Lease]) -> None:
+        if {*self._local.returning} != {*leases}:
+            self._local = replace(self._local, returning=tuple(leases))
+            self._state.save_local_node(self._local)
 
     def facts_changed(self) -> None:
         self._report_due.set()
@@ -253,7 +262,9 @@ class Place:
         """The managers know this host's routes and version: pools avoid the one, upgrades need the other."""
         last: NodeReport | None = None
         while True:
-            report = NodeReport(routes=self._facts().routes, version=__version__)
+            gateway = self._state.gateway()
+            own = tuple(address.network for address in gateway.addresses) if gateway is not None else ()
+            report = NodeReport(routes=(*self._facts().routes, *own), version=__version__)
             try:
                 if report != last:
                     await self._managers.report(report)

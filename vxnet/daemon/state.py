@@ -22,7 +22,7 @@ from typing import TypeVar
 import msgspec
 
 from vxnet.model.address import IPAddress, IPInterface
-from vxnet.model.cluster import Assignment, Node, Record
+from vxnet.model.cluster import Assignment, Lease, Node, Record
 from vxnet.model.codec import from_json, to_json
 from vxnet.model.container import Container
 from vxnet.model.errors import HostError
@@ -39,6 +39,8 @@ class LocalNode(Record, frozen=True, kw_only=True):
     node: Node
     row_incarnation: int = 0
     """Of the rows; grows by one at each start of the daemon."""
+    returning: tuple[Lease, ...] = ()
+    """Blocks that go back to the managers: none of their addresses is given, also if the answer never came."""
 
 
 class LastMembers(Record, frozen=True, kw_only=True):
