@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 
 from tests.perf.measure import ms, python, sh, table
 from vxnet.lab import Lab
@@ -65,7 +64,7 @@ subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
 
 def once(lab: Lab, network: str) -> tuple[float, float, float]:
     """Seconds from the start of the command to: resolves, pings; and from ``kill`` to: gone."""
-    argv = ["vxnet", "exec", "-i", "a", "--", sys.executable, "-c", PROBE, "b"]
+    argv = ["vxnet", "exec", "-i", "a", "--", "python3", "-c", PROBE, "b"]
     with lab.popen("h3", argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as probe:
         assert probe.stdin
         assert probe.stdout
