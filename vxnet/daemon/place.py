@@ -240,8 +240,10 @@ class Place:
         self._learn(assignments.with_leases(self.assignment, signed))
 
     async def release(self, leases: Collection[Lease]) -> None:
-        """Give blocks back that nobody here has an address of, and those whose return failed. Remembered before it is said: an answer that is lost
-        must not leave this host and the managers with different minds about an address.
+        """Give blocks back that nobody here has an address of, and those whose return failed.
+
+        Remembered before it is said: an answer that is lost must not leave this host and the managers with different
+        minds about an address.
         """
         self._remember_returning({*self._local.returning, *leases})
         if not self._local.returning:
