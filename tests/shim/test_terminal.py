@@ -10,31 +10,34 @@ import signal
 import struct
 import subprocess
 import termios
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.shim.conftest import Box, Boxes, eventually
+from tests.shim.conftest import DEADLINE_S, Box, Boxes, eventually
 from vxnet.cluster import terminal
 from vxnet.cluster.terminal import KeyWatch, parse_keys
 from vxnet.host import tasks
 from vxnet.model.errors import CallerError, NotFoundError
 
 
-async def run_attached(box: Box, call: str, given: bytes = b"") -> tuple[int, bytes, bytes]:
-    """Attached first, then started, as ``vxnet run`` does: ``start()`` asks for it by way of a file."""
+async def attached(box: Box, arguments: str = "", **streams: object) -> subprocess.Popen[bytes]:
+    """A client that is attached before the command starts, as ``vxnet run`` is."""
     sign = box.directory / "attached"
+    start = f"start=lambda: open({str(sign)!r}, 'w').close()"
+    client = box.client(f"terminal.attach(S, {arguments}{start})", **streams)
+    await eventually(sign.exists, "the client attached")
+    return client
+
+
+async def run_attached(box: Box, arguments: str = "", given: bytes = b"") -> tuple[int, bytes, bytes]:
+    """``vxnet run``: exit status, standard output, standard error."""
     task = await box.start()
-
-    async def start() -> None:
-        await eventually(sign.exists, "the client attached")
-        await task.start_main()
-
-    call = call.replace("START", f"start=lambda: open({str(sign)!r}, 'w').close()")
-    _, result = await asyncio.gather(start(), box.run_client(call, given))
-    return result
+    client = await attached(box, arguments, **dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE))
+    await task.start_main()
+    out, err = await asyncio.to_thread(client.communicate, given, DEADLINE_S)
+    return client.returncode, out, err
 
 
 class Screen:
@@ -79,7 +82,7 @@ class Screen:
 @pytest.mark.host
 async def test_nothing_is_lost_and_streams_stay_apart(boxes: Boxes) -> None:
     box = boxes("sh", "-c", "seq 1 50000; seq 1 20000 >&2; printf end; exit 4")
-    status, out, err = await run_attached(box, "terminal.attach(S, stdin=False, START)")
+    status, out, err = await run_attached(box, "stdin=False, ")
     assert status == 4
     assert out.decode().split("\n") == [str(n) for n in range(1, 50001)] + ["end"]
     assert err.decode().split() == [str(n) for n in range(1, 20001)]
@@ -90,7 +93,7 @@ async def test_nothing_is_lost_and_streams_stay_apart(boxes: Boxes) -> None:
 async def test_standard_input_and_its_end(boxes: Boxes) -> None:
     box = boxes("sh", "-c", "cat; echo over", stdin=True)
     text = b"words\n" * 50_000
-    status, out, _ = await run_attached(box, "terminal.attach(S, START)", text)
+    status, out, _ = await run_attached(box, "", text)
     assert status == 0
     assert out == text + b"over\n"
 
@@ -98,13 +101,11 @@ async def test_standard_input_and_its_end(boxes: Boxes) -> None:
 @pytest.mark.host
 async def test_command_that_cannot_run(boxes: Boxes) -> None:
     box = boxes("no-such-program")
-    sign = box.directory / "attached"
     task = await box.start()
-    client = asyncio.create_task(box.run_client(f"terminal.attach(S, start=lambda: open({str(sign)!r}, 'w').close())"))
-    await eventually(sign.exists, "the client attached")
+    client = await attached(box)
     with pytest.raises(CallerError):
         await task.start_main()
-    assert (await client)[0] == 127
+    assert await asyncio.to_thread(client.wait, DEADLINE_S) == 127
 
 
 @pytest.mark.host
@@ -123,8 +124,7 @@ async def test_failure_of_start_passes_through(boxes: Boxes) -> None:
 async def test_signals_go_to_the_command(boxes: Boxes) -> None:
     box = boxes("sh", "-c", "trap 'echo caught; exit 9' TERM; echo up; while :; do sleep 0.02; done")
     task = await box.start()
-    client = box.client("terminal.attach(S, stdin=False)", stdout=subprocess.PIPE)
-    await eventually(lambda: _attached(box), "the client attached")
+    client = await attached(box, "stdin=False, ", stdout=subprocess.PIPE)
     await task.start_main()
     assert client.stdout is not None
     assert await asyncio.to_thread(client.stdout.readline) == b"up\n"
@@ -133,18 +133,11 @@ async def test_signals_go_to_the_command(boxes: Boxes) -> None:
     assert (client.returncode, out) == (9, b"caught\n")
 
 
-def _attached(box: Box) -> bool:
-    """Does another process than the daemon hold the shim's socket?"""
-    lines = Path("/proc/net/unix").read_text().splitlines()
-    return sum(line.endswith(box.socket) for line in lines) > 1
-
-
 @pytest.mark.host
 async def test_slow_reader_slows_the_command_and_nobody_else(boxes: Boxes) -> None:
     box = boxes("sh", "-c", "seq 1 200000; echo done >&2; sleep 1000")
     task = await box.start()
-    client = box.client("terminal.attach(S, stdin=False)", stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    await eventually(lambda: _attached(box), "the client attached")
+    client = await attached(box, "stdin=False, ", stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     await task.start_main()
     await eventually(lambda: box.log.count("\n") > 1000, "the first lines")
     await asyncio.sleep(0.2)
@@ -162,8 +155,7 @@ async def test_reader_that_goes_away(boxes: Boxes) -> None:
     """``vxnet run … | head``: the command is not hurt."""
     box = boxes("sh", "-c", "trap '' TERM; seq 1 100000; exit 3")
     task = await box.start()
-    pipe = box.client("terminal.attach(S, stdin=False)", stdout=subprocess.PIPE)
-    await eventually(lambda: _attached(box), "the client attached")
+    pipe = await attached(box, "stdin=False, ", stdout=subprocess.PIPE)
     await task.start_main()
     assert pipe.stdout is not None
     await asyncio.to_thread(pipe.stdout.readline)
@@ -386,7 +378,7 @@ async def test_terminal_is_restored_when_the_client_is_terminated(boxes: Boxes) 
 async def test_last_words_of_a_terminal(boxes: Boxes) -> None:
     for _ in range(5):
         box = boxes("sh", "-c", "seq 1 3000; exit 2", terminal=True)
-        status, out, _ = await run_attached(box, "terminal.attach(S, stdin=False, START)")
+        status, out, _ = await run_attached(box, "stdin=False, ")
         assert status == 2
         assert out.split(b"\r\n") == [str(n).encode() for n in range(1, 3001)] + [b""]
 
