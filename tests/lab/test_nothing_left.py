@@ -57,13 +57,17 @@ class Computer:
         deadline = time.monotonic() + 10
         while (after := self.picture()) != before and time.monotonic() < deadline:
             time.sleep(0.05)
-        for what, found in before.items():
-            assert after[what] == found, what
+        changed = {what: sorted(set(after[what]) ^ set(before[what])) for what in before if after[what] != before[what]}
+        assert changed == {}
 
 
 @pytest.fixture(scope="module")
 def computer() -> Iterator[Computer]:
     with Lab(hosts=1, daemon_argv=()) as outer:
+        # Its link-local address comes by itself, a moment after the link.
+        outer.run(
+            "h1", ["sh", "-c", "until ip -6 address show dev eth1 -tentative | grep -q fe80; do :; done"], check=True
+        )
         yield Computer(outer)
 
 
@@ -169,6 +173,58 @@ def test_up_that_was_killed_anywhere(computer: Computer, rng: random.Random) -> 
         except AssertionError as error:
             error.add_note(f"killed at call {last} of {calls}")
             raise
+
+
+# Private, or unmounting what hangs below would unmount it in its first place too.
+_CHROOT = """
+mount -t tmpfs none /mnt
+mkdir /mnt/deep /mnt/deep/mnt
+for path in /*; do
+    if [ ! -d $path ] || [ -L $path ]; then cp -d $path /mnt/deep
+    elif [ $path != /mnt ]; then mkdir -p /mnt/deep$path; mount --rbind --make-rprivate $path /mnt/deep$path
+    fi
+done
+echo chroot >/mnt/deep/here
+"""
+
+
+def test_in_a_chroot(computer: Computer) -> None:
+    """There, / is no mount point, and whoever enters a namespace of mounts would land outside."""
+    before = computer.picture()
+    computer.lab.run("h1", ["sh", "-euc", _CHROOT], check=True)
+    code = """
+import sys
+from vxnet.lab import Lab
+with Lab("one", hosts=2, join=False, daemon_argv=sys.argv[1:]) as lab:
+    print(lab.client("h2").info().name, lab.run("h2", ["cat", "/here", "/etc/hostname"], check=True).stdout.split())
+    lab.run("h1", ["ping", "-c1", "-W2", "h2"], check=True)
+"""
+    argv = ["chroot", "/mnt/deep", PYTHON, "-c", code, PYTHON, stand_in.__file__]
+    done = computer.lab.run("h1", argv, check=True, cwd=ROOT, env={"PYTHONPATH": ROOT})
+    assert done.stdout == "h2 ['chroot', 'h2']\n"
+    computer.lab.run("h1", ["umount", "-R", "/mnt"], check=True)
+    computer.wait_as(before)
+
+
+def test_many_at_once(computer: Computer) -> None:
+    """Labs come and go beside each other, and two that want one name do not get it both."""
+    before = computer.picture()
+    code = """
+import sys
+from vxnet.lab import Lab
+from vxnet.model.errors import ConflictError
+for turn in range(6):
+    for name in (sys.argv[1], "contested"):
+        try:
+            with Lab(name, hosts=2, daemon_argv=()) as lab:
+                lab.run("h1", ["ping", "-c1", "-W5", "h2"], check=True)
+        except ConflictError:
+            assert name == "contested"
+"""
+    children = [computer.popen(code, f"lab{number}") for number in range(4)]
+    for child in children:
+        assert (child.communicate(timeout=60)[1], child.returncode) == ("", 0)
+    computer.wait_as(before)
 
 
 def test_nothing_on_this_very_machine(make_lab: Callable[..., Lab]) -> None:

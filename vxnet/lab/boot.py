@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Final
 
 import vxnet
-from vxnet.host.netns import MS_BIND, MS_PRIVATE, MS_REC, MS_SHARED, mount, umount
+from vxnet.host.netns import MS_BIND, MS_REC, MS_SHARED, mount, umount
 from vxnet.lab import cgroups, namespaces
 from vxnet.lab.process import Process, process
 from vxnet.lab.state import DISKS, disk
@@ -63,17 +63,16 @@ exec unshare --cgroup sh -c 'echo 0 >"$1/{cgroups.LEAF}/cgroup.procs"; eval "$2"
 
 @dataclass
 class Booting:
-    """A host whose pid 1 waits for the word."""
+    """A host whose pid 1 waits for the word. It is all there, and dies with whoever has begun it."""
 
     init: Process
     child: subprocess.Popen[bytes]
 
     def go(self) -> None:
-        assert self.child.stdin and self.child.stdout
+        assert self.child.stdin
         with contextlib.suppress(BrokenPipeError):
             self.child.stdin.write(b"go\n")
             self.child.stdin.flush()
-        self.close()
 
     def close(self) -> None:
         """Without :meth:`go` before it: the host ends."""
@@ -112,8 +111,7 @@ def boot_underlay(lab: str) -> Booting:
     group = cgroups.create(lab, "underlay")
 
     def start() -> subprocess.Popen[bytes]:
-        mount("none", "/", None, MS_REC | MS_PRIVATE)
-        _leave_other_namespaces()
+        namespaces.own_mounts()
         return _start_init(group)
 
     return _boot("underlay", start)
@@ -161,8 +159,7 @@ def _start_init(group: Path | None) -> subprocess.Popen[bytes]:
 
 def _furnish(own: Path, group: Path | None) -> None:
     """The host's mounts. Runs in its mount namespace, with the machine's mounts still in it."""
-    mount("none", "/", None, MS_REC | MS_PRIVATE)
-    _leave_other_namespaces()
+    namespaces.own_mounts()
     needed = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in _needed("/tmp", "/run")}
     disk_fd = os.open(own, os.O_PATH | os.O_CLOEXEC)
     mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")
@@ -192,15 +189,6 @@ def _furnish(own: Path, group: Path | None) -> None:
     os.close(disk_fd)
     # As systemd leaves a real machine's: who wants its mounts to itself has to say so here too.
     mount("none", "/", None, MS_REC | MS_SHARED)
-
-
-def _leave_other_namespaces() -> None:
-    """Lets go of the named namespaces of this machine, which would outlive their removal in this copy of its mounts."""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        before, _, after = line.partition(" - ")
-        if after.split()[0] == "nsfs":
-            with contextlib.suppress(OSError):
-                umount(before.split()[4])
 
 
 def _needed(*below: str) -> list[str]:

@@ -30,7 +30,10 @@ def create(lab: str, host: str) -> Path | None:
     if top is None:
         return None
     group = top / f"vxnet-lab-{lab}"
-    group.mkdir(exist_ok=True)
+    try:
+        group.mkdir(exist_ok=True)
+    except OSError:  # read-only, in a container that may not manage its groups
+        return None
     for controller in (group / "cgroup.controllers").read_text().split():
         with contextlib.suppress(OSError):  # some refuse while realtime tasks or the machine's settings are in the way
             (group / "cgroup.subtree_control").write_text(f"+{controller}")

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from types import FrameType
 
 from vxnet.lab import foreground, operations, programs, state
 from vxnet.lab.views import LabView, view
@@ -28,8 +26,7 @@ def up(
     progress: Callable[[str], None] = lambda text: None,
 ) -> LabView:
     """Hosts h1…, a joined cluster with h1 as its manager, outside machines x1…. Leaves nothing when it fails."""
-    with _terminated_as_interrupted():
-        made = operations.create(name, hosts=hosts, outside=outside, mtu=mtu, ipv6=ipv6, join=join, progress=progress)
+    made = operations.create(name, hosts=hosts, outside=outside, mtu=mtu, ipv6=ipv6, join=join, progress=progress)
     return view(made)
 
 
@@ -75,18 +72,3 @@ def kill(*, host: str, daemon: bool = False, name: str = "lab") -> None:
 
 def start(*, host: str, name: str = "lab") -> None:
     operations.start_host(name, host)
-
-
-@contextlib.contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM and SIGHUP end ``up`` as Ctrl-C does: with everything taken away again."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

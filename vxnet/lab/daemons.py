@@ -60,8 +60,10 @@ def launch(lab: str, host: LabHost, argv: Sequence[str]) -> None:
 
 def find(host: LabHost) -> Process | None:
     """The daemon that :func:`launch` started, if it lives."""
+    if host.init is None or not host.init.alive:
+        return None
     pid = _inner_pid(host)
-    return processes.inside(host.init, pid) if host.init and pid else None
+    return processes.inside(host.init, pid) if pid else None
 
 
 def wait_answering(lab: str, host: LabHost, *, timeout_s: float = READY_S) -> Process:

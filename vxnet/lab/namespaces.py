@@ -6,11 +6,25 @@ of what runs in a host are those of any child.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final, TypeVar
 
-from vxnet.host.netns import CLONE_FS, CLONE_NEWNET, CLONE_NEWNS, in_thread, setns, unshare
+from vxnet.host.netns import (
+    CLONE_FS,
+    CLONE_NEWNET,
+    CLONE_NEWNS,
+    MS_BIND,
+    MS_PRIVATE,
+    MS_REC,
+    in_thread,
+    mount,
+    setns,
+    umount,
+    unshare,
+)
 from vxnet.lab.process import Process, open_pidfd
 from vxnet.model.errors import UnavailableError
 
@@ -49,3 +63,32 @@ def in_host(init: Process | None, name: str, work: Callable[[], T], kinds: int =
         return in_thread(run)
     finally:
         os.close(pidfd)
+
+
+def own_mounts() -> None:
+    """Makes the calling thread's new mount namespace independent of the machine's, with what is / here at its root.
+
+    The latter is not so in a chroot: who enters a mount namespace gets *its* root, not the one that its makers had.
+    """
+    here = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    own = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        setns(own, CLONE_NEWNS)
+        mount("none", "/", None, MS_REC | MS_PRIVATE)
+        if not os.path.samestat(os.fstat(here), os.stat("/")):
+            os.fchdir(here)
+            mount(".", "/", None, MS_BIND | MS_REC)
+            setns(own, CLONE_NEWNS)
+    finally:
+        os.close(own)
+        os.close(here)
+    _let_go_of_namespaces()
+
+
+def _let_go_of_namespaces() -> None:
+    """The machine's named namespaces would outlive their removal in this copy of its mounts."""
+    for line in Path("/proc/thread-self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        if after.split()[0] == "nsfs":
+            with contextlib.suppress(OSError):  # unmounted with another, below which it was
+                umount(before.split()[4])

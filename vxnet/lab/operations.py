@@ -9,17 +9,18 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import Final, Literal
+from types import FrameType
+from typing import Final
 
 from msgspec.structs import replace
 
-from vxnet.lab import boot, cgroups, daemons, mountpoints, state, underlay
+from vxnet.lab import boot, build, cgroups, daemons, state, underlay
 from vxnet.lab import process as processes
-from vxnet.lab.daemons import in_parallel
-from vxnet.lab.state import LabHost, LabState
-from vxnet.model.errors import CallerError, ConflictError, ForbiddenError, HostError, NotFoundError
+from vxnet.lab.state import LabState
+from vxnet.model.errors import CallerError, ConflictError, ForbiddenError, HostError, UnavailableError
 
 _PROGRAMS: Final = {
     **dict.fromkeys(("ip",), "iproute2"),
@@ -43,18 +44,20 @@ def create(
     progress: Callable[[str], None] = lambda text: None,
 ) -> LabState:
     """Makes a lab, or leaves nothing and raises. ``daemon_argv``: what hosts run; empty for hosts without a daemon."""
-    plan = _plan(name, hosts, outside, mtu, ipv6, tuple(daemon_argv))
+    plan = build.plan(name, hosts, outside, mtu, ipv6, tuple(daemon_argv))
     _check_machine()
     with state.locked(name):
         if state.folder(name).exists():
             raise ConflictError(f"there is a lab {name!r} already", hint=f"`vxnet lab down --name {name}` removes it")
-        try:
-            state.folder(name).mkdir(mode=0o755)
-            return _build(plan, join=join, progress=progress)
-        except BaseException:  # Ctrl-C too
-            progress("taking it all away again")
-            _remove(name)
-            raise
+        builder = build.Builder(plan, join=join, progress=progress)
+        with _signals_wait(builder.give_up):
+            try:
+                state.folder(name).mkdir(mode=0o755)
+                return builder.run()
+            except BaseException:
+                progress("taking it all away again")
+                build.remove(name)
+                raise
 
 
 def destroy(name: str) -> bool:
@@ -64,7 +67,7 @@ def destroy(name: str) -> bool:
     if not state.RUN.is_dir():
         return False
     with state.locked(name):
-        _remove(name)
+        build.remove(name)
     return found
 
 
@@ -77,16 +80,18 @@ def kill_host(name: str, host_name: str) -> None:
         boot.reap()
         underlay.unplug(lab, host_name)
         cgroups.remove(name, host_name)
-        state.save(_with(lab, replace(host, init=None, daemon=None)))
+        state.save(lab.with_host(replace(host, init=None, daemon=None)))
 
 
 def kill_daemon(name: str, host_name: str) -> None:
     """SIGKILL of the daemon alone."""
     with _changing(name) as lab:
         host = lab.host(host_name)
+        if host.init is None or not host.init.alive:
+            raise UnavailableError(f"host {host_name!r} is down", hint=f"start it with `vxnet lab start {host_name}`")
         if not processes.kill(daemons.find(host)):
             raise HostError(f"the daemon of {host_name} does not die")
-        state.save(_with(lab, replace(host, daemon=None)))
+        state.save(lab.with_host(replace(host, daemon=None)))
 
 
 def start_host(name: str, host_name: str) -> None:
@@ -96,19 +101,19 @@ def start_host(name: str, host_name: str) -> None:
         host = lab.host(host_name)
         if host.init is None or not host.init.alive:
             cgroups.remove(name, host_name)
-            booting = boot.boot_host(name, host_name)
-            host = replace(host, init=booting.init, daemon=None)
-            lab = _with(lab, host)
-            state.save(lab)
-            booting.go()
-            _link_netns(lab, host)
-            underlay.unplug(lab, host_name)
-            underlay.plug_in(lab, [host])
-            underlay.configure(host)
+            with contextlib.closing(boot.boot_host(name, host_name)) as booting:
+                host = replace(host, init=booting.init, daemon=None)
+                lab = lab.with_host(host)
+                underlay.unplug(lab, host_name)
+                underlay.plug_in(lab, [host])
+                underlay.configure(host)
+                build.link_netns(lab, host)
+                state.save(lab)
+                booting.go()
         if lab.daemon_argv and host.kind == "host" and not daemons.find(host):
             daemons.launch(name, host, lab.daemon_argv)
             host = replace(host, daemon=daemons.wait_answering(name, host))
-            state.save(_with(lab, host))
+            state.save(lab.with_host(host))
 
 
 def cut(name: str, host: str, other: str | None = None) -> None:
@@ -141,123 +146,42 @@ def heal(name: str, host: str | None = None, other: str | None = None) -> None:
         state.save(lab)
 
 
-def _plan(name: str, hosts: int, outside: int, mtu: int, ipv6: bool, daemon_argv: tuple[str, ...]) -> LabState:
-    state.check_name(name)
-    if not 1 <= hosts <= underlay.MOST_HOSTS:
-        raise CallerError(f"a lab has 1 to {underlay.MOST_HOSTS} hosts, not {hosts}")
-    if not 0 <= outside <= underlay.MOST_OUTSIDE:
-        raise CallerError(f"a lab has 0 to {underlay.MOST_OUTSIDE} outside machines, not {outside}")
-    least = 1280 if ipv6 else 576  # RFC 8200, RFC 791
-    if not least <= mtu <= 65535:
-        raise CallerError(f"an underlay's MTU is {least} to 65535, not {mtu}")
-    machines: list[tuple[Literal["host", "outside"], str, int]] = [
-        *(("host", f"h{i + 1}", underlay.FIRST_HOST + i) for i in range(hosts)),
-        *(("outside", f"x{i + 1}", underlay.FIRST_OUTSIDE + i) for i in range(outside)),
-    ]
-    return LabState(
-        name=name,
-        mtu=mtu,
-        daemon_argv=daemon_argv,
-        hosts=tuple(
-            LabHost(name=host, kind=kind, interfaces=underlay.interfaces(number, ipv6=ipv6))
-            for kind, host, number in machines
-        ),
-    )
-
-
-def _build(lab: LabState, *, join: bool, progress: Callable[[str], None]) -> LabState:
-    mountpoints.ensure()
-    lines = ["127.0.0.1 localhost", "::1 localhost ip6-localhost ip6-loopback"]
-    lines += [f"{interface.ip} {host.name}" for host in lab.hosts for interface in host.interfaces]
-    for host in lab.hosts:
-        boot.lay_disk(lab.name, host.name, "\n".join(lines) + "\n")
-    state.save(lab)
-    progress(f"starting {', '.join(host.name for host in lab.hosts)}")
-    lab = _boot_all(lab)
-    _link_netns(lab, *lab.hosts)
-    underlay.create(lab)
-    underlay.plug_in(lab, lab.hosts)
-
-    with_daemon = [host for host in lab.hosts if lab.daemon_argv and host.kind == "host"]
-
-    def bring_up(host: LabHost) -> None:
-        underlay.configure(host)
-        if host in with_daemon:
-            daemons.launch(lab.name, host, lab.daemon_argv)
-
-    in_parallel(bring_up, lab.hosts)
-    if with_daemon and join:
-        progress(f"{with_daemon[0].name} makes a cluster, the others join")
-        daemons.make_cluster(lab.name, with_daemon)
-    found = in_parallel(
-        partial(daemons.wait_answering, lab.name), with_daemon, give_up=partial(daemons.power_off, lab.hosts)
-    )
-    for host, daemon in zip(with_daemon, found, strict=True):
-        lab = _with(lab, replace(host, daemon=daemon))
-    state.save(lab)
-    return lab
-
-
-def _boot_all(lab: LabState) -> LabState:
-    """The underlay and all hosts, in parallel. Their inits are let go when they stand in the file, all at once."""
-    booted: dict[str, boot.Booting] = {}
-
-    def boot_one(host: LabHost | None) -> None:
-        if host is None:
-            booted[""] = boot.boot_underlay(lab.name)
-        else:
-            booted[host.name] = boot.boot_host(lab.name, host.name)
-
-    try:
-        in_parallel(boot_one, [None, *lab.hosts])
-        lab = replace(
-            lab,
-            underlay=booted[""].init,
-            hosts=tuple(replace(host, init=booted[host.name].init) for host in lab.hosts),
-        )
-        state.save(lab)
-    except BaseException:
-        for booting in booted.values():
-            booting.close()
-        raise
-    for booting in booted.values():
-        booting.go()
-    return lab
-
-
-def _link_netns(lab: LabState, *hosts: LabHost) -> None:
-    """Names for ``ip -n``: links to where the kernel has the namespaces, so a name keeps nothing alive."""
-    named = {state.netns_link(lab.name, host.name): host.init for host in hosts}
-    for path, init in {state.netns_link(lab.name): lab.underlay, **named}.items():
-        assert init
-        path.unlink(missing_ok=True)
-        path.symlink_to(f"/proc/{init.pid}/ns/net")
-
-
-def _remove(name: str) -> None:
-    try:
-        lab = state.load(name)
-    except (HostError, NotFoundError):  # its cgroup knows the processes, too
-        lab = LabState(name=name)
-    cgroups.kill(name)
-    inits = [init for init in (lab.underlay, *(host.init for host in lab.hosts)) if init]
-    alive = [init for init, ended in zip(inits, in_parallel(processes.kill, inits), strict=True) if not ended]
-    boot.reap()
-    for link in state.netns_links(name):
-        link.unlink(missing_ok=True)
-    cgroups.remove(name)
-    state.forget(name)
-    mountpoints.release()
-    if alive:
-        raise HostError(f"these do not die: {', '.join(str(init.pid) for init in alive)}")
-
-
 @contextlib.contextmanager
 def _changing(name: str) -> Iterator[LabState]:
     _check_root()
     state.load(name)  # says that there is none without leaving a lock behind
     with state.locked(name):
         yield state.load(name)
+
+
+@contextlib.contextmanager
+def _signals_wait(give_up: Callable[[], None]) -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP call ``give_up``, and are a KeyboardInterrupt at the end.
+
+    A KeyboardInterrupt in the middle could leave a thread at work that nobody waits for; SIGTERM would leave all.
+    """
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        give_up()
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    if threading.current_thread() is not threading.main_thread():
+        before = {}  # no other thread is ever interrupted
+    handled = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    for number in handled:
+        signal.signal(number, note)
+    try:
+        yield
+    except BaseException:
+        if not came:
+            raise
+    finally:
+        for number, handler in handled.items():
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 def _pair(lab: LabState, host: str, other: str | None) -> tuple[str, str] | None:
@@ -269,10 +193,6 @@ def _pair(lab: LabState, host: str, other: str | None) -> tuple[str, str] | None
     if host == other:
         raise CallerError(f"{host!r} and {other!r} are one host", hint="name two, or one to cut its link")
     return (host, other) if host < other else (other, host)
-
-
-def _with(lab: LabState, changed: LabHost) -> LabState:
-    return replace(lab, hosts=tuple(changed if host.name == changed.name else host for host in lab.hosts))
 
 
 def _check_root() -> None:

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Literal
 
+from msgspec.structs import replace
+
 from vxnet.lab.process import Process
 from vxnet.model import codec
 from vxnet.model.address import IPAddress, IPInterface
@@ -65,6 +67,10 @@ class LabState(Record, frozen=True, kw_only=True):
                 return host
         known = ", ".join(host.name for host in self.hosts)
         raise NotFoundError(f"lab {self.name!r} has no host {name!r}", hint=f"it has {known}" if known else "")
+
+    def with_host(self, changed: LabHost) -> LabState:
+        hosts = tuple(changed if host.name == changed.name else host for host in self.hosts)
+        return replace(self, hosts=hosts)
 
 
 def check_name(name: str) -> str:
