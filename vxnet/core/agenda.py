@@ -12,6 +12,10 @@ from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 
+RESOLUTION_S = 1e-4
+"""What is due within this is due: sums of times are not exact, and a timer that comes too early would come again."""
+
+
 class Entry(NamedTuple):
     due: float
     order: int
@@ -60,7 +64,7 @@ class Agenda:
 
     def run(self) -> None:
         """Everything that is due. An action may make entries; those that are due at once are run as well."""
-        while (due := self._next()) is not None and due <= self.now:
+        while (due := self._next()) is not None and due <= self.now + RESOLUTION_S:
             entry = heapq.heappop(self._heap)
             del self._live[entry.key]
             entry.action()

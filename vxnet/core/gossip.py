@@ -14,17 +14,20 @@ are held against.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from vxnet.core.author import Author
 from vxnet.core.evidence import EffectiveRow, Judge
+from vxnet.core.exchange import Contacted
 from vxnet.core.keyring import KeyRing
 from vxnet.core.members import Address, Member
+from vxnet.core.oldpack import MalformedError
+from vxnet.core.rows import Batch, decode_content
 from vxnet.core.spread import Spread
 from vxnet.core.stream import Stream
-from vxnet.core.swim import Contacted, MemberChanged, Random, Swim, UserMessage
+from vxnet.core.swim import MemberChanged, Random, Swim, UserMessage
 from vxnet.core.table import Table
 from vxnet.core.timing import LAN, Settings
 from vxnet.model.address import IPAddress
@@ -86,6 +89,7 @@ class GossipNode:
         self._seen_revision = -1
         self._contacts: list[Contacted] = []
         self._republished = False
+        self._remembered_until = 0.0
         self.author.put("certificate", "", Certificate(certificate))
         if leases is not None:
             self.author.put("leases", "", _leases(leases))
@@ -147,6 +151,18 @@ class GossipNode:
         self.swim.handle_timer(now)
         if self.author.delete(kind, id_):
             self.spread.flush_soon()
+
+    def remember(self, batches: Iterable[Batch], now: float) -> None:
+        """What an earlier life had heard of others. Their paths hold, for as long as a silent node's do, until they are
+        met: a restart must not cut living containers."""
+        for batch in batches:
+            try:
+                if decode_content(batch.content).owner != self.author.key.owner:
+                    self.table.receive(batch)
+            except MalformedError as error:
+                self.spread.dropped[str(error)] += 1
+        self._remembered_until = now + self._settings.paths_kept_s
+        self._look_again("", self._settings.paths_kept_s)
 
     def republished(self, now: float) -> None:
         """All rows of this life have been put: those of earlier ones are no more."""
@@ -223,6 +239,9 @@ class GossipNode:
         """Whose rows are shown."""
         now = self.swim.agenda.now
         found = {self.author.key.owner}
+        if paths and now < self._remembered_until:
+            found.update(self.table.owners())
+            found.difference_update(member.id for member in self.swim.members.values() if member.id != self._tags["id"])
         for member in self.swim.members.values():
             if not member.is_vxnet:
                 continue

@@ -23,6 +23,7 @@ from enum import Enum, auto
 from ipaddress import IPv6Address
 from typing import Literal, NamedTuple
 
+from vxnet.core.serf import decode_tags
 from vxnet.core.wire import Alive, Dead, Suspect
 from vxnet.model.address import IPAddress
 
@@ -116,6 +117,12 @@ def may_move(member: Member, news: Alive, node_id: str) -> bool:
     """Whether ``news`` may give ``member`` another address: it is gone, or it is known to be the same node."""
     same = (member.address, member.port) == (parse_address(news.address), news.port)
     return same or not member.present or bool(node_id and node_id == member.id)
+
+
+def read_tags(meta: bytes) -> tuple[dict[str, str], str]:
+    """(tags, node id): the id is empty for agents that are not vxnet's."""
+    tags = decode_tags(meta)
+    return tags, tags.get("id", "") if "vxnet" in tags else ""
 
 
 def parse_address(octets: bytes) -> IPAddress | None:

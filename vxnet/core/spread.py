@@ -9,6 +9,7 @@ after an exchange that brought news.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Hashable
 
 from vxnet.core import rows, wire
 from vxnet.core.author import Author
@@ -27,9 +28,10 @@ DATAGRAMS_AT_ONCE = 12
 """An answer of more goes by stream: it is not lost in parts, and TCP paces it."""
 STREAM_OCTETS = 1 << 20
 ASKED_S = 1.0
-"""A ledger that was asked for is not asked for again so soon: at a join many offer the same."""
-SOON_S = 0.3
-"""After news by anti-entropy the next comparison follows this soon."""
+"""What was asked for is not asked for again so soon: at a join many offer the same."""
+SOON_S = 0.2
+"""After a comparison that found a difference the next follows this soon, and later each time, up to the regular one."""
+SOON_GROWTH = 1.5
 HOUSEKEEPING_S = 30.0
 GONE_LIMIT = 20_000
 TOMBSTONE_S = 30.0
@@ -45,6 +47,8 @@ class Spread:
         self._queue = BroadcastQueue()
         self._fresh: list[bytes] = []
         self._round: list[str] = []
+        self._soon_s = SOON_S
+        self._differed = False
         self._absent_since: dict[str, float] = {}
         self._gone: dict[str, float] = {}
         agenda, settings = swim.agenda, swim.settings
@@ -78,7 +82,7 @@ class Spread:
             message = rows.decode(payload)
             match message:
                 case Batch():
-                    self._receive_batch(message, relay=True)
+                    self._receive_batch(message, sender, relay=True)
                 case Batches():
                     self._receive_batches(message)
                 case Offer():
@@ -110,7 +114,7 @@ class Spread:
 
     # New rows
 
-    def _receive_batch(self, batch: Batch, *, relay: bool) -> bool:
+    def _receive_batch(self, batch: Batch, sender: Address | None, *, relay: bool) -> bool:
         content = rows.decode_content(batch.content)
         key = LedgerKey(content.owner, content.key)
         if key == self._author.key:
@@ -122,6 +126,9 @@ class Spread:
             return False
         if relay:
             self._spread(batch, at_once=self._swim.present > self._swim.settings.direct_nodes)
+        if self._table.ledgers[key].get("certificate") is None and sender is not None:
+            # Without it the rows mean nothing, and who sent them knows it.
+            self._want(key, sender, "certificate")
         return True
 
     def _receive_batches(self, message: Batches) -> None:
@@ -129,7 +136,7 @@ class Spread:
         for batch in message.batches:
             try:
                 # What does not fit into a datagram was offered, and is to be offered on.
-                news |= self._receive_batch(batch, relay=len(batch.content) > DATAGRAM)
+                news |= self._receive_batch(batch, None, relay=len(batch.content) > DATAGRAM)
             except MalformedError as error:
                 self.dropped[str(error)] += 1
         if news:
@@ -167,13 +174,13 @@ class Spread:
         fresh, self._fresh = self._fresh, []
         settings = self._swim.settings
         few = self._swim.present <= settings.direct_nodes
-        budget = settings.byte_rate * settings.gossip_interval_s
+        too_much = sum(map(len, fresh)) > settings.byte_rate * settings.gossip_interval_s
         for member in self._peers(settings.direct_nodes if few else settings.gossip_nodes):
-            spent = 0.0
+            if too_much:
+                # A stream carries it better; they ask for it once they see the difference.
+                self._greet(member.name)
+                continue
             for payload in fresh:
-                spent += len(payload)
-                if spent > budget:
-                    break
                 self._swim.send_user(member.endpoint, payload)
 
     def _gossip(self) -> None:
@@ -198,12 +205,18 @@ class Spread:
             lacking = [version for version in offered - held if not ledger.is_below_floor(version)]
             if not lacking and Version(offer.incarnation, offer.floor) <= ledger.floor:
                 return
-        self._want(key, sender)
+        self._want(key, sender, (offer.incarnation, offer.seqs, offer.floor))
 
     # Comparison
 
     def _compare_with_next(self) -> None:
         self._swim.agenda.after(self._swim.settings.digest_interval_s, "digest", self._compare_with_next)
+        if not self._differed:
+            self._soon_s = SOON_S
+        self._differed = False
+        self._greet_next()
+
+    def _greet_next(self) -> None:
         for _ in range(len(self._round) + 2):
             if not self._round:
                 self._round = [member.name for member in self._peers(len(self._swim.members))]
@@ -216,8 +229,9 @@ class Spread:
 
     def _compare_soon(self) -> None:
         if "digest soon" not in self._swim.agenda:
-            delay = SOON_S * (0.5 + self._swim.rng.random() / 2)
-            self._swim.agenda.after(delay, "digest soon", self._compare_with_next)
+            delay = self._soon_s * (0.5 + self._swim.rng.random() / 2)
+            self._soon_s = min(self._soon_s * SOON_GROWTH, self._swim.settings.digest_interval_s)
+            self._swim.agenda.after(delay, "digest soon", self._greet_next)
 
     def _greet(self, name: str) -> None:
         member = self._swim.members.get(name)
@@ -232,6 +246,9 @@ class Spread:
             for number, bucket in enumerate(self._table.buckets)
             if theirs.hashes[8 * number : 8 * number + 8] != _octets(bucket)
         ]
+        if differing:
+            self._differed = True
+            self._compare_soon()
         buckets: list[int] = []
         ledgers: list[Ledger] = []
         size = 0
@@ -259,7 +276,7 @@ class Spread:
         for key, hash_ in listed.items():
             ledger = self._table.ledgers.get(key)
             if (ledger is None or _octets(ledger.hash) != hash_) and key.owner not in self._gone:
-                self._want(key, source.endpoint)
+                self._want(key, source.endpoint, hash_)
         if have.answer:
             mine = [
                 ledger
@@ -270,11 +287,11 @@ class Spread:
             for at in range(0, len(mine), 12):
                 self._send_have(source.endpoint, [], mine[at : at + 12], answer=False)
 
-    def _want(self, key: LedgerKey, addr: Address) -> None:
+    def _want(self, key: LedgerKey, addr: Address, what: Hashable) -> None:
         ledger = self._table.ledgers.get(key)
         versions = () if ledger is None else ledger.versions()
         floor = Version(0, 0) if ledger is None else ledger.floor
-        asked = ("asked", key)
+        asked = ("asked", key, what)
         if asked not in self._swim.agenda:
             self._swim.agenda.after(ASKED_S, asked, lambda: None)
             self._send(addr, Want(key.owner, key.key, (floor.incarnation, floor.seq), versions, self._swim.me.name))
