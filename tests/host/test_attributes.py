@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.host.rig import Container, Machine, addresses, errors, state
+from tests.host.rig import Container, Machine, addresses, errors, state, wait_until
 from tests.host.throwaway import Host, Place
 
 pytestmark = pytest.mark.host
@@ -83,11 +83,14 @@ def both(request: pytest.FixtureRequest) -> Iterator[tuple[ByHand, Machine, Cont
 
 def test_devices_are_those_of_the_recipe(both: tuple[ByHand, Machine, Container]) -> None:
     by_hand, machine, container = both
+    # The kernel notices a carrier in its own time, and with it the state of a port.
+    wait_until(lambda: described(machine.inside, ports=True) == described(by_hand.datapath.run, ports=True))
     expected = described(by_hand.datapath.run, ports=True)
     found = described(machine.inside, ports=True)
     assert set(expected) == {"bridge", "tunnel", "port", "tunnel as port", "port as port"}
     for name, attributes in expected.items():
         assert found[name] == attributes, name
+    wait_until(lambda: described(container.run, ports=False) == described(by_hand.container.run, ports=False))
     assert described(container.run, ports=False) == described(by_hand.container.run, ports=False)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from ipaddress import ip_address
@@ -10,7 +11,7 @@ from ipaddress import ip_address
 import pytest
 
 from tests.host.rig import GATEWAY, Machine, errors
-from vxnet.host import facts
+from vxnet.host import datapath, facts, netns
 from vxnet.model.host import HostState
 
 
@@ -52,9 +53,9 @@ def test_nothing_is_missing_here_and_nothing_is_left(machine: Machine) -> None:
 
 @pytest.mark.host
 def test_each_lack_comes_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(facts.shutil, "which", lambda program: None)
-    monkeypatch.setattr(facts.netns, "kernel_has_filesystem", lambda kind: False)
-    monkeypatch.setattr(facts.netns, "hidden_from_host", lambda: True)
+    monkeypatch.setattr(shutil, "which", lambda program: None)
+    monkeypatch.setattr(netns, "kernel_has_filesystem", lambda kind: False)
+    monkeypatch.setattr(netns, "hidden_from_host", lambda: True)
     found = facts.missing()
     assert [text.split(":")[0] for text in found] == [
         "the program nft",
@@ -68,15 +69,17 @@ def test_each_lack_comes_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.host
 def test_a_kernel_that_refuses_vxlan(monkeypatch: pytest.MonkeyPatch) -> None:
     """As near to one without it as this kernel comes: it refuses a VNI of 25 bits."""
-    wish = facts.tunnel_wish
+    wish = datapath.tunnel_wish
     refused = {"IFLA_VXLAN_ID": 1 << 24}
-    monkeypatch.setattr(facts, "tunnel_wish", lambda segment, port: wish(segment, port)._replace(data=refused))
+    monkeypatch.setattr(
+        "vxnet.host.facts.tunnel_wish", lambda segment, port: wish(segment, port)._replace(data=refused)
+    )
     (found,) = facts.missing()
     assert found.startswith("vxlan devices (") and "modprobe vxlan" in found
 
 
 def test_without_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(facts.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert facts.missing() == ("root's privileges: run it as root",)
 
 

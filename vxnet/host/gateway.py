@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vxnet.host import addresses, links, netns
+from vxnet.host.addresses import Address
 from vxnet.host.datapath import MARK, delete_links
 from vxnet.host.links import Link, Wish
 from vxnet.host.netlink import Netlink
@@ -63,13 +64,13 @@ def ensure(netlink: Netlink, gateway: GatewayBridge | None) -> tuple[list[Change
         bridge = found.get(wish.name)
     if bridge is not None:
         changes += carry_out(netlink, present((mend(wish, bridge),)))
-        changes += carry_out(netlink, address_steps(netlink, bridge, gateway.addresses))
+        changes += carry_out(netlink, address_steps(addresses.dump(netlink, bridge.ifindex), bridge, gateway.addresses))
     return changes, found
 
 
-def address_steps(netlink: Netlink, link: Link, wanted: Sequence[IPInterface]) -> list[Step]:
+def address_steps(found: Sequence[Address], link: Link, wanted: Sequence[IPInterface]) -> list[Step]:
     """Add those that lack, then delete what vxnet set earlier. Other people's addresses stay."""
-    there = addresses.dump(netlink, link.ifindex)
+    there = [address for address in found if address.ifindex == link.ifindex]
     held = {address.interface for address in there}
     steps = [
         Step("add", f"address {one} dev {link.name}", [addresses.add(link.ifindex, one)])

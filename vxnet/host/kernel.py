@@ -57,6 +57,7 @@ class Kernel:
         try:
             self._namespace = netns.current()
             self._netlink = Netlink(self._namespace)
+            self._nft = Netlink(self._namespace, nft.NETLINK_NETFILTER)
         except OSError as error:
             raise HostError(f"cannot speak netlink: {error.strerror}") from error
         self._clock = clock
@@ -74,6 +75,7 @@ class Kernel:
     def close(self) -> None:
         """Let go of everything and leave it as it is."""
         self._datapath.close()
+        self._nft.close()
         self._netlink.close()
         os.close(self._namespace)
 
@@ -95,7 +97,7 @@ class Kernel:
 
     def _reconcile(self, state: HostState, sandboxes: Collection[str] | None) -> list[Change]:
         changes = self._datapath.ensure()
-        pending = self._tables.begin("host", self._namespace, gateway.ruleset(state), "the host")
+        pending = self._tables.begin("host", self._namespace, self._nft, gateway.ruleset(state), "the host")
         try:
             segments, found, made = self._datapath.ensure_segments(state.segments, state.data_port)
             changes += segments
@@ -222,7 +224,7 @@ class Kernel:
         changes: list[Change] = []
         try:
             changes += datapath.clear(self._netlink)
-            if nft.delete_table(self._namespace):
+            if nft.delete_table(self._namespace, self._nft):
                 changes.append(Change(verb="delete", object=f"nft table {nft.TABLE}"))
             changes += self._remove_datapath()
         except OSError as error:

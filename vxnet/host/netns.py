@@ -145,14 +145,14 @@ def set_sysctls(settings: dict[str, str]) -> list[str]:
     """
     written = []
     for name, value in settings.items():
-        path = Path("/proc/sys/net", name)
         try:
-            if path.read_text().strip() == value:
-                continue
-            path.write_text(value)
+            with open(f"/proc/sys/net/{name}", "r+b", buffering=0) as setting:
+                if setting.read().strip() != value.encode():
+                    setting.seek(0)  # elsewhere a write is ignored in silence
+                    setting.write(value.encode())
+                    written.append(name)
         except FileNotFoundError:
             continue
-        written.append(name)
     return written
 
 

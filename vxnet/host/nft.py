@@ -148,7 +148,7 @@ class Pending(NamedTuple):
     change: Change
     running: Running
     known: _Known
-    namespace: int
+    netlink: Netlink
     key: Hashable
 
 
@@ -165,21 +165,21 @@ class Tables:
         for key in self._known.keys() - keys:
             del self._known[key]
 
-    def begin(self, key: Hashable, namespace: int, wanted: Ruleset | None, where: str) -> Pending | None:
+    def begin(
+        self, key: Hashable, namespace: int, netlink: Netlink, wanted: Ruleset | None, where: str
+    ) -> Pending | None:
         """Start what is needed to have ``wanted`` (None: no table) in the namespace; None: it is so already.
 
-        Raises HostError, OSError.
+        ``netlink``: of NETLINK_NETFILTER, there. Raises HostError, OSError.
         """
         identity = netns.identity(namespace)
-        with Netlink(namespace, NETLINK_NETFILTER) as netlink:
-            generation = _generation(netlink)
-            known = self._known.get(key)
-            fresh = known is not None and known.namespace == identity and known.generation == generation
-            if known is not None and fresh and known.ruleset == wanted:
-                return None
-            exists = _exists(netlink)
+        generation = _generation(netlink)
+        known = self._known.get(key)
+        fresh = known is not None and known.namespace == identity and known.generation == generation
+        if known is not None and fresh and known.ruleset == wanted:
+            return None
         found = None
-        if exists:
+        if _exists(netlink):
             found = known.ruleset if known is not None and fresh else read(namespace)
         settled = _Known(identity, generation, wanted)
         if found == wanted:
@@ -188,17 +188,16 @@ class Tables:
         verb, text, what = _transition(found, wanted)
         change = Change(verb=verb, object=f"nft table {TABLE}{what} in {where}")
         settled = settled._replace(generation=(generation + 1) & 0xFFFFFFFF)
-        return Pending(change, Running(text, namespace), settled, namespace, key)
+        return Pending(change, Running(text, namespace), settled, netlink, key)
 
     def finish(self, pending: Pending) -> Change:
         error = pending.running.error()
         self.forget(pending.key)
         if error:
             return Change(verb=pending.change.verb, object=pending.change.object, error=error)
-        with Netlink(pending.namespace, NETLINK_NETFILTER) as netlink:
-            # Further on than by one commit: somebody else was at it too. The next look will read the table.
-            if _generation(netlink) == pending.known.generation:
-                self._known[pending.key] = pending.known
+        # Further on than by one commit: somebody else was at it too. The next look will read the table.
+        if _generation(pending.netlink) == pending.known.generation:
+            self._known[pending.key] = pending.known
         return pending.change
 
 
@@ -220,10 +219,9 @@ def _transition(found: Ruleset | None, wanted: Ruleset | None) -> tuple[Literal[
     return "replace", text, f" set {' and '.join(names)}"
 
 
-def delete_table(namespace: int | None) -> bool:
-    """Remove vxnet's table; whether there was one."""
-    with Netlink(namespace, NETLINK_NETFILTER) as netlink:
-        if not _exists(netlink):
-            return False
+def delete_table(namespace: int, netlink: Netlink) -> bool:
+    """Remove vxnet's table; whether there was one. Raises HostError."""
+    if not _exists(netlink):
+        return False
     run(f"delete table {TABLE}\n", namespace)
     return True

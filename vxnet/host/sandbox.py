@@ -22,7 +22,7 @@ from vxnet.host.datapath import CONTAINER_PORT, MARK, bridge_name
 from vxnet.host.gateway import GATEWAY_PORT, address_steps
 from vxnet.host.links import Link, Peer, Wish
 from vxnet.host.netlink import Netlink
-from vxnet.host.nft import Pending, Ruleset, Tables
+from vxnet.host.nft import NETLINK_NETFILTER, Pending, Ruleset, Tables
 from vxnet.host.steps import Step, carry_out, mend, mend_port, present, unless_new
 from vxnet.model.host import GATEWAY_BRIDGE, Change, Interface, Sandbox
 
@@ -85,13 +85,14 @@ class Entered:
         self.namespace = namespace
         self.pending: Pending | None = None
 
-        def prepare() -> Netlink:
+        def prepare() -> tuple[Netlink, Netlink]:
             netns.set_sysctls(SYSCTLS)
-            return Netlink()
+            return Netlink(), Netlink(protocol=NETLINK_NETFILTER)
 
-        self.netlink = netns.inside(namespace, prepare)
+        self.netlink, self.nft = netns.inside(namespace, prepare)
 
     def close(self) -> None:
+        self.nft.close()
         self.netlink.close()
         os.close(self.namespace)
 
@@ -132,7 +133,7 @@ def begin_resolver(entered: Entered, tables: Tables) -> None:
     """Start loading the sandbox's table, which takes as long as the links do."""
     sandbox = entered.sandbox
     wanted = resolver_rules(sandbox.dns_port) if sandbox.dns_port else None
-    entered.pending = tables.begin(sandbox.id, entered.namespace, wanted, f"sandbox {sandbox.id[:12]}")
+    entered.pending = tables.begin(sandbox.id, entered.namespace, entered.nft, wanted, f"sandbox {sandbox.id[:12]}")
 
 
 def ensure(entered: Entered, sides: Sides) -> list[Change]:
@@ -148,13 +149,14 @@ def ensure(entered: Entered, sides: Sides) -> list[Change]:
         steps.append(
             Step("replace", f"link lo in {entered.sandbox.id[:12]} up", [links.change(loopback.ifindex, up=True)])
         )
+    held = addresses.dump(inner)
     for interface in entered.sandbox.interfaces:
         link = found.get(interface.name)
         if link is None or link.kind != "veth":
             continue
         wish = Wish(name=interface.name, kind="veth", mtu=interface.mtu, mac=interface.mac)
         steps += present((mend(wish, link),))
-        steps += address_steps(inner, link, interface.addresses)
+        steps += address_steps(held, link, interface.addresses)
     steps += _route_steps(inner, entered.sandbox, found)
     return changes + carry_out(inner, [_inside(step, entered.sandbox) for step in steps])
 
