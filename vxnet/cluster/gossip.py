@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from vxnet.cluster.journal import Journal
 from vxnet.core.evidence import EffectiveRow
 from vxnet.core.gossip import GossipNode
 from vxnet.core.members import Address, Member
@@ -66,10 +67,11 @@ class Gossip:
         revoked: Collection[str] = (),
         label: str = "",
         settings: Settings = LAN,
+        journal: Journal | None = None,
     ) -> None:
         """``address`` and ``port``: bound, and told to others. ``keys``: AES keys of the ring, the one in use first;
-        empty: unencrypted. ``incarnation``: of the rows; must grow with every start. Raises :class:`CallerError` on bad
-        keys, and on tags that are too long.
+        empty: unencrypted. ``incarnation``: of the rows; must grow with every start. ``journal``: where to begin from,
+        and to keep what comes. Raises :class:`CallerError` on bad keys, and on tags that are too long.
         """
         self._bind = (str(address), port)
         self._family = socket.AF_INET if address.version == 4 else socket.AF_INET6
@@ -91,6 +93,11 @@ class Gossip:
             label=label,
             settings=settings,
         )
+        self._journal = journal
+        if journal is not None:
+            self.core.remember(journal.load(), time.monotonic())
+            journal.rewrite(self.core.table.batches())
+            self.core.table.received = journal.append
         self.changed = asyncio.Event()
         self._udp: socket.socket | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -123,6 +130,9 @@ class Gossip:
             loop.remove_reader(udp)
             udp.close()
             listener.close()
+            if self._journal is not None:
+                self.core.table.received = lambda batch: None
+                self._journal.close()
 
     # What the daemon wants
 
@@ -278,6 +288,8 @@ class Gossip:
 
     def _tick(self) -> None:
         self.core.handle_timer(time.monotonic())
+        if self._journal is not None:
+            self._journal.tend(self.core.table.octets, self.core.table.batches)
         self._transmit()
 
     async def _listen(self, listener: socket.socket, group: asyncio.TaskGroup) -> None:

@@ -88,6 +88,9 @@ class Ledger:
                 wanted[entry.batch] = None
         return list(wanted)
 
+    def batches(self) -> Iterator[Batch]:
+        return iter(self._batches)
+
     def versions(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
         by_incarnation: dict[int, list[int]] = {}
         for entry in self.rows.values():
@@ -154,6 +157,8 @@ class Table:
         self.octets = 0
         self.proven: Callable[[Ledger], bool] = lambda ledger: False
         """Which ledgers must not make room for others."""
+        self.received: Callable[[Batch], None] = lambda batch: None
+        """Called with each batch that brought news."""
         self._by_owner: dict[str, dict[LedgerKey, Ledger]] = {}
 
     def of_owner(self, owner: str) -> Iterable[Ledger]:
@@ -161,6 +166,11 @@ class Table:
 
     def owners(self) -> Iterator[str]:
         return iter(tuple(self._by_owner))
+
+    def batches(self) -> Iterator[Batch]:
+        """All that rows and floors stand in, each once."""
+        for ledger in self.ledgers.values():
+            yield from ledger.batches()
 
     def in_bucket(self, bucket: int) -> list[Ledger]:
         return [ledger for ledger in self.ledgers.values() if bucket_of(ledger.key.owner) == bucket]
@@ -191,6 +201,7 @@ class Table:
         self.octets += ledger.octets - octets
         self.buckets[bucket_of(key.owner)] ^= ledger.hash ^ hash_
         self.revision += 1
+        self.received(batch)
         return content
 
     def remove(self, key: LedgerKey) -> None:

@@ -32,7 +32,7 @@ from vxnet.daemon.reconcile import Plan, Reconciler
 from vxnet.daemon.state import GatewayChoice, StateDirectory
 from vxnet.host.facts import observe_host
 from vxnet.host.kernel import Kernel
-from vxnet.model.address import IPInterface, IPNetwork
+from vxnet.model.address import IPAddress, IPInterface, IPNetwork
 from vxnet.model.api import (
     ContainerView,
     EndpointView,
@@ -91,6 +91,9 @@ class Agent:
         self._resolver = resolver
         self._kernel = Kernel()
         self._underlay_mtu = FALLBACK_MTU
+        self._vteps: frozenset[IPAddress] = frozenset()
+        """To which the MTU was measured."""
+        self._nodes_changed = asyncio.Event()
         self._blocks_due = asyncio.Event()
         self._membership = Membership(state, config, lambda: self._facts, self._changed)
         self._reconciler = Reconciler(self._kernel, self._plan, self._applied)
@@ -116,28 +119,30 @@ class Agent:
             agent = cls(config, state, run_directory, facts, resolver)
             resolver.set_upstreams(facts.nameservers)
             resolver.pause()
-            loops = [
-                group.create_task(loop)
-                for loop in (
-                    agent._reconciler.run(),
-                    agent._watch_host(),
-                    agent._ask_for_blocks(),
-                    agent._return_blocks(),
-                )
-            ]
-            try:
-                async with agent._membership, agent._containers:
-                    agent._membership.republished()
+            async with agent._membership, agent._containers:
+                agent._membership.republished()
+                # Not before all is adopted: the plan of half a state would take the other half away.
+                await agent._measure_paths()
+                loops = [group.create_task(loop) for loop in agent._loops()]
+                try:
                     await agent._reconciler.settle()
                     loops.append(group.create_task(agent._answer_names()))
                     yield agent
                     await agent._membership.announce_restart()
-            finally:
-                for loop in loops:
-                    loop.cancel()
+                finally:
+                    # Nor after the parts have let go of it.
+                    for loop in loops:
+                        loop.cancel()
+                    await asyncio.wait(loops)
 
     def _loops(self) -> tuple[Coroutine[None, None, None], ...]:
-        return self._reconciler.run(), self._watch_host(), self._ask_for_blocks(), self._return_blocks()
+        return (
+            self._reconciler.run(),
+            self._watch_host(),
+            self._watch_paths(),
+            self._ask_for_blocks(),
+            self._return_blocks(),
+        )
 
     # The state, in and out
 
@@ -147,7 +152,14 @@ class Agent:
         for container in self._containers.live():
             self._resolver.update(container.id, view_of(container))
         self._blocks_due.set()
+        if self._nodes() != self._vteps:
+            self._nodes_changed.set()
         self._reconciler.wake()
+
+    def _nodes(self) -> frozenset[IPAddress]:
+        """The VTEPs of all."""
+        place = self._membership.place
+        return frozenset(place.vteps().values()) if place is not None else frozenset()
 
     def _plan(self) -> Plan[_Seen]:
         place = self._membership.place
@@ -190,17 +202,28 @@ class Agent:
     async def _watch_host(self) -> None:
         """The host's own addresses and routes change under a running daemon."""
         while True:
-            place = self._membership.place
-            vteps = tuple(place.vteps().values()) if place is not None else ()
-            mtu = await self._reconciler.call(self._kernel.route_mtu, vteps)
-            if mtu != self._underlay_mtu:
-                log.info("underlay mtu", was=self._underlay_mtu, now=mtu)
-                self._underlay_mtu = mtu
-                self._reconciler.wake()
             await asyncio.sleep(HOST_INTERVAL_S)
             self._facts = await asyncio.to_thread(observe_host)
             self._resolver.set_upstreams(self._facts.nameservers)
             self._membership.facts_changed()
+
+    async def _watch_paths(self) -> None:
+        """Nodes come and go, and so do the routes to them."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HOST_INTERVAL_S):
+                    await self._nodes_changed.wait()
+            self._nodes_changed.clear()
+            await self._measure_paths()
+
+    async def _measure_paths(self) -> None:
+        """What the routes to the other nodes carry."""
+        self._vteps = self._nodes()
+        mtu = await self._reconciler.call(self._kernel.route_mtu, self._vteps)
+        if mtu != self._underlay_mtu:
+            log.info("underlay mtu", was=self._underlay_mtu, now=mtu)
+            self._underlay_mtu = mtu
+            self._reconciler.wake(full=True)
 
     async def _answer_names(self) -> None:
         """After a start queries wait until the others' names are known again: a late answer harms nobody, a wrong "no

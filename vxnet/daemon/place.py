@@ -24,12 +24,14 @@ from msgspec.structs import replace
 from vxnet import __version__
 from vxnet.cluster.control import ManagerClient
 from vxnet.cluster.gossip import Gossip
+from vxnet.cluster.journal import Journal
 from vxnet.cluster.manager_api import serve_manager
 from vxnet.cluster.sqlite_store import SqliteStore
 from vxnet.core import assignment as assignments
 from vxnet.core import trust
 from vxnet.core.assignment import Update
 from vxnet.core.members import Member
+from vxnet.core.timing import LAN
 from vxnet.daemon.manager import Manager
 from vxnet.daemon.state import LastMembers, LocalNode, StateDirectory
 from vxnet.model.address import IPAddress
@@ -120,6 +122,8 @@ class Place:
         """Set, and replaced, whenever gossip tells something new."""
         self._saved: Assignment | None = None
         self._published: dict[str, Endpoint] = {}
+        self._remembered_vteps = state.last_members().vteps
+        self._remembered_until = time.monotonic() + LAN.paths_kept_s
         self.removed = False
         """The managers say that this node is none of the cluster any more."""
         self._client: ManagerClient | None = None
@@ -152,6 +156,7 @@ class Place:
             roots=assignment.roots,
             leases=assignment.leases,
             incarnation=local.row_incarnation,
+            journal=Journal(state.rows_path),
         )
         self._learn(assignment)
         if manager is not None:
@@ -321,17 +326,18 @@ class Place:
         """Managers and last members are where to begin; from then on, whatever changes is passed on."""
         seeds = {manager.addr for manager in self.assignment.managers} | {*self._state.last_members().addresses}
         self.gossip.join([(str(address), GOSSIP_PORT) for address in seeds - {self.node.advertise_addr}])
-        known: frozenset[IPAddress] = frozenset()
+        known = LastMembers()
         while True:
             await self.gossip.changed.wait()
             self.gossip.changed.clear()
             self._moved.set()
             self._moved = asyncio.Event()
             self._changed()
-            addresses = frozenset(member.address for member in self.members() if member.present)
-            if addresses != known:
-                known = addresses
-                self._state.save_last_members(LastMembers(addresses=tuple(sorted(addresses, key=str))))
+            addresses = {member.address for member in self.members() if member.present}
+            last = LastMembers(addresses=tuple(sorted(addresses, key=str)), vteps=self.vteps())
+            if last != known:
+                known = last
+                self._state.save_last_members(last)
 
     async def caught_up(self) -> None:
         """Until somebody of those who were there before has told what it knows, and that has been passed on here."""
@@ -353,9 +359,15 @@ class Place:
         return [(key.owner, value) for key, _, value in self.gossip.paths() if isinstance(value, Endpoint)]
 
     def vteps(self) -> dict[str, IPAddress]:
-        """Of each node that may send on the data path."""
-        found = {}
+        """Of each node that may send on the data path; of those not met yet as it was before the restart."""
+        found: dict[str, IPAddress] = {}
+        if time.monotonic() < self._remembered_until:
+            revoked = self.assignment.revoked
+            found |= {node: vtep for node, vtep in self._remembered_vteps.items() if node not in revoked}
         for member in self.members():
+            found.pop(member.id, None)
+            if member.status == "left":
+                continue
             with contextlib.suppress(ValueError):
                 found[member.id] = ipaddress.ip_address(member.tags.get("vtep", ""))
         return found

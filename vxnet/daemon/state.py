@@ -5,6 +5,7 @@
      node.json        who we are in the cluster (LocalNode)        node.crt  node.key   PEM
      assignment.json  the managers' last word                      members.json         where the others were
      gateway.json     subnet of vxnet_gw                           store.db             on managers
+     rows             of the other hosts, as received
      containers/ID/   container.json and what the shim keeps
 
 A file is replaced whole or not at all: written beside, synced, renamed. What cannot be read is an error that names the
@@ -44,9 +45,11 @@ class LocalNode(Record, frozen=True, kw_only=True):
 
 
 class LastMembers(Record, frozen=True, kw_only=True):
-    """Where to look for the others after a restart when no manager answers."""
+    """The others as they were: where to look for them when no manager answers, and who may send until they are met."""
 
     addresses: tuple[IPAddress, ...] = ()
+    vteps: dict[str, IPAddress] = {}
+    """By node id."""
 
 
 class GatewayChoice(Record, frozen=True, kw_only=True):
@@ -97,6 +100,11 @@ class StateDirectory:
         return self.path / "node.key"
 
     @property
+    def rows_path(self) -> Path:
+        """See :mod:`vxnet.cluster.journal`."""
+        return self.path / "rows"
+
+    @property
     def store_path(self) -> Path:
         return self.path / "store.db"
 
@@ -118,7 +126,7 @@ class StateDirectory:
 
     def forget_cluster(self) -> None:
         """After ``leave``: no secret and no name of the cluster stays."""
-        for name in ("node.json", "assignment.json", "members.json", "node.crt", "node.key", "gateway.json"):
+        for name in ("node.json", "assignment.json", "members.json", "rows", "node.crt", "node.key", "gateway.json"):
             (self.path / name).unlink(missing_ok=True)
         for path in self.path.glob("store.db*"):
             path.unlink(missing_ok=True)
