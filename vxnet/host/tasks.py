@@ -397,6 +397,8 @@ def _remove_cgroup(path: Path) -> None:
         try:
             path.rmdir()
         except FileNotFoundError:
+            with contextlib.suppress(OSError):  # not the last container's, or its shim was here first
+                path.parent.rmdir()
             return
         except OSError as error:  # its last processes are on their way
             if time.monotonic() > deadline:

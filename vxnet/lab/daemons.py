@@ -29,7 +29,13 @@ READY_S: Final = 30.0
 
 _PID_FILE: Final = "/run/vxnet-lab.pid"
 # A child of the host's own init, so that it ends and is reaped with the host, not with `lab up`.
-_LAUNCH: Final = f'echo $$ >{_PID_FILE}; exec "$@"'
+# As systemd has it, the daemon is alone in a group of its own, below which its containers' are.
+_LAUNCH: Final = f"""
+group=/sys/fs/cgroup/vxnetd.service
+[ ! -e /sys/fs/cgroup/cgroup.procs ] || {{ mkdir -p $group && echo 0 >$group/cgroup.procs; }}
+echo $$ >{_PID_FILE}
+exec "$@"
+"""
 _POLL_S: Final = 0.01
 
 
