@@ -11,7 +11,6 @@ import heapq
 from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
-
 RESOLUTION_S = 1e-4
 """What is due within this is due: sums of times are not exact, and a timer that comes too early would come again."""
 

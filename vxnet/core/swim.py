@@ -235,9 +235,11 @@ class Swim:
 
     def introduce(self) -> None:
         """Tell everybody, or whoever comes first, that this node lives."""
+        self._news.tell(self.me.name, self._alive())
+
+    def _alive(self) -> bytes:
         me = self.me
-        alive = wire.Alive(me.incarnation, me.name, me.address.packed, me.port, me.meta, me.versions)
-        self._news.tell(me.name, wire.encode(alive))
+        return wire.encode(wire.Alive(me.incarnation, me.name, me.address.packed, me.port, me.meta, me.versions))
 
     def accuse(self, news: wire.Suspect | wire.Dead) -> None:
         """Something that this node found out by itself."""
@@ -282,6 +284,9 @@ class Swim:
                 self.prober.refused(message.seq)
             case wire.Suspect() | wire.Dead():
                 self.hear_accusation(message)
+                if message.node == self.me.name and message.incarnation < self.me.incarnation:
+                    # Refuted long ago, but not everybody has heard of it.
+                    self.send(addr, self._alive())
             case wire.Alive():
                 self.hear_alive(message, pass_on=True)
             case wire.User():
