@@ -1,0 +1,101 @@
+"""Daemons die and come back, in the middle of things; what runs does not notice."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+
+import pytest
+
+from tests.system.operator import Session, eventually, watching
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+
+def lost(ping: subprocess.Popen[str]) -> tuple[int, int]:
+    """(sent, lost) of a ping that is told to end."""
+    out, _ = ping.communicate(timeout=30)
+    found = re.search(r"(\d+) packets transmitted, (\d+) received", out)
+    assert found, out
+    return int(found[1]), int(found[1]) - int(found[2])
+
+
+def test_no_packet_is_lost_over_sigkill_and_restart_of_both_daemons(session: Session) -> None:
+    session.network("crash")
+    session.container("h2", "a", "crash")
+    address = session.container("h3", "b", "crash")
+    eventually(lambda: session.inside("h2", "a", "ping -c1 -W1 b").returncode == 0)
+    ping = session.popen_inside("h2", "a", ["ping", "-i", "0.01", "-w", "5", "-W", "1", address], stdout=subprocess.PIPE)
+    eventually(lambda: "b" in session.inside("h2", "a", "getent hosts b").stdout)
+    for host in ("h2", "h3"):
+        session.lab.kill(host, daemon=True)
+    for host in ("h2", "h3"):
+        session.lab.start(host)
+    sent, missing = lost(ping)
+    assert missing == 0 and sent > 400, f"{missing} of {sent}"
+
+
+@pytest.mark.parametrize("host", ["h1", "h2"])
+def test_a_restarted_daemon_adopts_everything_and_changes_nothing(session: Session, host: str) -> None:
+    """On the manager and on a worker."""
+    other = "h3"
+    session.network("crash")
+    session.network("crash2")
+    session.container(host, "a", "crash crash2", "sh -c 'echo begun; while sleep 0.2; do echo on; done'")
+    session.container(other, "b", "crash")
+    session.container(other, "c", "crash2")
+    before = eventually(lambda: session.tables(host))
+    eventually(lambda: session.inside(host, "a", "getent hosts b && getent hosts c").returncode == 0)
+    pid = session.pid(host, "a")
+    with watching(session, host, ["a"]) as seen:
+        eventually(lambda: session.inside(host, "a", "ping -c1 -W1 b").returncode == 0)
+        session.lab.kill(host, daemon=True)
+        asking = session.lab.popen(host, ["sh", "-c", f"nsenter -t {pid} -a getent hosts c.crash2"], text=True,
+                                   stdout=subprocess.PIPE)  # fmt: skip
+        session.lab.start(host)
+        assert "c" in asking.communicate(timeout=10)[0], "a query made while the daemon was dead is answered later"
+        assert "b" in session.inside(host, "a", "getent hosts b", check=True).stdout
+    assert seen == {}
+    assert session.tables(host) == before
+    assert session.pid(host, "a") == pid
+    assert session.say(host, "vxnet logs a").startswith("begun\n")
+    length = len(session.say(host, "vxnet logs a"))
+    eventually(lambda: len(session.say(host, "vxnet logs a")) > length)
+    assert "mended: 0" in session.say(host, "vxnet info")
+
+
+def test_a_dead_daemon_leaves_its_containers_reachable(session: Session) -> None:
+    session.network("crash")
+    session.container("h2", "a", "crash")
+    address = session.container("h3", "b", "crash")
+    eventually(lambda: session.inside("h2", "a", "ping -c1 -W1 b").returncode == 0)
+    before = session.tables("h2")
+    session.lab.kill("h3", daemon=True)
+    killed = time.monotonic()
+    eventually(lambda: session.inside("h2", "a", "getent hosts b").returncode != 0, 6)
+    assert time.monotonic() - killed < 5
+    assert session.tables("h2") == before
+    assert session.inside("h2", "a", f"ping -c3 -i0.2 -W1 {address}").returncode == 0
+    # It outlives a restart of the host that remembers, too.
+    session.lab.kill("h2", daemon=True)
+    session.lab.start("h2")
+    assert session.inside("h2", "a", f"ping -c3 -i0.2 -W1 {address}").returncode == 0
+    assert session.tables("h2") == before
+    session.lab.start("h3")
+    eventually(lambda: session.inside("h2", "a", "getent hosts b").returncode == 0)
+
+
+def test_a_daemon_that_is_stopped_on_purpose_keeps_its_names(session: Session) -> None:
+    session.network("crash")
+    session.container("h2", "a", "crash")
+    session.container("h3", "b", "crash")
+    eventually(lambda: session.inside("h2", "a", "ping -c1 -W1 b").returncode == 0)
+    before = session.tables("h3")
+    session.say("h3", "kill -TERM $(cat /run/vxnet/vxnetd.pid)")
+    eventually(lambda: not session.lab["h3"].daemon_pid)
+    assert session.tables("h3") == before
+    time.sleep(4)  # longer than it takes to find a daemon dead
+    assert session.inside("h2", "a", "getent hosts b && ping -c1 -W1 b").returncode == 0
+    session.lab.start("h3")
+    assert session.tables("h3") == before
