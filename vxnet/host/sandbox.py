@@ -141,28 +141,31 @@ def ensure(entered: Entered, sides: Sides) -> list[Change]:
     inner = entered.netlink
     found = links.dump(inner)
     changes = _ensure_pairs(entered, sides, found)
+    before = found
     if changes:
         found = links.dump(inner)
-    steps: list[Step] = []
+    mends: list[Step] = []
+    completions: list[Step] = []  # of links that were made just now: no changes of their own
     loopback = found.get("lo")
     if loopback is not None and not loopback.up:
-        steps.append(
-            Step("replace", f"link lo in {entered.sandbox.id[:12]} up", [links.change(loopback.ifindex, up=True)])
-        )
+        mends.append(Step("replace", "link lo up", [links.change(loopback.ifindex, up=True)]))
     held = addresses.dump(inner)
     for interface in entered.sandbox.interfaces:
         link = found.get(interface.name)
         if link is None or link.kind != "veth":
             continue
         wish = Wish(name=interface.name, kind="veth", mtu=interface.mtu, mac=interface.mac)
+        old = before.get(interface.name)
+        steps = mends if old is not None and old.ifindex == link.ifindex else completions
         steps += present((mend(wish, link),))
         steps += address_steps(held, link, interface.addresses)
-    steps += _route_steps(inner, entered.sandbox, found)
-    return changes + carry_out(inner, [_inside(step, entered.sandbox) for step in steps])
+    changes += [change for change in carry_out(inner, _inside(completions, entered.sandbox)) if change.error]
+    mends += _route_steps(inner, entered.sandbox, found)
+    return changes + carry_out(inner, _inside(mends, entered.sandbox))
 
 
-def _inside(step: Step, sandbox: Sandbox) -> Step:
-    return step._replace(object=f"{step.object} in {sandbox.id[:12]}")
+def _inside(steps: list[Step], sandbox: Sandbox) -> list[Step]:
+    return [step._replace(object=f"{step.object} in {sandbox.id[:12]}") for step in steps]
 
 
 def _ensure_pairs(entered: Entered, sides: Sides, found: Mapping[str, Link]) -> list[Change]:
