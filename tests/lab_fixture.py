@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
-from vxnet.lab import Lab
 from vxnet.model.errors import VxnetError
+
+if TYPE_CHECKING:
+    # Late below: conftest imports this module for all tests, also for those that run where no C was compiled.
+    from vxnet.lab import Lab
 
 _LOG_LINES = 40
 
@@ -20,6 +24,8 @@ _LOG_LINES = 40
 @pytest.fixture(scope="session")
 def shared_lab() -> Iterator[Lab]:
     """Three hosts in a cluster, one machine outside."""
+    from vxnet.lab import Lab
+
     with Lab(hosts=3, outside=1) as lab:
         yield lab
 
@@ -37,6 +43,8 @@ def lab(shared_lab: Lab, request: pytest.FixtureRequest) -> Iterator[Lab]:
 @pytest.fixture
 def make_lab(request: pytest.FixtureRequest) -> Iterator[Callable[..., Lab]]:
     """Takes :class:`Lab`'s arguments, brings it up, and removes it after the test."""
+    from vxnet.lab import Lab
+
     made: list[Lab] = []
     with contextlib.ExitStack() as stack:
 
