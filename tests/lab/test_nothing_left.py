@@ -93,6 +93,25 @@ def test_down_after_every_daemon_was_killed(computer: Computer) -> None:
     computer.wait_as(before)
 
 
+@pytest.mark.slow
+def test_down_of_a_lab_at_work(computer: Computer) -> None:
+    """Real daemons with a network and containers on it, and SIGKILL of all daemons before ``down``."""
+    before = computer.picture()
+    code = """
+from vxnet.lab import Lab
+lab = Lab("one", hosts=2).up()
+lab.run("h1", ["vxnet", "network", "create", "-d", "overlay", "--attachable", "net"], check=True)
+lab.run("h1", ["vxnet", "run", "-d", "--name", "one", "--network", "net", "--", "sleep", "1000"], check=True)
+lab.run("h2", ["vxnet", "run", "--rm", "--network", "net", "--", "ping", "-c1", "-W5", "one"], check=True)
+lab.run("h2", ["vxnet", "run", "-d", "--name", "two", "--network", "net", "--", "sleep", "1000"], check=True)
+for host in lab.hosts:
+    lab.kill(host, daemon=True)
+"""
+    computer.python(code)
+    computer.python(DOWN, "one")
+    computer.wait_as(before)
+
+
 def test_labs_side_by_side_and_one_down(computer: Computer) -> None:
     before = computer.picture()
     computer.python(UP, "one", "[]")
