@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,26 @@ def eventually(look: Callable[[], T], deadline_s: float = DEADLINE_S) -> T:
             if time.monotonic() > until:
                 raise
         time.sleep(POLL_S)
+
+
+class Ping:
+    """One that runs, and has had an answer."""
+
+    def __init__(self, child: subprocess.Popen[str]) -> None:
+        self._child = child
+        assert child.stdout
+        self._out = child.stdout.readline()
+        self._out += child.stdout.readline()
+        assert "icmp_seq" in self._out
+
+    @property
+    def over(self) -> bool:
+        return self._child.poll() is not None
+
+    def unanswered(self, count: int) -> list[int]:
+        """Numbers of the packets that had no answer, of the ``count`` that it sends."""
+        self._out += self._child.communicate(timeout=60)[0]
+        return sorted({*range(1, count + 1)} - {int(number) for number in re.findall(r"icmp_seq=(\d+) ttl", self._out)})
 
 
 class Session:
@@ -75,6 +96,10 @@ class Session:
     def popen_inside(self, host: str, name: str, argv: Sequence[str], **options: Any) -> subprocess.Popen[str]:
         return self.lab.popen(host, ["vxnet", "exec", name, *argv], text=True, **options)
 
+    def ping(self, host: str, name: str, target: str, *flags: str) -> Ping:
+        """Running by the time this returns."""
+        return Ping(self.popen_inside(host, name, ["ping", *flags, target], stdout=subprocess.PIPE))
+
     def pid(self, host: str, name: str) -> int:
         return int(self.json(host, f"vxnet inspect {name}")[0]["pid"])
 
@@ -105,7 +130,7 @@ class Session:
 class Monitors:
     """``ip``, ``bridge`` and ``nft monitor`` in the namespaces of a host and its containers."""
 
-    COMMANDS = ("ip monitor link address route neigh", "bridge monitor", "nft monitor")
+    COMMANDS = ("ip -o monitor link address route neigh", "bridge monitor", "nft monitor")
 
     def __init__(self, session: Session, host: str, containers: Sequence[str]) -> None:
         pids = [session.pid(host, name) for name in containers]
@@ -132,8 +157,9 @@ class Monitors:
 
 
 def _by_itself(line: str) -> bool:
+    """Neighbours that age, and link-local addresses that have been found to be nobody else's."""
     aged = any(word in line for word in (" STALE", " REACHABLE", " DELAY", " PROBE", " NOARP", " INCOMPLETE"))
-    return aged and "dst" not in line
+    return (aged and "dst" not in line) or "fe80::" in line
 
 
 @contextlib.contextmanager

@@ -54,7 +54,9 @@ def networks(shared_lab: Lab) -> Iterator[None]:
     wait_for_network(shared_lab, "plain", "other", "inside")
     yield
     for name in ("plain", "other", "inside"):
-        wait_until(lambda name=name: run(shared_lab, "h1", f"vxnet network rm {name}").returncode == 0, f"{name} unused")  # type: ignore[misc]
+        wait_until(
+            lambda name=name: run(shared_lab, "h1", f"vxnet network rm {name}").returncode == 0, f"{name} unused"
+        )  # type: ignore[misc]
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +112,9 @@ def test_a_detached_command_that_cannot_run_is_told_at_once(lab: Lab) -> None:
 def test_stop_and_kill(lab: Lab) -> None:
     sleeper(lab, "h2", "plain-sleep", "plain")
     sleeper(lab, "h2", "killed", "plain")
-    sleeper(lab, "h2", "polite", argv=("sh", "-c", "trap 'echo bye; exit 7' TERM; echo up; while :; do sleep 0.05; done"))
+    sleeper(
+        lab, "h2", "polite", argv=("sh", "-c", "trap 'echo bye; exit 7' TERM; echo up; while :; do sleep 0.05; done")
+    )
     sleeper(lab, "h2", "stubborn", argv=("sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.05; done"))
     for name in ("polite", "stubborn"):
         wait_until(lambda name=name: "up" in typed(lab, "h2", f"vxnet logs {name}"), f"{name} set its trap")  # type: ignore[misc]
@@ -129,7 +133,9 @@ def test_stop_and_kill(lab: Lab) -> None:
 
 
 def test_a_signal_of_ones_choice(lab: Lab) -> None:
-    sleeper(lab, "h2", "catcher", argv=("sh", "-c", "trap 'echo usr1; exit 3' USR1; echo up; while :; do sleep 0.05; done"))
+    sleeper(
+        lab, "h2", "catcher", argv=("sh", "-c", "trap 'echo usr1; exit 3' USR1; echo up; while :; do sleep 0.05; done")
+    )
     wait_until(lambda: "up" in typed(lab, "h2", "vxnet logs catcher"), "the trap is set")
     for wrong in ("NOSUCH", "99", "0"):
         assert wrong in refused(lab, "h2", f"vxnet kill -s {wrong} catcher")
@@ -181,7 +187,7 @@ def test_rm(lab: Lab) -> None:
     done = run(lab, "h2", "vxnet rm -f one nobody two")
     assert (done.returncode, done.stdout) == (1, "one\ntwo\n")
     assert done.stderr.count("\n") == 1 and "nobody" in done.stderr
-    assert typed(lab, "h2", "vxnet ps -a --format json | grep -o '\"name\":\"[a-z]*\"'") == '"name":"three"\n'
+    assert typed(lab, "h2", 'vxnet ps -a --format json | grep -o \'"name":"[a-z]*"\'') == '"name":"three"\n'
 
 
 def test_wait_waits(lab: Lab) -> None:
@@ -198,7 +204,9 @@ def test_standard_input_only_with_i(lab: Lab) -> None:
     assert typed(lab, "h2", "echo said | vxnet run --rm -i -- cat") == "said\n"
     assert typed(lab, "h2", "echo said | vxnet run --rm -- cat") == ""
     refused(lab, "h2", "echo said | vxnet run --rm -it -- cat", 125)
-    octets = typed(lab, "h2", "head -c 3000000 /dev/zero | vxnet run --rm -i -- sh -c 'cat; echo err >&2' 2>/dev/null | wc -c")
+    octets = typed(
+        lab, "h2", "head -c 3000000 /dev/zero | vxnet run --rm -i -- sh -c 'cat; echo err >&2' 2>/dev/null | wc -c"
+    )
     assert octets.strip() == "3000000"
 
 
@@ -213,7 +221,9 @@ def test_environment_directory_and_hostname(lab: Lab) -> None:
 
 def test_what_a_container_writes_is_its_own(lab: Lab) -> None:
     sleeper(lab, "h2", "writer")
-    typed(lab, "h2", "vxnet exec writer sh -c 'echo x > /root/written; rm /etc/motd; test ! -e /var/lib/vxnet/node.key'")
+    typed(
+        lab, "h2", "vxnet exec writer sh -c 'echo x > /root/written; rm /etc/motd; test ! -e /var/lib/vxnet/node.key'"
+    )
     typed(lab, "h2", "test ! -e /root/written && test -e /etc/motd && test -e /var/lib/vxnet/node.key")
 
 
@@ -228,7 +238,11 @@ def test_exec(lab: Lab) -> None:
 
 
 def test_logs(lab: Lab) -> None:
-    argv = ("sh", "-c", "echo out; echo err >&2; printf 'no end'; until test -e /go; do sleep 0.02; done; echo; echo last")
+    argv = (
+        "sh",
+        "-c",
+        "echo out; echo err >&2; printf 'no end'; until test -e /go; do sleep 0.02; done; echo; echo last",
+    )
     sleeper(lab, "h2", "talker", argv=argv)
     wait_until(lambda: run(lab, "h2", "vxnet logs talker 2>&1").stdout.count("\n") >= 2, "it has spoken")
     with lab.popen("h2", ["vxnet", "logs", "-f", "talker"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as follower:
