@@ -16,7 +16,7 @@ from vxnet.cli.options import address, command_of, not_built, pairs, session_opt
 from vxnet.cluster.client import Client
 from vxnet.model.address import IPAddress
 from vxnet.model.container import ContainerSpec, NetworkWish
-from vxnet.model.errors import CallerError, UnsupportedError, VxnetError
+from vxnet.model.errors import CallerError, NotFoundError, UnsupportedError, VxnetError
 
 NOT_RUN: Final = 125
 """Docker's status for a fault of its own, beside 126 (not executable), 127 (not found) and the command's."""
@@ -146,20 +146,26 @@ def run(
 
 
 def _run_attached(client: Client, spec: ContainerSpec, sig_proxy: bool, detach_keys: str) -> int:
-    """The command's exit status. Attached before the command starts, so that nothing it says is lost."""
+    """The command's exit status, 0 after the detach keys. Attached before the command starts, so that nothing it says
+    is lost; back when ``--rm`` has removed it, so that its name is free again.
+    """
     from vxnet.cluster import terminal
 
     need_terminal(spec.terminal and spec.stdin)
     terminal.parse_keys(detach_keys)  # refused before anything is made
     id = client.create_container(spec).id
     with _told_apart(client, id, spec.remove):
-        return terminal.attach(
+        status = terminal.attach(
             client.shim(id),
             stdin=spec.stdin,
             sig_proxy=sig_proxy,
             detach_keys=detach_keys,
             start=lambda: client.start(id),
         )
+        if spec.remove and status is not None:
+            with contextlib.suppress(NotFoundError):  # it has gone already
+                client.wait(id)
+        return status or 0
 
 
 @contextlib.contextmanager

@@ -60,12 +60,12 @@ def exec_(
 def attach(client: Client, no_stdin: bool, sig_proxy: bool, detach_keys: str, container: str) -> None:
     """Read and write with a running container.
 
-    Ends with the exit status of its first command.
+    Ends with the exit status of its first command; 0 after the detach keys.
     """
     from vxnet.cluster import terminal
 
     status = terminal.attach(client.shim(container), stdin=not no_stdin, sig_proxy=sig_proxy, detach_keys=detach_keys)
-    raise click.exceptions.Exit(status)
+    raise click.exceptions.Exit(status or 0)
 
 
 @click.command()

@@ -43,8 +43,8 @@ def attach(
     sig_proxy: bool = True,
     detach_keys: str = DETACH_KEYS,
     start: Callable[[], object] | None = None,
-) -> int:
-    """This process's streams on those of a container's command; its exit status, or 0 after the detach keys.
+) -> int | None:
+    """This process's streams on those of a container's command; its exit status, or None after the detach keys.
 
     ``start`` is called once attached, so that of a command which it starts nothing is lost; standard input then ends
     with this process's (``run -i``), else it stays open for the next who attaches. Without a terminal signals go to
@@ -112,7 +112,9 @@ def execute(
             session.take_terminal(descriptors[0], stdin, redraw=False, read=True)
         else:
             session.take_input(feed)
-        return session.relay(until_closed=False)
+        status = session.relay(until_closed=False)
+        assert status is not None, "no keys leave an exec"
+        return status
 
 
 def parse_keys(text: str) -> bytes:
@@ -274,8 +276,10 @@ class _Session:
 
     # Running
 
-    def relay(self, *, until_closed: bool) -> int:
-        """Until EXIT and the output's end: it closes, or (a child of an exec may hold it open) none of it is left."""
+    def relay(self, *, until_closed: bool) -> int | None:
+        """Until EXIT and the output's end: it closes, or (a child of an exec may hold it open) none of it is left.
+        None: the detach keys came first.
+        """
         status: int | None = None
         self._connection.setblocking(False)
         self._selector.register(self._connection, selectors.EVENT_READ)
@@ -286,7 +290,7 @@ class _Session:
                 elif key.fd in self._outputs:
                     self._pump(key.fd)
                 elif key.fd == 0 and self._type():
-                    return 0
+                    return None
                 elif key.fd == self._sink:
                     self._push()
         for descriptor in tuple(self._outputs):

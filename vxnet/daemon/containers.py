@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import secrets
 import signal
 import time
@@ -28,6 +27,7 @@ import structlog
 from msgspec.structs import replace
 
 from vxnet.cluster.dns import Resolver
+from vxnet.core.containers import check_aliases, check_spec
 from vxnet.core.names import view_of
 from vxnet.daemon.attachments import Attachments, Cluster
 from vxnet.daemon.nicknames import nickname
@@ -42,7 +42,6 @@ from vxnet.model.errors import (
     HostError,
     NotFoundError,
     UnavailableError,
-    UnsupportedError,
     VxnetError,
 )
 from vxnet.model.host import Change
@@ -50,8 +49,6 @@ from vxnet.model.row import Endpoint
 
 log = structlog.get_logger()
 
-NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
-"""Docker's rule, cut to the length of a DNS label (RFC 1035)."""
 KILL_TIMEOUT_S = 10.0
 """How long the kernel may take to end a process tree after SIGKILL before that is an error."""
 NOT_OVERLAYS = ("bridge", "none", "vxnet_gw")
@@ -152,26 +149,15 @@ class Containers:
     def _reserve(self, spec: ContainerSpec) -> Container:
         """A record that holds the name, before anything that waits."""
         names = {container.spec.name for container in self._records.values()}
-        if not spec.argv:
-            raise CallerError("no command given", hint="put it behind `--`: vxnet run … -- sleep 60")
-        if any(wish.network == "host" for wish in spec.networks):
-            raise UnsupportedError("--network host is not built yet", hint="leave it out: the way out goes by NAT")
+        check_spec(spec)
         if not spec.name:
             spec = replace(spec, name=nickname(secrets.choice, names))
-        elif not NAME.fullmatch(spec.name):
-            raise CallerError(
-                f'"{spec.name}" cannot be a container\'s name',
-                hint="use up to 63 letters, digits, dots, hyphens and underscores, a letter or digit first",
-            )
         elif spec.name in names:
             holder = self.find(spec.name)
             raise ConflictError(
                 f'the name "{spec.name}" is taken by container {holder.id[:12]}',
                 hint=f"remove that with `vxnet rm {spec.name}`, or choose another name",
             )
-        for alias in (alias for wish in spec.networks for alias in wish.aliases):
-            if not NAME.fullmatch(alias):
-                raise CallerError(f'"{alias}" cannot be an alias', hint="use letters, digits, dots and hyphens")
         container = Container(id=secrets.token_hex(32), spec=spec, created_at=time.time())
         self._records[container.id] = container
         self._ended[container.id] = asyncio.get_running_loop().create_future()
@@ -223,10 +209,11 @@ class Containers:
         container = self.find(ref)
         if container.state != "created":
             raise ConflictError(f'container "{container.spec.name}" is {container.state}, not created')
+        ended = self._ended[container.id]  # with --rm it is not to be found there afterwards
         try:
             await self._tasks[container.id].start_main()
         except CallerError:
-            await self.wait(container.id)
+            await asyncio.shield(ended)
             raise
         container = self._records.get(container.id, container)
         if container.state == "created":
@@ -239,18 +226,16 @@ class Containers:
     async def stop(self, ref: str, timeout_s: float) -> None:
         """SIGTERM, and SIGKILL after ``timeout_s``. Harmless if it has ended."""
         container = self.find(ref)
-        if container.state == "running":
-            with contextlib.suppress(ConflictError, UnavailableError):
-                await self._tasks[container.id].signal(signal.SIGTERM)
-            if not await self._ends_within(container.id, timeout_s):
+        task = self._tasks.get(container.id)
+        if container.state == "running" and task is not None:
+            ended = self._ended[container.id]
+            for number, patience_s in ((signal.SIGTERM, timeout_s), (signal.SIGKILL, KILL_TIMEOUT_S)):
                 with contextlib.suppress(ConflictError, UnavailableError):
-                    await self._tasks[container.id].signal(signal.SIGKILL)
-                await self._ends_within(container.id, KILL_TIMEOUT_S)
+                    await task.signal(number)
+                done, _ = await asyncio.wait([ended], timeout=patience_s)
+                if done:
+                    break
         await self._end(container.id)
-
-    async def _ends_within(self, container_id: str, timeout_s: float) -> bool:
-        done, _ = await asyncio.wait([self._ended[container_id]], timeout=timeout_s)
-        return bool(done)
 
     async def kill(self, ref: str, number: int) -> None:
         container = self.find(ref)
@@ -280,19 +265,27 @@ class Containers:
         container = self._records.get(container_id)
         if container is None:
             return
-        container = self._keep(_ended(container, end))
+        self._records[container_id] = container = _ended(container, end)
         log.info("container ended", container=container_id[:12], name=container.spec.name, status=end.status)
         self._changed()
-        self._ended[container_id].set_result(container)
-        if container.spec.remove:
-            await self._discard(container_id)
+        ended = self._ended[container_id]
+        try:
+            if container.spec.remove:
+                await self._discard(container_id)
+            else:
+                self._keep(container)
+        except HostError as error:  # a full disk, say: the next start finds the end in the shim's own file
+            log.error("end of a container not written", container=container_id[:12], error=str(error))
+        if not ended.done():
+            ended.set_result(container)
 
     async def _end(self, container_id: str) -> None:
         """Make sure that no process of it is left. Raises :class:`HostError` if the kernel will not end one."""
         task = self._tasks.get(container_id)
         if task is not None:
+            ended = self._ended[container_id]  # with --rm it is not to be found there afterwards
             await task.destroy()
-            await asyncio.shield(self._ended[container_id])
+            await asyncio.shield(ended)
 
     async def _discard(self, container_id: str) -> None:
         """Everything of it: processes, rows, names, files, the record last."""
@@ -314,6 +307,7 @@ class Containers:
 
     async def connect(self, ref: str, request: NetworkConnect) -> None:
         container = self._living(request.container)
+        check_aliases(request.aliases)
         before = container
         wish = NetworkWish(network=ref, ip=request.ip, aliases=request.aliases)
         await self._attach(container.id, wish)
