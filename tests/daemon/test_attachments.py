@@ -100,7 +100,7 @@ async def test_a_chosen_address_elsewhere_is_leased_and_a_taken_one_names_its_ho
 @pytest.mark.parametrize(
     ("network", "wish", "error", "words"),
     [
-        (NET, "red", NotFoundError, 'no network "red"'),
+        (NET, "red", NotFoundError, "no network 'red'"),
         (replace(NET, attachable=False), "blue", CallerError, "not attachable"),
     ],
 )

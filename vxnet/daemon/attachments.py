@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from vxnet.core import allocate
+from vxnet.core.networks import RESERVED_NAMES, find
 from vxnet.model.address import IPAddress, IPInterface, IPNetwork
 from vxnet.model.api import LeaseRequest
 from vxnet.model.cluster import Lease, Network
 from vxnet.model.container import Attachment, Container, NetworkWish
-from vxnet.model.errors import CallerError, ConflictError, ExhaustedError, NotFoundError, UnsupportedError
+from vxnet.model.errors import CallerError, ConflictError, ExhaustedError, UnsupportedError
 
 SPARE_ADDRESSES = 4
 """With fewer free ones than this a further block is asked for, before it is needed."""
@@ -47,11 +48,14 @@ class Attachments:
         self._last: dict[tuple[str, int], IPAddress] = {}
 
     def network(self, ref: str) -> Network:
-        """An overlay network of the cluster, by name or id. Raises :class:`NotFoundError`."""
-        for network in self._cluster.networks.values():
-            if ref in (network.name, network.id):
-                return network
-        raise NotFoundError(f'no network "{ref}"', hint="`vxnet network ls` lists them")
+        """An overlay network of the cluster, by name, id or the beginning of an id. Raises :class:`NotFoundError`,
+        and :class:`ConflictError` for the networks that every host has: nobody is put on them, or taken off.
+        """
+        if ref in RESERVED_NAMES:
+            raise ConflictError(
+                f'"{ref}" is a network that vxnet itself puts containers on', hint="name an overlay network"
+            )
+        return find(ref, self._cluster.networks.values(), "network")
 
     async def join(self, container: Container, wish: NetworkWish) -> Network:
         """Check ``wish`` and make sure that there is an address for it: after this, :meth:`attach` cannot fail."""
