@@ -12,7 +12,7 @@ from vxnet.cli.group import FAILED, FAILURES, for_each, report
 from vxnet.cli.options import Format, filter_option, inspect_format, list_options, matches
 from vxnet.cluster.client import Client
 from vxnet.model.api import ContainerView
-from vxnet.model.errors import NotFoundError
+from vxnet.model.errors import ConflictError, NotFoundError
 
 _COMMAND_WIDTH = 20
 """Of the COMMAND column, as Docker's."""
@@ -88,12 +88,18 @@ def inspect(client: Client, kind: str | None, names: tuple[str, ...]) -> None:
     }
 
     def find(ref: str) -> object:
-        for look in kinds.values() if kind is None else (kinds[kind],):
+        if kind is not None:
+            return kinds[kind](ref)
+        for name, look in kinds.items():
             try:
                 return look(ref)
             except NotFoundError:
                 continue
-        raise NotFoundError(f"no such {kind or 'container, network or node'}: {ref!r}")
+            except ConflictError:
+                # Only a manager knows the nodes: elsewhere none of them has the name.
+                if name != "node":
+                    raise
+        raise NotFoundError(f"no such container, network or node: {ref!r}")
 
     output.inspect(names, find)
 
