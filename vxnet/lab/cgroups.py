@@ -1,8 +1,9 @@
 """The labs' control groups: ``<v2 root>/vxnet-lab-<lab>/<host>``, with the host's own processes in leaves of that.
 
 The prefix keeps labs apart. A host sees its group as the root of /sys/fs/cgroup; as a group with controllers switched
-on must hold no processes itself, init and what is typed live in the leaf ``init``. A machine without cgroup v2 has labs
-without cgroups: the pid namespace alone sees to it that nothing escapes.
+on must hold no processes itself, init and what is typed live in the leaf ``init``, and the daemon, as systemd has it,
+alone in ``vxnetd.service``, below which its containers' groups are. A machine without cgroup v2 has labs without
+cgroups: the pid namespace alone sees to it that nothing escapes.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import contextlib
 import os
 import time
 from pathlib import Path
+from typing import Final
 
-LEAF = "init"
+LEAF: Final = "init"
+DAEMON: Final = "vxnetd.service"
 
 
 def root() -> Path | None:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from vxnet.cluster.client import SOCKET_PATH, Client
+from vxnet.lab import cgroups, programs, state
 from vxnet.lab import process as processes
-from vxnet.lab import programs, state
 from vxnet.lab.process import Process
 from vxnet.lab.state import LabHost
 from vxnet.model.api import InitRequest, JoinRequest
@@ -29,9 +29,8 @@ READY_S: Final = 30.0
 
 _PID_FILE: Final = "/run/vxnet-lab.pid"
 # A child of the host's own init, so that it ends and is reaped with the host, not with `lab up`.
-# As systemd has it, the daemon is alone in a group of its own, below which its containers' are.
 _LAUNCH: Final = f"""
-group=/sys/fs/cgroup/vxnetd.service
+group=/sys/fs/cgroup/{cgroups.DAEMON}
 [ ! -e /sys/fs/cgroup/cgroup.procs ] || {{ mkdir -p $group && echo 0 >$group/cgroup.procs; }}
 echo $$ >{_PID_FILE}
 exec "$@"
