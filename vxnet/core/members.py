@@ -17,6 +17,7 @@ that is not newer leaves a suspect, dead or left node as it is, and its sender i
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 from collections.abc import Mapping
 from enum import Enum, auto
@@ -117,6 +118,12 @@ def may_move(member: Member, news: Alive, node_id: str) -> bool:
     """Whether ``news`` may give ``member`` another address: it is gone, or it is known to be the same node."""
     same = (member.address, member.port) == (parse_address(news.address), news.port)
     return same or not member.present or bool(node_id and node_id == member.id)
+
+
+def hash_member(member: Member) -> int:
+    """64 bits over who it is and how often it spoke for itself."""
+    identity = f"{member.incarnation} {member.name}".encode()
+    return int.from_bytes(hashlib.blake2b(identity, digest_size=8).digest(), "big")
 
 
 def read_tags(meta: bytes) -> tuple[dict[str, str], str]:

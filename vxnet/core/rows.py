@@ -11,7 +11,7 @@ The certificate and the leases that answer this are rows themselves.
 
     Batch ── new rows, to everybody at once or by gossip
     Offer ── the same for what does not fit into a datagram: "I have these"
-    Digest ── one hash over all     ──> equal: done
+    Digest ── one hash over all     ──> equal: done             (and one over the members)
     Buckets <── 128 hashes          ──
     Have  ── ledgers of the buckets that differ, each with its hash ──>   (and back)
     Want <── "of this ledger I hold these versions": Batches with the others come, by datagram or stream
@@ -82,6 +82,8 @@ class Offer(msgspec.Struct, frozen=True, array_like=True, tag="o"):
 class Digest(msgspec.Struct, frozen=True, array_like=True, tag="d"):
     root: bytes
     """8 octets: the XOR of the buckets."""
+    members: bytes
+    """8 octets over the names and incarnations of those that are here: who differs exchanges memberships too."""
 
 
 class Buckets(msgspec.Struct, frozen=True, array_like=True, tag="k"):

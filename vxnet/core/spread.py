@@ -27,11 +27,15 @@ HAVE_OCTETS = 1000
 DATAGRAMS_AT_ONCE = 12
 """An answer of more goes by stream: it is not lost in parts, and TCP paces it."""
 STREAM_OCTETS = 1 << 20
-ASKED_S = 1.0
+ASKED_S = 0.5
 """What was asked for is not asked for again so soon: at a join many offer the same."""
 SOON_S = 0.2
-"""After a comparison that found a difference the next follows this soon, and later each time, up to the regular one."""
+"""After a comparison that found a difference the next follows this soon, …"""
 SOON_GROWTH = 1.5
+SOON_CEILING_S = 1.0
+"""… each time later, up to this: a difference that stays (a peer whose table is full) costs 1 kB a second."""
+DOUBTS = 4
+"""So many comparisons follow the last sign of a difference: each may be lost on its way."""
 HOUSEKEEPING_S = 30.0
 GONE_LIMIT = 20_000
 TOMBSTONE_S = 30.0
@@ -48,7 +52,7 @@ class Spread:
         self._fresh: list[bytes] = []
         self._round: list[str] = []
         self._soon_s = SOON_S
-        self._differed = False
+        self._doubts = 0
         self._absent_since: dict[str, float] = {}
         self._gone: dict[str, float] = {}
         agenda, settings = swim.agenda, swim.settings
@@ -88,7 +92,9 @@ class Spread:
                 case Offer():
                     self._consider(message, sender)
                 case Digest():
+                    self._compare_members(message, sender)
                     if message.root != self._root():
+                        self._compare_soon()
                         self._send(sender, Buckets(b"".join(_octets(bucket) for bucket in self._table.buckets)))
                 case Buckets():
                     self._compare(message, sender)
@@ -211,9 +217,8 @@ class Spread:
 
     def _compare_with_next(self) -> None:
         self._swim.agenda.after(self._swim.settings.digest_interval_s, "digest", self._compare_with_next)
-        if not self._differed:
+        if not self._doubts:
             self._soon_s = SOON_S
-        self._differed = False
         self._greet_next()
 
     def _greet_next(self) -> None:
@@ -228,15 +233,32 @@ class Spread:
                 return
 
     def _compare_soon(self) -> None:
+        self._doubts = DOUBTS
         if "digest soon" not in self._swim.agenda:
-            delay = self._soon_s * (0.5 + self._swim.rng.random() / 2)
-            self._soon_s = min(self._soon_s * SOON_GROWTH, self._swim.settings.digest_interval_s)
-            self._swim.agenda.after(delay, "digest soon", self._greet_next)
+            self._next_soon()
+
+    def _next_soon(self) -> None:
+        delay = self._soon_s * (0.5 + self._swim.rng.random() / 2)
+        self._soon_s = min(self._soon_s * SOON_GROWTH, SOON_CEILING_S)
+        self._swim.agenda.after(delay, "digest soon", self._compare_again)
+
+    def _compare_again(self) -> None:
+        self._greet_next()
+        self._doubts -= 1
+        if self._doubts:
+            self._next_soon()
 
     def _greet(self, name: str) -> None:
         member = self._swim.members.get(name)
         if member is not None and member.present:
-            self._send(member.endpoint, Digest(self._root()))
+            self._send(member.endpoint, Digest(self._root(), _octets(self._swim.present_hash)))
+
+    def _compare_members(self, theirs: Digest, sender: Address) -> None:
+        """Who missed a birth or a refutation need not wait for the next push/pull. In a large cluster some node is
+        always in between, so that only a few ask."""
+        few = self._swim.rng.random() * self._swim.present < self._swim.settings.direct_nodes
+        if theirs.members != _octets(self._swim.present_hash) and few and self._swim.at(sender) is not None:
+            self._swim.pull_from(sender)
 
     def _compare(self, theirs: Buckets, sender: Address) -> None:
         if len(theirs.hashes) != 8 * rows.BUCKETS:
@@ -247,7 +269,6 @@ class Spread:
             if theirs.hashes[8 * number : 8 * number + 8] != _octets(bucket)
         ]
         if differing:
-            self._differed = True
             self._compare_soon()
         buckets: list[int] = []
         ledgers: list[Ledger] = []

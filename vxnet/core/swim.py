@@ -21,7 +21,7 @@ from vxnet.core import frame, serf, wire
 from vxnet.core.agenda import Agenda
 from vxnet.core.exchange import Contacted, Exchange
 from vxnet.core.keyring import KeyRing
-from vxnet.core.members import Address, Member, Verdict, judge, kind_of, may_move, parse_address, read_tags
+from vxnet.core.members import Address, Member, Verdict, hash_member, judge, kind_of, may_move, parse_address, read_tags
 from vxnet.core.news import News
 from vxnet.core.oldpack import MalformedError
 from vxnet.core.probe import Prober
@@ -85,6 +85,8 @@ class Swim:
         """By name, oneself and the gone included. Read only."""
         self.present = 1
         """How many of them are alive or suspect."""
+        self.present_hash = hash_member(self.me)
+        """XOR over them: equal where two nodes see the same ones, with the same incarnations."""
         self.ring = ring
         self.settings = settings
         self.dropped: Counter[str] = Counter()
@@ -230,6 +232,10 @@ class Swim:
     def at(self, addr: Address) -> Member | None:
         return self.members.get(self.by_endpoint.get(addr, ""))
 
+    def pull_from(self, addr: Address) -> None:
+        """Membership in full, unless that was just done."""
+        self._exchange.pull_from(addr, join=False)
+
     def report(self, event: Event) -> None:
         self._events.append(event)
 
@@ -360,7 +366,9 @@ class Swim:
     def _assert_myself(self, beats: int) -> None:
         """Alive, with an incarnation above ``beats``."""
         incarnation = min(max(self.me.incarnation, beats) + 1, _LAST_INCARNATION)
+        self.present_hash ^= hash_member(self.me)
         self.me = self.me._replace(incarnation=incarnation)
+        self.present_hash ^= hash_member(self.me)
         self.members[self.me.name] = self.me
         self.introduce()
 
@@ -384,6 +392,9 @@ class Swim:
         self.members[after.name] = after
         was = before is not None and before.present
         self.present += after.present - was
+        for member in (before, after):
+            if member is not None and member.present:
+                self.present_hash ^= hash_member(member)
         if before is not None and before.endpoint != after.endpoint:
             self.by_endpoint.pop(before.endpoint, None)
         self.by_endpoint[after.endpoint] = after.name
