@@ -79,6 +79,10 @@ class Session:
     def json(self, host: str, command: str) -> Any:
         return json.loads(self.say(host, command))
 
+    def table(self, host: str, command: str) -> list[dict[str, Any]]:
+        """The rows of a command that lists."""
+        return [json.loads(line) for line in self.say(host, f"{command} --format json").splitlines()]
+
     def network(self, name: str, flags: str = "--attachable", *, host: str = "h1") -> str:
         self._networks.append(name)
         return self.say(host, f"vxnet network create {flags} {name}").strip()

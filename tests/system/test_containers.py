@@ -1,15 +1,9 @@
-"""Containers of three hosts, as a person runs, looks at and ends them; where vxnet has Docker's word, Docker's meaning.
-
-::
-
-     h1, h2, h3   networks "plain", "other", "inside" (internal)          x1   on the underlay, no daemon
-"""
+"""The life of containers on a host, as a person runs, looks at and ends them; with Docker's words, Docker's meaning."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import pty
 import re
@@ -19,53 +13,35 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from tests.system.typed import PATIENCE_S, refused, run, typed, wait_for_network, wait_until
+from tests.system.operator import DEADLINE_S, eventually
+from tests.system.typed import networks, refused, run, typed
 from vxnet.lab import Lab
 from vxnet.model.api import NetworkCreate
 from vxnet.model.container import Container, ContainerSpec, NetworkWish
+from vxnet.model.errors import NotFoundError
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
-WHO = r"""
-import http.server
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(self.client_address[0].encode())
-    def log_message(self, *arguments):
-        pass
-http.server.ThreadingHTTPServer(("", 8000), Handler).serve_forever()
-"""
-"""Tells everybody their address."""
-
 
 @pytest.fixture(scope="module")
-def networks(shared_lab: Lab) -> Iterator[None]:
-    manager = shared_lab.client("h1")
-    manager.create_network(NetworkCreate(name="plain", attachable=True))
-    manager.create_network(NetworkCreate(name="other", attachable=True))
-    manager.create_network(NetworkCreate(name="inside", attachable=True, internal=True))
-    wait_for_network(shared_lab, "plain", "other", "inside")
-    yield
-    for name in ("plain", "other", "inside"):
-        wait_until(
-            lambda name=name: run(shared_lab, "h1", f"vxnet network rm {name}").returncode == 0, f"{name} unused"
-        )  # type: ignore[misc]
+def plain(shared_lab: Lab) -> Iterator[None]:
+    with networks(shared_lab, NetworkCreate(name="plain", attachable=True)):
+        yield
 
 
 @pytest.fixture(autouse=True)
-def clean(lab: Lab, networks: None) -> Iterator[None]:
-    """What a test leaves running is taken away; the network's names and addresses are the next one's."""
+def clean(lab: Lab, plain: None) -> Iterator[None]:
+    """What a test leaves is taken away."""
     yield
-    for host in lab.hosts:
-        client = lab.client(host)
-        for container in client.containers(all=True):
+    client = lab.client("h2")
+    for container in client.containers(all=True):
+        with contextlib.suppress(NotFoundError):  # --rm was faster
             client.remove(container.id, force=True)
 
 
@@ -74,12 +50,14 @@ def sleeper(lab: Lab, host: str, name: str, *networks: str, argv: tuple[str, ...
     return lab.client(host).create_container(ContainerSpec(name=name, argv=argv, networks=wishes), start=True)
 
 
+def trapper(lab: Lab, host: str, name: str, trap: str) -> None:
+    """A container whose shell has set ``trap`` when this returns."""
+    sleeper(lab, host, name, argv=("sh", "-c", f"{trap}; echo up; while :; do sleep 0.05; done"))
+    eventually(lambda: "up" in typed(lab, host, f"vxnet logs {name}"))
+
+
 def inspected(lab: Lab, host: str, name: str) -> Container:
     return lab.client(host).container(name)
-
-
-def address(container: Container, number: int = 0) -> str:
-    return str(container.attachments[number].addresses[0].ip)
 
 
 # Exit statuses
@@ -99,7 +77,7 @@ def test_run_ends_as_its_command_does(lab: Lab) -> None:
         typed(lab, "h2", f"vxnet run --rm --network plain -- {command}", status)
     for wrong in ("--nosuch -- true", "--network nosuch -- true", "--name 'a b' -- true", "", "-w etc -- true"):
         refused(lab, "h2", f"vxnet run --rm {wrong}", 125)
-    assert typed(lab, "h2", "vxnet ps -aq") == "", "--rm of a command that failed left something"
+    assert lab.client("h2").containers(all=True) == (), "--rm of a command that failed left something"
 
 
 def test_a_detached_command_that_cannot_run_is_told_at_once(lab: Lab) -> None:
@@ -112,16 +90,12 @@ def test_a_detached_command_that_cannot_run_is_told_at_once(lab: Lab) -> None:
 def test_stop_and_kill(lab: Lab) -> None:
     sleeper(lab, "h2", "plain-sleep", "plain")
     sleeper(lab, "h2", "killed", "plain")
-    sleeper(
-        lab, "h2", "polite", argv=("sh", "-c", "trap 'echo bye; exit 7' TERM; echo up; while :; do sleep 0.05; done")
-    )
-    sleeper(lab, "h2", "stubborn", argv=("sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.05; done"))
-    for name in ("polite", "stubborn"):
-        wait_until(lambda name=name: "up" in typed(lab, "h2", f"vxnet logs {name}"), f"{name} set its trap")  # type: ignore[misc]
+    trapper(lab, "h2", "polite", "trap 'echo bye; exit 7' TERM")
+    trapper(lab, "h2", "stubborn", "trap '' TERM")
     assert typed(lab, "h2", "vxnet stop plain-sleep polite; vxnet kill killed") == "plain-sleep\npolite\nkilled\n"
     before = time.monotonic()
     typed(lab, "h2", "vxnet stop -t 1 stubborn")
-    assert 1 <= time.monotonic() - before < 1 + PATIENCE_S
+    assert 1 <= time.monotonic() - before < 1 + DEADLINE_S
     assert typed(lab, "h2", "vxnet wait plain-sleep polite killed stubborn").split() == ["143", "7", "137", "137"]
     assert typed(lab, "h2", "vxnet logs polite") == "up\nbye\n"
     assert typed(lab, "h2", "vxnet stop polite") == "polite\n", "stopping twice is no error"
@@ -133,10 +107,7 @@ def test_stop_and_kill(lab: Lab) -> None:
 
 
 def test_a_signal_of_ones_choice(lab: Lab) -> None:
-    sleeper(
-        lab, "h2", "catcher", argv=("sh", "-c", "trap 'echo usr1; exit 3' USR1; echo up; while :; do sleep 0.05; done")
-    )
-    wait_until(lambda: "up" in typed(lab, "h2", "vxnet logs catcher"), "the trap is set")
+    trapper(lab, "h2", "catcher", "trap 'exit 3' USR1")
     for wrong in ("NOSUCH", "99", "0"):
         assert wrong in refused(lab, "h2", f"vxnet kill -s {wrong} catcher")
     typed(lab, "h2", "vxnet kill -s SIGUSR1 catcher")
@@ -147,19 +118,18 @@ def test_a_signal_of_ones_choice(lab: Lab) -> None:
 def test_a_foreground_run_passes_signals_on(lab: Lab, number: signal.Signals, status: int) -> None:
     argv = ["vxnet", "run", "--rm", "--name", "front", "--network", "plain", "--", "sleep", "infinity"]
     with lab.popen("h2", argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as front:
-        wait_until(lambda: any(view.name == "front" for view in lab.client("h2").containers()), "it runs")
-        # The process that we started only waits for the one in the host.
-        typed(lab, "h2", f"kill -{int(number)} $(pgrep -xf '.*vxnet run --rm --name front .*')")
-        stdout, stderr = front.communicate(timeout=PATIENCE_S)
+        eventually(lambda: lab.client("h2").containers())
+        front.send_signal(number)
+        stdout, stderr = front.communicate(timeout=DEADLINE_S)
     assert (front.returncode, stdout, stderr) == (status, b"", b"")
-    wait_until(lambda: typed(lab, "h2", "vxnet ps -aq") == "", "--rm keeps its promise")
+    assert lab.client("h2").containers(all=True) == (), "--rm keeps its promise before run comes back"
 
 
 def test_a_killed_client_takes_nothing_with_it(lab: Lab) -> None:
     argv = ["vxnet", "run", "--rm", "--name", "front", "--network", "plain", "--", "sleep", "infinity"]
-    with lab.popen("h2", argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
-        wait_until(lambda: any(view.name == "front" for view in lab.client("h2").containers()), "it runs")
-        typed(lab, "h2", "kill -KILL $(pgrep -xf '.*vxnet run --rm --name front .*')")
+    with lab.popen("h2", argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as front:
+        eventually(lambda: lab.client("h2").containers())
+        front.kill()
     assert typed(lab, "h2", "vxnet exec front echo alive") == "alive\n"
 
 
@@ -191,9 +161,9 @@ def test_rm(lab: Lab) -> None:
 
 
 def test_wait_waits(lab: Lab) -> None:
-    script = "vxnet run -d --rm --name w -- sh -c 'read line </dev/null; sleep 0.5; exit 9' >/dev/null; vxnet wait w"
+    script = "vxnet run -d --rm --name w -- sh -c 'sleep 0.5; exit 9' >/dev/null; vxnet wait w"
     assert typed(lab, "h2", script) == "9\n"
-    assert typed(lab, "h2", "vxnet ps -aq") == ""
+    assert lab.client("h2").containers(all=True) == ()
     assert "nobody" in refused(lab, "h2", "vxnet wait nobody")
 
 
@@ -222,9 +192,9 @@ def test_environment_directory_and_hostname(lab: Lab) -> None:
 def test_what_a_container_writes_is_its_own(lab: Lab) -> None:
     sleeper(lab, "h2", "writer")
     typed(
-        lab, "h2", "vxnet exec writer sh -c 'echo x > /root/written; rm /etc/motd; test ! -e /var/lib/vxnet/node.key'"
+        lab, "h2", "vxnet exec writer sh -c 'echo x > /root/written; rm /etc/passwd; test ! -e /var/lib/vxnet/node.key'"
     )
-    typed(lab, "h2", "test ! -e /root/written && test -e /etc/motd && test -e /var/lib/vxnet/node.key")
+    typed(lab, "h2", "test ! -e /root/written && test -e /etc/passwd && test -e /var/lib/vxnet/node.key")
 
 
 def test_exec(lab: Lab) -> None:
@@ -244,12 +214,12 @@ def test_logs(lab: Lab) -> None:
         "echo out; echo err >&2; printf 'no end'; until test -e /go; do sleep 0.02; done; echo; echo last",
     )
     sleeper(lab, "h2", "talker", argv=argv)
-    wait_until(lambda: run(lab, "h2", "vxnet logs talker 2>&1").stdout.count("\n") >= 2, "it has spoken")
+    eventually(lambda: run(lab, "h2", "vxnet logs talker 2>&1").stdout.count("\n") >= 2)
     with lab.popen("h2", ["vxnet", "logs", "-f", "talker"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as follower:
         assert follower.stdout is not None
         assert follower.stdout.readline() == b"out\n"
         typed(lab, "h2", "vxnet exec talker touch /go")
-        rest, errors = follower.communicate(timeout=PATIENCE_S)
+        rest, errors = follower.communicate(timeout=DEADLINE_S)
     assert (follower.returncode, rest, errors) == (0, b"no end\nlast\n", b"err\n")
     assert typed(lab, "h2", "vxnet logs talker 2>/dev/null") == "out\nno end\nlast\n"
     assert typed(lab, "h2", "vxnet logs talker 2>&1 >/dev/null") == "err\n"
@@ -297,16 +267,14 @@ def terminal(lab: Lab, host: str, command: str) -> Iterator[int]:
 
 
 def converse(master: int, said: str, answer: str) -> str:
-    """Types, and reads until ``answer`` has come. Shells drop what is typed before they are ready, so it waits."""
-    if not said.startswith(("\x03", "sleep")):
-        time.sleep(0)
+    """Types, and reads until ``answer`` has come."""
     os.write(master, said.encode())
     return heard(master, answer)
 
 
 def heard(master: int, answer: str) -> str:
     text = ""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + DEADLINE_S
     while not re.search(answer, text):
         ready, _, _ = select.select([master], [], [], max(deadline - time.monotonic(), 0))
         assert ready, f"{answer!r} did not come; this did: {text!r}"
@@ -318,3 +286,48 @@ def ended(master: int) -> int:
     found = re.search(r"status=(\d+)\.", heard(master, r"status=\d+\."))
     assert found
     return int(found[1])
+
+
+# Many at once
+
+
+def test_of_five_that_want_one_name_one_gets_it(lab: Lab) -> None:
+    done = typed(
+        lab,
+        "h2",
+        "for i in 1 2 3 4 5; do (vxnet run -d --name same --network plain -- sleep infinity 2>&1; echo $?) & done; wait",
+    )
+    assert sorted(re.findall(r"^\d{1,3}$", done, re.MULTILINE)) == ["0", "125", "125", "125", "125"], done
+    (view,) = lab.client("h2").containers(all=True)
+    assert view.name == "same"
+
+
+def test_many_at_once_have_addresses_of_their_own(lab: Lab) -> None:
+    failures: list[Exception] = []
+
+    def start() -> None:
+        try:
+            sleeper(lab, "h2", "", "plain")
+        except Exception as error:  # noqa: BLE001 - told below
+            failures.append(error)
+
+    threads = [threading.Thread(target=start) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    views = lab.client("h2").containers()
+    assert len({address for view in views for address in view.addresses}) == len({view.name for view in views}) == 20
+    # All of them taken away at once, some twice.
+    typed(lab, "h2", "vxnet ps -q | xargs -P 4 -n 5 vxnet rm -f >/dev/null")
+    assert lab.client("h2").containers(all=True) == ()
+
+
+def test_ended_and_removed_at_the_same_moment(lab: Lab) -> None:
+    """--rm and `rm -f`, `stop` and the command's own end: whoever comes second finds it done."""
+    for _ in range(10):
+        id = lab.client("h2").create_container(ContainerSpec(argv=("sleep", "0.02"), remove=True), start=True).id
+        done = run(lab, "h2", f"vxnet stop {id} & vxnet rm -f {id} & wait")
+        assert all("no container" in line for line in done.stderr.splitlines()), done.stderr
+        eventually(lambda: lab.client("h2").containers(all=True) == ())

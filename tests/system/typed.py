@@ -1,15 +1,15 @@
-"""Commands as a person types them on a lab's hosts, and patience with what takes a moment."""
+"""Commands as a person types them on the hosts of a lab, and networks that a whole file of tests uses."""
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 
+from tests.system.operator import eventually
 from vxnet.lab import Lab
-
-PATIENCE_S = 10.0
-"""Far more than anything here takes: a slow machine is no failure."""
+from vxnet.model.api import NetworkCreate
+from vxnet.model.errors import ConflictError
 
 
 def run(lab: Lab, host: str, script: str) -> subprocess.CompletedProcess[str]:
@@ -19,14 +19,13 @@ def run(lab: Lab, host: str, script: str) -> subprocess.CompletedProcess[str]:
 def typed(lab: Lab, host: str, script: str, status: int = 0) -> str:
     """What a shell script prints; it must end with ``status``."""
     done = run(lab, host, script)
-    assert done.returncode == status, (
-        f"{host}# {script}\nstatus {done.returncode}, not {status}\n{done.stdout}{done.stderr}"
-    )
+    said = f"{host}# {script}\nstatus {done.returncode}, not {status}\n{done.stdout}{done.stderr}"
+    assert done.returncode == status, said
     return done.stdout
 
 
 def refused(lab: Lab, host: str, script: str, status: int = 1) -> str:
-    """The one line on standard error of a command that must fail."""
+    """The one line on standard error of a command that must fail so."""
     done = run(lab, host, script)
     said = f"{host}# {script}\nstatus {done.returncode}, said {done.stdout!r} {done.stderr!r}"
     assert done.returncode == status, said
@@ -34,17 +33,29 @@ def refused(lab: Lab, host: str, script: str, status: int = 1) -> str:
     return done.stderr.strip()
 
 
-def wait_until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {PATIENCE_S:g} s: {what}"
-        time.sleep(0.02)
+@contextlib.contextmanager
+def networks(lab: Lab, *requests: NetworkCreate) -> Iterator[None]:
+    """Made, and known to every host."""
+    manager = lab.client("h1")
+    names = {request.name for request in requests}
+    try:
+        for request in requests:
+            manager.create_network(request)
+        for host in lab.hosts:
+            eventually(lambda host=host: names <= {network.name for network in lab.client(host).networks()})  # type: ignore[misc]
+        yield
+    finally:
+        left = {network.name for network in manager.networks()} & names
+        eventually(lambda: all(_removed(lab, name) for name in sorted(left)))
 
 
-def wait_for_network(lab: Lab, *names: str) -> None:
-    """Until every host knows these networks."""
-    for host in lab.hosts:
-        wait_until(
-            lambda host=host: {*names} <= {net.name for net in lab.client(host).networks()},  # type: ignore[misc]
-            f"{host} knows {', '.join(names)}",
-        )
+def _removed(lab: Lab, name: str) -> bool:
+    """Refused until the manager has heard that the last container is gone."""
+    manager = lab.client("h1")
+    if all(network.name != name for network in manager.networks()):
+        return True
+    try:
+        manager.remove_network(name)
+    except ConflictError:
+        return False
+    return True
