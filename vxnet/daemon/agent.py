@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,7 +47,7 @@ from vxnet.model.api import (
 )
 from vxnet.model.cluster import Lease, Network, Node, Role, Subnet
 from vxnet.model.container import Container, ContainerSpec
-from vxnet.model.errors import ConflictError, HostError, VxnetError
+from vxnet.model.errors import ConflictError, HostError, NotFoundError, VxnetError
 from vxnet.model.host import GATEWAY_BRIDGE, GatewayBridge, HostFacts
 from vxnet.model.row import RowKey, Value, Version
 
@@ -281,18 +281,22 @@ class Agent:
     async def leave(self, force: bool) -> None:
         """Out of the cluster, and every trace of vxnet's off this host."""
         self._membership.check_leave(force)
-        held = [container.spec.name for container in self._containers.all() if container.attachments]
-        running = [container for container in self._containers.live() if container.attachments]
-        if running and not force:
+        names = [container.spec.name for container in self._containers.live() if container.attachments]
+        if names and not force:
             raise ConflictError(
-                f"containers on this host are on the cluster's networks: {', '.join(c.spec.name for c in running)}",
+                f"containers on this host are on the cluster's networks: {', '.join(names)}",
                 hint="remove them first, or use --force to have them removed",
             )
-        for name in held:
-            await self._containers.remove(name, force=True)
+        await self._remove_containers(names)
         await self._membership.leave(force)
+        await self._remove_containers([c.spec.name for c in self._containers.all() if c.attachments])
         # Without a cluster the plan is empty: the kernel's part goes.
         await self._reconciler.settle()
+
+    async def _remove_containers(self, names: Sequence[str]) -> None:
+        for name in names:
+            with contextlib.suppress(NotFoundError):  # with --rm it goes by itself
+                await self._containers.remove(name, force=True)
 
     async def join_token(self, role: Role, rotate: bool) -> str:
         manager = self._membership.manager("join-token")

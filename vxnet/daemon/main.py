@@ -79,20 +79,26 @@ def _only_one(directory: Path) -> Iterator[None]:
 
 
 def _set_up_logging(level: str) -> None:
-    """One line an event on standard error: ``time level event key=value``; the journal keeps it as it is."""
+    """One line an event on standard error: ``time level event key=value``; the journal keeps it as it is. Libraries and
+    modules that use :mod:`logging` come out in the same form.
+    """
     number = logging.getLevelName(level.upper())
-    logging.basicConfig(
-        level=max(number, logging.WARNING),
-        stream=sys.stderr,
-        format="level=%(levelname)s event=%(message)s logger=%(name)s",
+    common: list[structlog.typing.Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    renderer = structlog.processors.LogfmtRenderer(key_order=("timestamp", "level", "event"))
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=common,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
     )
+    logging.basicConfig(level=number, handlers=[handler])
     structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.LogfmtRenderer(key_order=("timestamp", "level", "event")),
-        ],
+        processors=[*common, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,

@@ -221,13 +221,14 @@ class Membership:
         async with self._busy:
             place = self.joined()
             try:
-                await place.say_goodbye()
+                await place.resign()
             except VxnetError as error:
                 if not force:
                     raise UnavailableError(
                         f"no manager could be told: {error.message}", hint="use --force, and `vxnet node rm` there"
                     ) from error
                 log.warning("left without a word to the managers", error=str(error))
+            await place.say_goodbye()
             await self._exit()
             self._state.forget_cluster()
             self._changed()

@@ -124,6 +124,7 @@ class Place:
         self._published: dict[str, Endpoint] = {}
         self._remembered_vteps = state.last_members().vteps
         self._remembered_until = time.monotonic() + LAN.paths_kept_s
+        self._leaving = False
         self.removed = False
         """The managers say that this node is none of the cluster any more."""
         self._client: ManagerClient | None = None
@@ -213,6 +214,8 @@ class Place:
             async for update in self._managers.follow(self.assignment.revision):
                 self._learn(assignments.apply(self.assignment, update))
         except ForbiddenError as error:
+            if self._leaving:
+                return
             self.removed = True
             log.error("this node was removed from the cluster; what runs here goes on", error=str(error))
 
@@ -301,13 +304,20 @@ class Place:
                 await self.manager.use_certificate(certificate)
             log.info("certificate renewed")
 
-    async def say_goodbye(self) -> None:
-        """To managers and members. Raises what the managers say."""
+    async def resign(self) -> None:
+        """Tell the managers. Raises what they say; then this node is a member as before."""
+        self._leaving = True
         try:
             await self._managers.leave()
-        finally:
-            for row_id in self._published:
-                self.gossip.delete("endpoint", row_id)
+        except VxnetError:
+            self._leaving = False
+            raise
+
+    async def say_goodbye(self) -> None:
+        """To the other members."""
+        self._leaving = True
+        self.publish({})
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GOODBYE_S):
                 await self.gossip.leave()
 
