@@ -11,6 +11,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -152,6 +153,15 @@ def test_libraries_stay_at_home(library: str) -> None:
         if found.module.split(".")[0] == library
     ]
     assert not wrong, f"only {sorted(HOME[library])} may import {library}:\n" + "\n".join(wrong)
+
+
+def test_dependencies_are_what_is_imported() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = {re.split(r"[<>=]", line)[0] for line in declared}
+    imported = {found.module.split(".")[0] for path in sources() for found in imports_of(path)}
+    imported -= {*sys.stdlib_module_names, "vxnet"}
+    # Nobody imports cffi at run time but the module that it built.
+    assert names - {"cffi"} == imported, f"declared {sorted(names)}, imported {sorted(imported)}"
 
 
 def test_only_host_calls_the_c_module() -> None:
