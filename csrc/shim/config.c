@@ -135,6 +135,8 @@ static int config_field(struct config *config, const char *key, char *value)
 		return flag_parse(value, &config->stdin_open);
 	if (strcmp(key, "volatile") == 0)
 		return flag_parse(value, &config->volatile_upper);
+	if (strcmp(key, "seccomp") == 0)
+		return flag_parse(value, &config->filtered);
 	if (strcmp(key, "caps") == 0)
 		return caps_parse(value, &config->caps);
 	if (strcmp(key, "mount") == 0)
@@ -171,7 +173,7 @@ static const char *config_missing(const struct config *config)
 
 int config_parse(struct config *config, struct fields fields, const char **culprit)
 {
-	*config = (struct config){.program.workdir = "/", .socket_gid = (gid_t)-1, .caps = CAPS_DEFAULT};
+	*config = (struct config){.program.workdir = "/", .socket_gid = (gid_t)-1, .caps = CAPS_DEFAULT, .seccomp = -1};
 	*culprit = "message";
 	char *value;
 	int error;

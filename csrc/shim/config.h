@@ -14,11 +14,13 @@
  *   cgroup=/P         the container's cgroup v2 directory, made here and removed at the end; absent: none
  *   dns=A             IPv4 address on `lo` for the name server's sockets; absent: none
  *   caps=HEX          capability mask; default: Docker's without MKNOD
+ *   seccomp=1         a descriptor comes with the message: a file of `struct sock_filter`s that the container's
+ *                     processes run under
  *   mount=bind|tmpfs[,ro][,option=…]   begins a mount; the fields source=/P (of a bind, a host path) and target=/P
  *                     behind it belong to it. Options of a tmpfs (size=64m, mode=1777) go to the kernel as they are.
  *   mask=/P …         directory or file hidden from the container, if it is there
  *   sysctl=net.a.b=V … set in the container's namespaces
- * Issue 'Data path and containers' adds user, seccomp, limits and rootfs as further fields. */
+ */
 #ifndef VXNET_SHIM_CONFIG_H
 #define VXNET_SHIM_CONFIG_H
 
@@ -59,6 +61,8 @@ struct config {
 	const char *cgroup;
 	const char *dns;
 	uint64_t caps;
+	bool filtered;
+	int seccomp; /* the filter's file, if `filtered`; who sets it owns it */
 	struct mount_wish *mounts;
 	size_t mount_count;
 	struct strings masks;

@@ -100,6 +100,9 @@ static int create(struct shim *shim, int control, struct failure *failure)
 	if (error < 0)
 		return fail(failure, 125, -error, "vxnet-shim %s cannot create: '%s' is missing, unknown or wrong",
 			    VXNET_VERSION, culprit);
+	if (shim->created.fd_count != shim->config.filtered)
+		return fail(failure, 125, EPROTO, "cannot create: 'seccomp' and the filter belong together");
+	shim->config.seccomp = message_take_fd(&shim->created, 0);
 	shim->epoll = epoll_create1(EPOLL_CLOEXEC);
 	if (shim->epoll < 0 || life_watch(shim) < 0)
 		return fail(failure, 125, errno, "cannot watch for signals");

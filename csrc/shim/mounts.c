@@ -11,9 +11,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-static int set_read_only(int fd, const char *path, unsigned int flags)
+static int set_attributes(int fd, const char *path, unsigned int flags, uint64_t set)
 {
-	struct mount_attr attributes = {.attr_set = MOUNT_ATTR_RDONLY};
+	struct mount_attr attributes = {.attr_set = set};
 	return syscall(SYS_mount_setattr, fd, path, flags, &attributes, sizeof(attributes)) < 0 ? -errno : 0;
 }
 
@@ -23,14 +23,19 @@ int mount_copy(const char *path, bool deep, bool read_only)
 	long fd = syscall(SYS_open_tree, AT_FDCWD, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | depth);
 	if (fd < 0)
 		return -errno;
-	if (read_only) {
-		int error = set_read_only((int)fd, "", AT_EMPTY_PATH | depth);
-		if (error < 0) {
-			close((int)fd);
-			return error;
-		}
+	uint64_t set = MOUNT_ATTR_NODEV | (read_only ? MOUNT_ATTR_RDONLY : 0);
+	int error = set_attributes((int)fd, "", AT_EMPTY_PATH | depth, set);
+	if (error < 0) {
+		close((int)fd);
+		return error;
 	}
 	return (int)fd;
+}
+
+int mount_copy_file(const char *path)
+{
+	long fd = syscall(SYS_open_tree, AT_FDCWD, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+	return fd < 0 ? -errno : (int)fd;
 }
 
 int mount_attach(int fd, const char *target)
@@ -42,7 +47,12 @@ int mount_attach(int fd, const char *target)
 
 int mount_read_only(const char *path)
 {
-	return set_read_only(AT_FDCWD, path, 0);
+	return set_attributes(AT_FDCWD, path, 0, MOUNT_ATTR_RDONLY);
+}
+
+int mount_without_devices(const char *path)
+{
+	return set_attributes(AT_FDCWD, path, 0, MOUNT_ATTR_NODEV);
 }
 
 static bool is_below(const char *path, const char *directory)

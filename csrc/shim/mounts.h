@@ -17,14 +17,19 @@ struct loose_mounts {
 	size_t count;
 };
 
-/* A loose copy of what is mounted at (or lies under) `path`; a descriptor or -errno. `deep`: with its submounts. */
+/* A loose copy of what is mounted at (or lies under) `path`, on which no device node can be opened; a descriptor or
+ * -errno. `deep`: with its submounts. */
 int mount_copy(const char *path, bool deep, bool read_only);
+
+/* One file, such as it is. */
+int mount_copy_file(const char *path);
 
 /* Hangs it at `target`, which must exist; 0 or -errno. */
 int mount_attach(int fd, const char *target);
 
-/* Makes the mount at `path` read-only; 0 or -errno. */
+/* Makes the mount at `path` read-only, or keeps device nodes on it from being opened; 0 or -errno. */
 int mount_read_only(const char *path);
+int mount_without_devices(const char *path);
 
 /* Is this line's mount (its point unescaped, its type) one that containers share? Pure. */
 bool mount_shared(const char *point, const char *type);

@@ -1,9 +1,11 @@
-/* Streams, directory, capabilities, environment, execve: in this order. */
+/* Directory, streams, environment, capabilities, filter, execve: in this order. */
 #include "program.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -65,6 +67,21 @@ static int drop_capabilities(uint64_t keep)
 	if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) < 0 && errno != EINVAL)
 		return -errno;
 	return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 ? -errno : 0;
+}
+
+/* From here on the process makes only what calls the filter allows. Needs no_new_privs. */
+static int load_filter(int fd)
+{
+	if (fd < 0)
+		return 0;
+	struct sock_filter program[BPF_MAXINSNS];
+	ssize_t size = pread(fd, program, sizeof(program), 0);
+	if (size < 0)
+		return -errno;
+	if (size == 0 || size % (ssize_t)sizeof(*program) != 0)
+		return -EINVAL;
+	struct sock_fprog filter = {.len = (unsigned short)(size / (ssize_t)sizeof(*program)), .filter = program};
+	return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) < 0 ? -errno : 0;
 }
 
 static int make_environment(const struct launch *launch, struct strings *environment)
@@ -150,6 +167,8 @@ void program_run(const struct launch *launch, struct failure *failure)
 		error = -errno;
 	if (error == 0)
 		error = drop_capabilities(launch->caps);
+	if (error == 0)
+		error = load_filter(launch->seccomp);
 	if (error < 0) {
 		fail(failure, 125, -error, "cannot prepare %s", launch->program->argv.at[0]);
 		return;

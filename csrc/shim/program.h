@@ -9,6 +9,7 @@ struct launch {
 	const struct program *base; /* the container's own for an EXEC: its environment and directory; else NULL */
 	const char *hostname;
 	uint64_t caps;
+	int seccomp; /* file of the filter; -1: none */
 	int stdio[3]; /* -1: /dev/null. With a terminal all three are the slave. */
 };
 

@@ -8,7 +8,8 @@
  *          2  u16  reserved   0
  *          4  u32  tag        little endian; an answer repeats its request's tag; 0 is the container itself
  *
- *   CREATE  first message on the inherited descriptor 0, see config.h    OK as HELLO's
+ *   CREATE  first message on the inherited descriptor 0, see config.h;   OK as HELLO's
+ *           fds: [seccomp filter]
  *   HELLO   (the daemon's; only its uid may) and EXIT is told from now on OK: STATUS' fields; fds: netns [udp tcp]
  *   START                                                                OK once the command runs, or ERROR
  *   SIGNAL  signal=N                                                     OK

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -69,7 +70,7 @@ static int mount_overlay(const char *base, bool volatile_upper)
 		if (mkdir(path, 0755) < 0 && errno != EEXIST)
 			return -errno;
 	}
-	return mount("vxnet", root, "overlay", 0, options) < 0 ? -errno : 0;
+	return mount("vxnet", root, "overlay", MS_NODEV, options) < 0 ? -errno : 0;
 }
 
 static int enter_overlay(const struct config *config, bool *tmpfs, struct failure *failure)
@@ -96,7 +97,18 @@ static int enter_overlay(const struct config *config, bool *tmpfs, struct failur
 	return 0;
 }
 
-static int make_devices(struct failure *failure)
+/* `path` stays a device although its directory's mount will have none. */
+static int keep_device(const char *path, struct failure *failure)
+{
+	int fd = mount_copy_file(path);
+	int error = fd < 0 ? fd : mount_attach(fd, path);
+	if (fd >= 0)
+		close(fd);
+	return error < 0 ? fail(failure, 125, -error, "cannot keep %s in the container", path) : 0;
+}
+
+/* `more`: the container can make nodes, which must not open. */
+static int make_devices(bool more, struct failure *failure)
 {
 	static const struct {
 		const char *path;
@@ -119,6 +131,12 @@ static int make_devices(struct failure *failure)
 	for (size_t i = 0; error == 0 && i < sizeof(nodes) / sizeof(nodes[0]); i++)
 		if (mknod(nodes[i].path, S_IFCHR | 0666, makedev(nodes[i].major, nodes[i].minor)) < 0)
 			error = fail(failure, 125, errno, "cannot make %s in the container", nodes[i].path);
+	for (size_t i = 0; more && error == 0 && i < sizeof(nodes) / sizeof(nodes[0]); i++)
+		error = keep_device(nodes[i].path, failure);
+	if (more && error == 0) {
+		int closing = mount_without_devices("/dev");
+		error = closing < 0 ? fail(failure, 125, -closing, "cannot close /dev in the container") : 0;
+	}
 	for (size_t i = 0; error == 0 && i < sizeof(links) / sizeof(links[0]); i++)
 		if (symlink(links[i][0], links[i][1]) < 0)
 			error = fail(failure, 125, errno, "cannot make %s in the container", links[i][1]);
@@ -237,7 +255,7 @@ static int mount_kernel(const struct config *config, struct failure *failure)
 	if (error == 0)
 		error = mount_new("sysfs", "/sys", QUIET | MS_RDONLY, NULL, failure);
 	if (error == 0)
-		error = make_devices(failure);
+		error = make_devices((config->caps >> CAP_MKNOD & 1) != 0, failure);
 	if (error == 0)
 		error = mount_new("tmpfs", "/run", MS_NOSUID | MS_NODEV, "mode=755", failure);
 	if (error == 0 && (mkdir("/run/lock", 01777) < 0 || chmod("/run/lock", 01777) < 0))

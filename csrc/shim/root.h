@@ -4,6 +4,7 @@
  *   /                 overlayfs: lower = the host's /, upper = <dir>/upper. Writes stay in upper.
  *   host's submounts  bound read-only where they are; kernel, tmpfs-on-/run and container-engine mounts are left out
  *   /proc /sys /dev   own; /proc/sys and /sys read-only; what Docker masks is masked
+ *   device nodes      can be opened in /dev alone, and no others than Docker's
  *   /tmp /run         fresh tmpfs
  *   masks, mounts     as config.h says
  *

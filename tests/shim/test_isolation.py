@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.shim.conftest import Boxes
-from vxnet.host import tasks
+from vxnet.host import creation, tasks
 
 pytestmark = pytest.mark.host
 
@@ -47,14 +47,14 @@ async def test_secrets_are_masked(boxes: Boxes, place: Path, monkeypatch: pytest
     (place / "vxnet" / "node.key").write_text("secret")
     (place / "token").write_text("secret")
     masks = (str(place / "vxnet"), str(place / "token"), str(place / "absent"))
-    monkeypatch.setattr(tasks, "MASKS", (*tasks.MASKS, *masks))
+    monkeypatch.setattr(creation, "MASKS", (*creation.MASKS, *masks))
     assert (
         await run(boxes, f"cd {place}; ls -A vxnet; cat token; touch vxnet/x || umount vxnet || echo kept") == "kept\n"
     )
 
 
 async def test_masks_cover_vxnets_directories() -> None:
-    assert {"/var/lib/vxnet", "/etc/vxnet", "/run/vxnet", "/var/lib/vxnet-lab", "/run/vxnet-lab"} <= set(tasks.MASKS)
+    assert {"/var/lib/vxnet", "/etc/vxnet", "/run/vxnet", "/var/lib/vxnet-lab", "/run/vxnet-lab"} <= set(creation.MASKS)
 
 
 async def test_other_file_systems_are_read_only(boxes: Boxes, place: Path) -> None:

@@ -31,3 +31,8 @@ node_names = _names(lambda client: (view.node.name for view in client.nodes()))
 network_names = _names(lambda client: (network.name for network in client.networks()))
 container_names = _names(lambda client: (view.name for view in client.containers(all=True)))
 running_names = _names(lambda client: (view.name for view in client.containers()))
+
+
+def words(*proposals: str) -> Complete:
+    """Of a fixed list."""
+    return lambda ctx, param, incomplete: [word for word in proposals if word.startswith(incomplete.upper())]

@@ -11,6 +11,7 @@ from typing import Any, Final
 import click
 
 from vxnet.cli.complete import network_names
+from vxnet.cli.confinement import confinement, confinement_options
 from vxnet.cli.group import FAILURES, report, usage_text
 from vxnet.cli.options import address, command_of, not_built, pairs, session_options
 from vxnet.cluster.client import Client
@@ -69,6 +70,7 @@ def _failing_as_run() -> Iterator[None]:
 @click.option("--env-file", "env_files", multiple=True, type=click.Path(exists=True, dir_okay=False), metavar="FILE")
 @click.option("-w", "--workdir", default="", metavar="DIRECTORY", help="Default: /.")
 @click.option("-l", "--label", "labels", multiple=True, callback=pairs, metavar="KEY=VALUE")
+@confinement_options
 @session_options
 @not_built(
     *("-p --publish", "-v --volume", "--mount", "--tmpfs", "--rootfs", "-u --user", "-m --memory", "--memory-swap"),
@@ -93,7 +95,7 @@ def _failing_as_run() -> Iterator[None]:
         "--expose",
         "--domainname",
     ),
-    *("--cap-add", "--cap-drop", "--security-opt", "--sysctl", "--device", "--group-add", "--pid", "--ipc", "--uts"),
+    *("--sysctl", "--device", "--group-add", "--pid", "--ipc", "--uts"),
     *("--userns", "--cgroupns", "--cgroup-parent", "--stop-signal", "--stop-timeout", "--log-driver", "--log-opt"),
     *("--health-cmd", "--health-interval", "--health-retries", "--health-timeout", "-a --attach", "--cidfile"),
     *("--label-file", "--volumes-from"),
@@ -103,6 +105,7 @@ def _failing_as_run() -> Iterator[None]:
 @click.pass_obj
 def run(
     client: Client,
+    /,
     detach: bool,
     interactive: bool,
     tty: bool,
@@ -119,6 +122,7 @@ def run(
     sig_proxy: bool,
     detach_keys: str,
     command: tuple[str, ...],
+    **bounds: Any,
 ) -> None:
     """Run a command in a new container.
 
@@ -135,6 +139,7 @@ def run(
         remove=remove,
         networks=network_wishes(networks, ip, aliases),
         labels=labels,
+        **confinement(bounds),
     )
     if detach:
         container = client.create_container(spec)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from vxnet.model.capability import capabilities
 from vxnet.model.container import ContainerSpec
 from vxnet.model.errors import CallerError, UnsupportedError
 
@@ -38,6 +39,7 @@ def check_spec(spec: ContainerSpec) -> None:
         )
     if spec.workdir and not spec.workdir.startswith("/"):
         raise CallerError(f'working directory "{spec.workdir}" is relative', hint="begin it with a slash")
+    capabilities(spec.cap_add, spec.cap_drop)
 
 
 def check_aliases(aliases: tuple[str, ...]) -> None:

@@ -15,17 +15,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import grp
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from vxnet.host import creation
 from vxnet.model import shim as protocol
 from vxnet.model.container import Container
 from vxnet.model.errors import ConflictError, HostError
@@ -35,9 +35,6 @@ RUN_DIRECTORY = Path("/run/vxnet")
 ANSWER_TIMEOUT_S = 30.0
 """Setting up a root takes milliseconds; this long only on a machine whose disk stands still."""
 REMOVE_TIMEOUT_S = 10.0
-NAME_SERVER = "127.0.0.11"
-MASKS = ("/var/lib/vxnet", "/etc/vxnet", "/run/vxnet", "/var/lib/vxnet-lab", "/run/vxnet-lab")
-"""vxnet's secrets, hidden from containers; also the directories under the mounts of a lab's hosts."""
 
 _ANSWER_MAX = 8192
 
@@ -158,11 +155,11 @@ class Task:
 
     # Conversation
 
-    async def greet(self, kind: Kind, fields: Iterable[tuple[str, str]] = ()) -> None:
+    async def greet(self, kind: Kind, fields: Iterable[tuple[str, str]] = (), descriptors: Sequence[int] = ()) -> None:
         """CREATE or HELLO: both are answered with what the container is, and its descriptors."""
         self.udp = self.tcp = None
-        answer, descriptors = await self._ask(kind, fields)
-        netns, *name_server = descriptors
+        answer, received = await self._ask(kind, fields, descriptors)
+        netns, *name_server = received
         # /proc/PID/ns/net names it as well, and ends with the container; a descriptor would keep it alive.
         os.close(netns)
         if len(name_server) == 2:
@@ -175,14 +172,16 @@ class Task:
         except ProcessLookupError:
             raise self._ended() from None
 
-    async def _ask(self, kind: Kind, fields: Iterable[tuple[str, str]] = ()) -> tuple[Message, list[int]]:
+    async def _ask(
+        self, kind: Kind, fields: Iterable[tuple[str, str]] = (), given: Sequence[int] = ()
+    ) -> tuple[Message, list[int]]:
         self._tag += 1
         packet = protocol.encode(kind, self._tag, fields)
         answer = self._answers[self._tag] = self._loop.create_future()
         try:
             if self._gone.is_set():
                 raise self._ended()
-            self._connection.send(packet)
+            socket.send_fds(self._connection, [packet], given)
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
                 message, descriptors = await answer
         except ConnectionError:
@@ -244,13 +243,13 @@ async def start(
     ``files`` are the texts of files that appear in its /etc: ``resolv.conf``, ``hosts``, ``hostname``. Raises
     :class:`HostError` or :class:`CallerError`; then nothing runs.
     """
-    fields = await asyncio.to_thread(_prepare, container, directory, files, run_directory)
+    told = await asyncio.to_thread(_prepare, container, directory, files, run_directory)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     task = Task(container.id, directory, ours)
     try:
         with theirs:
             await asyncio.to_thread(_spawn, container.id, theirs)
-        await task.greet(Kind.CREATE, fields)
+        await task.greet(Kind.CREATE, told.fields, told.descriptors)
     except ConflictError:
         task.close()
         raise HostError(
@@ -313,47 +312,13 @@ def remove(container_id: str, directory: Path, run_directory: Path = RUN_DIRECTO
 # Parts of start(), in a thread
 
 
-def _prepare(
-    container: Container, directory: Path, files: Mapping[str, str], run_directory: Path
-) -> list[tuple[str, str]]:
-    """The directory made ready, and the fields of CREATE."""
-    spec = container.spec
+def _prepare(container: Container, directory: Path, files: Mapping[str, str], run_directory: Path) -> creation.Creation:
     path = socket_path(container.id, run_directory)
     path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
         if probe.connect_ex(str(path)) == 0:
             raise ConflictError(f"container {container.id[:12]} has a living shim already")
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    (directory / "exit").unlink(missing_ok=True)
-    # A volatile overlay's mark, which keeps it from being mounted again.
-    shutil.rmtree(directory / "work", ignore_errors=True)
-    for name, text in files.items():
-        (directory / name).write_text(text)
-        (directory / name).chmod(0o644)
-    fields = [
-        ("id", container.id[:12]),
-        ("dir", str(directory)),
-        ("socket", str(path)),
-        ("hostname", spec.hostname or container.id[:12]),
-        ("dns", NAME_SERVER),
-        ("terminal", str(int(spec.terminal))),
-        ("stdin", str(int(spec.stdin))),
-        ("volatile", str(int(spec.remove))),
-        *(("arg", argument) for argument in spec.argv),
-        *(("env", variable) for variable in spec.env),
-        *(("mask", mask) for mask in MASKS),
-    ]
-    if spec.workdir:
-        fields.append(("workdir", spec.workdir))
-    for name in files:
-        fields += [("mount", "bind"), ("source", str(directory / name)), ("target", f"/etc/{name}")]
-    cgroup = _cgroup(container.id)
-    if cgroup is not None:
-        (directory / "cgroup").write_text(str(cgroup))
-        fields.append(("cgroup", str(cgroup)))
-    with contextlib.suppress(KeyError):
-        fields.append(("socket_gid", str(grp.getgrnam("vxnet").gr_gid)))
-    return fields
+    return creation.prepare(container, directory, files, path)
 
 
 def _spawn(container_id: str, control: socket.socket) -> None:
@@ -370,21 +335,6 @@ def _spawn(container_id: str, control: socket.socket) -> None:
         raise HostError(f"cannot run {shim_path()}: {error.strerror}", hint="install vxnet again") from None
     if done.returncode != 0:
         raise HostError(f"{shim_path()} ended with {done.returncode}: no memory or no process left?")
-
-
-def _cgroup(container_id: str) -> Path | None:
-    """Below this process's own cgroup, in the v2 tree; None where there is none to write to."""
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
-        mount, _, kind = line.partition(" - ")
-        if kind.startswith("cgroup2 "):
-            break
-    else:
-        return None
-    own = [line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")]
-    parent = Path(mount.split()[4] + (own[0] if own else ""))
-    if not os.access(parent / "cgroup.procs", os.W_OK):
-        return None
-    return parent / "vxnet" / container_id[:12]
 
 
 def _remove_cgroup(path: Path) -> None:

@@ -37,6 +37,11 @@ class ContainerSpec(Record, frozen=True, kw_only=True):
     remove: bool = False
     """``--rm``."""
     networks: tuple[NetworkWish, ...] = ()
+    cap_add: tuple[str, ...] = ()
+    """Names of :mod:`vxnet.model.capability`, or ``ALL``."""
+    cap_drop: tuple[str, ...] = ()
+    seccomp: bool = True
+    """Under the filter of :mod:`vxnet.host.seccomp`."""
     labels: dict[str, str] = {}
 
 

@@ -1,0 +1,42 @@
+"""How ``run`` reads what bounds a container."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.cli.conftest import Vxnet
+from tests.daemon.memory_agent import Daemon
+from vxnet.model.container import ContainerSpec
+
+
+def spec(server: Daemon, vxnet_: Vxnet, *words: str) -> ContainerSpec:
+    """What the daemon is asked for."""
+    vxnet_("init")
+    result = vxnet_("run", "-d", "--name", "c", *words, "--", "true")
+    assert result.exit_code == 0, result.stderr
+    return next(one.spec for one in server.agent.container_table.values() if one.spec.name == "c")
+
+
+def refusal(vxnet_: Vxnet, *words: str) -> str:
+    result = vxnet_("run", "-d", *words, "--", "true")
+    assert result.exit_code == 125 and result.stderr.count("\n") == 1, (result.exit_code, result.stderr)
+    return result.stderr
+
+
+def test_powers(server: Daemon, vxnet_: Vxnet) -> None:
+    wanted = spec(server, vxnet_, "--cap-add", "NET_ADMIN", "--cap-drop", "ALL", "--security-opt", "seccomp=unconfined")
+    assert (wanted.cap_add, wanted.cap_drop, wanted.seccomp) == (("NET_ADMIN",), ("ALL",), False)
+
+
+def test_powers_are_bounded_by_themselves(server: Daemon, vxnet_: Vxnet) -> None:
+    wanted = spec(server, vxnet_, "--security-opt", "no-new-privileges")
+    assert (wanted.cap_add, wanted.cap_drop, wanted.seccomp) == ((), (), True)
+
+
+@pytest.mark.parametrize("text", ["seccomp=/profile.json", "apparmor=unconfined"])
+def test_security_options_that_are_not_built(vxnet_: Vxnet, text: str) -> None:
+    assert "not built yet" in refusal(vxnet_, "--security-opt", text)
+
+
+def test_security_options_that_are_none(vxnet_: Vxnet) -> None:
+    assert "seccomp=unconfined" in refusal(vxnet_, "--security-opt", "nonsense")

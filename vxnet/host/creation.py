@@ -1,0 +1,82 @@
+"""From a container's record to what its shim is told: the fields of CREATE (csrc/shim/config.h)."""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from vxnet.host.seccomp import filter_file
+from vxnet.model.capability import capabilities, mask
+from vxnet.model.container import Container
+
+NAME_SERVER = "127.0.0.11"
+MASKS = ("/var/lib/vxnet", "/etc/vxnet", "/run/vxnet", "/var/lib/vxnet-lab", "/run/vxnet-lab")
+"""vxnet's secrets, hidden from containers; also the directories under the mounts of a lab's hosts."""
+
+
+class Creation(NamedTuple):
+    fields: list[tuple[str, str]]
+    descriptors: list[int]
+    """That go with them; not ours to close."""
+
+
+def prepare(container: Container, directory: Path, files: Mapping[str, str], socket: Path) -> Creation:
+    """The directory made ready, and what to tell the shim. Blocks. Raises :class:`HostError`, :class:`CallerError`."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (directory / "exit").unlink(missing_ok=True)
+    # A volatile overlay's mark, which keeps it from being mounted again.
+    shutil.rmtree(directory / "work", ignore_errors=True)
+    for name, text in files.items():
+        (directory / name).write_text(text)
+        (directory / name).chmod(0o644)
+    spec = container.spec
+    power = capabilities(spec.cap_add, spec.cap_drop)
+    fields = [
+        ("id", container.id[:12]),
+        ("dir", str(directory)),
+        ("socket", str(socket)),
+        ("hostname", spec.hostname or container.id[:12]),
+        ("dns", NAME_SERVER),
+        ("terminal", str(int(spec.terminal))),
+        ("stdin", str(int(spec.stdin))),
+        ("volatile", str(int(spec.remove))),
+        ("caps", f"{mask(power):x}"),
+        *(("arg", argument) for argument in spec.argv),
+        *(("env", variable) for variable in spec.env),
+        *(("mask", path) for path in MASKS),
+    ]
+    descriptors = []
+    if spec.seccomp:
+        fields.append(("seccomp", "1"))
+        descriptors.append(filter_file(power))
+    if spec.workdir:
+        fields.append(("workdir", spec.workdir))
+    for name in files:
+        fields += [("mount", "bind"), ("source", str(directory / name)), ("target", f"/etc/{name}")]
+    cgroup = _cgroup(container.id)
+    if cgroup is not None:
+        (directory / "cgroup").write_text(str(cgroup))
+        fields.append(("cgroup", str(cgroup)))
+    with contextlib.suppress(KeyError):
+        fields.append(("socket_gid", str(grp.getgrnam("vxnet").gr_gid)))
+    return Creation(fields, descriptors)
+
+
+def _cgroup(container_id: str) -> Path | None:
+    """Below this process's own cgroup, in the v2 tree; None where there is none to write to."""
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+        mount, _, kind = line.partition(" - ")
+        if kind.startswith("cgroup2 "):
+            break
+    else:
+        return None
+    own = [line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")]
+    parent = Path(mount.split()[4] + (own[0] if own else ""))
+    if not os.access(parent / "cgroup.procs", os.W_OK):
+        return None
+    return parent / "vxnet" / container_id[:12]
