@@ -70,7 +70,7 @@ class Exchange:
         if not isinstance(message, wire.PushPull):
             self._swim.dropped["no push/pull in answer to one"] += 1
             return False
-        self.merge(message)
+        self.merge(message, addr)
         if join:
             self._swim.report(Contacted(addr, True))
         return True
@@ -82,14 +82,17 @@ class Exchange:
         )
         return wire.encode(wire.PushPull(join, nodes, self._swim.clock.user_state()))
 
-    def merge(self, remote: wire.PushPull) -> None:
+    def merge(self, remote: wire.PushPull, addr: Address) -> None:
+        """What the node at ``addr`` knows."""
         self._swim.clock.merge(remote.user_state)
         me = self._swim.me.name
         for node in remote.nodes:
             known = node.name in self._swim.members
             if node.state == wire.State.ALIVE or (node.state == wire.State.SUSPECT and not known):
                 news = wire.Alive(node.incarnation, node.name, node.address, node.port, node.meta, node.versions)
-                self._swim.hear_alive(news, pass_on=False)
+                # Of itself it speaks first hand.
+                address = parse_address(node.address)
+                self._swim.hear_alive(news, pass_on=address is not None and str(address) == addr[0])
             if node.state == wire.State.LEFT:
                 self._swim.hear_accusation(wire.Dead(node.incarnation, node.name, node.name))
             elif node.state == wire.State.DEAD and not known:

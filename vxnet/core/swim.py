@@ -99,6 +99,7 @@ class Swim:
         self._streams: deque[Stream] = deque()
         self.by_endpoint: dict[Address, str] = {}
         self._accused_at: dict[str, float] = {}
+        self._hearsay: dict[str, int] = {}
         self.leaving = False
         self.prober = Prober(self)
         self._news = News(self)
@@ -255,7 +256,7 @@ class Swim:
         """The answer to the one message of a stream, unsealed; empty for none."""
         if isinstance(message, wire.PushPull):
             answer = self._exchange.local_state(join=message.join)
-            self._exchange.merge(message)
+            self._exchange.merge(message, addr)
             return answer
         if isinstance(message, wire.Ping):
             if message.node in ("", self.me.name):
@@ -316,6 +317,9 @@ class Swim:
         if verdict is Verdict.ACCUSE and member is not None:
             self._answer_with_accusation(member, (str(address), news.port))
         if verdict is not Verdict.APPLY:
+            if pass_on and self._hearsay.get(news.node) == news.incarnation:
+                del self._hearsay[news.node]
+                self._news.tell(news.node, wire.encode(news))
             return
         tags, node_id = read_tags(news.meta)
         if member is not None and not may_move(member, news, node_id):
@@ -329,10 +333,13 @@ class Swim:
             news.node, node_id, address, tags, "alive", news.incarnation, news.port, news.meta, news.versions, since
         )
         self.replace(member, after)
-        # A member that a third party told of is passed on only by who heard it from the air: else an old one would
-        # wander for hours (memberlist#312).
+        # What a third party remembers is not passed on, else an old "alive" would wander for hours (memberlist#312);
+        # once the node's own words come by, they are.
         if pass_on:
+            self._hearsay.pop(news.node, None)
             self._news.tell(news.node, wire.encode(news))
+        else:
+            self._hearsay[news.node] = news.incarnation
 
     def hear_accusation(self, news: wire.Suspect | wire.Dead) -> None:
         if news.node == self.me.name:
@@ -416,3 +423,4 @@ class Swim:
         if member is not None:
             self.by_endpoint.pop(member.endpoint, None)
             self._accused_at.pop(name, None)
+            self._hearsay.pop(name, None)
