@@ -70,6 +70,16 @@ static int program_field(struct program *program, const char *key, char *value)
 	return 1;
 }
 
+/* Steps over `word` if the comma-separated `*rest` begins with it. */
+static bool word_taken(char **rest, const char *word)
+{
+	size_t length = strlen(word);
+	if (strncmp(*rest, word, length) != 0 || ((*rest)[length] != ',' && (*rest)[length] != '\0'))
+		return false;
+	*rest += length + ((*rest)[length] == ',');
+	return true;
+}
+
 static int mount_begin(struct config *config, char *value)
 {
 	struct mount_wish *more = realloc(config->mounts, (config->mount_count + 1) * sizeof(*more));
@@ -86,10 +96,8 @@ static int mount_begin(struct config *config, char *value)
 		wish->tmpfs = true;
 	else if (strcmp(value, "bind") != 0)
 		return -EINVAL;
-	if (strncmp(rest, "ro", 2) == 0 && (rest[2] == ',' || rest[2] == '\0')) {
-		wish->read_only = true;
-		rest += rest[2] == ',' ? 3 : 2;
-	}
+	wish->read_only = word_taken(&rest, "ro");
+	wish->executable = wish->tmpfs && word_taken(&rest, "exec");
 	if (*rest != '\0' && !wish->tmpfs)
 		return -EINVAL;
 	wish->options = rest;
@@ -117,14 +125,15 @@ static int config_field(struct config *config, const char *key, char *value)
 	const struct {
 		const char *key;
 		const char **path;
-	} paths[] = {{"dir", &config->dir}, {"socket", &config->socket}, {"cgroup", &config->cgroup}},
+	} paths[] = {{"dir", &config->dir}, {"socket", &config->socket}, {"cgroup", &config->cgroup},
+		     {"rootfs", &config->rootfs}},
 	  texts[] = {{"id", &config->id}, {"hostname", &config->hostname}, {"dns", &config->dns}};
-	for (size_t i = 0; i < 3; i++) {
+	for (size_t i = 0; i < sizeof(paths) / sizeof(paths[0]); i++)
 		if (strcmp(key, paths[i].key) == 0)
 			return path_parse(value, paths[i].path);
+	for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++)
 		if (strcmp(key, texts[i].key) == 0)
 			return text_parse(value, texts[i].path);
-	}
 	if (strcmp(key, "socket_gid") == 0) {
 		long gid;
 		int error = number_parse(value, 0, 0xfffffffe, &gid);
@@ -135,6 +144,8 @@ static int config_field(struct config *config, const char *key, char *value)
 		return flag_parse(value, &config->stdin_open);
 	if (strcmp(key, "volatile") == 0)
 		return flag_parse(value, &config->volatile_upper);
+	if (strcmp(key, "read_only") == 0)
+		return flag_parse(value, &config->read_only);
 	if (strcmp(key, "seccomp") == 0)
 		return flag_parse(value, &config->filtered);
 	if (strcmp(key, "caps") == 0)

@@ -16,9 +16,12 @@
  *   caps=HEX          capability mask; default: Docker's without MKNOD
  *   seccomp=1         a descriptor comes with the message: a file of `struct sock_filter`s that the container's
  *                     processes run under
- *   mount=bind|tmpfs[,ro][,option=…]   begins a mount; the fields source=/P (of a bind, a host path) and target=/P
- *                     behind it belong to it. Options of a tmpfs (size=64m, mode=1777) go to the kernel as they are.
- *   mask=/P …         directory or file hidden from the container, if it is there
+ *   rootfs=/P         the directory that the root is an overlay of, without its submounts; default: the host's /
+ *   read_only=1       the root takes no writes; /dev, /run, /tmp and the mounts below still may
+ *   mount=bind|tmpfs[,ro][,exec][,option=…]   begins a mount; the fields source=/P (of a bind, a host path) and
+ *                     target=/P behind it belong to it. Options of a tmpfs (size=64m, mode=1777) go to the kernel as
+ *                     they are; it takes no programs without `exec`.
+ *   mask=/P …         directory or file hidden from the container, if it is there; after the mounts
  *   sysctl=net.a.b=V … set in the container's namespaces
  */
 #ifndef VXNET_SHIM_CONFIG_H
@@ -44,6 +47,7 @@ struct program {
 struct mount_wish {
 	bool tmpfs;
 	bool read_only;
+	bool executable;
 	const char *options; /* of a tmpfs; "" */
 	const char *source;
 	const char *target;
@@ -58,6 +62,8 @@ struct config {
 	const char *hostname;
 	bool stdin_open;
 	bool volatile_upper;
+	const char *rootfs; /* NULL: the host's / */
+	bool read_only;
 	const char *cgroup;
 	const char *dns;
 	uint64_t caps;

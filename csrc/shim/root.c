@@ -56,11 +56,11 @@ static int mount_new(const char *type, const char *target, unsigned long flags, 
 	return 0;
 }
 
-/* In the working directory `<dir>`: relative paths need no escaping in overlayfs' options. */
-static int mount_overlay(const char *base, bool volatile_upper)
+/* In the working directory `<dir>`: relative paths, and a descriptor's, need no escaping in overlayfs' options. */
+static int mount_overlay(const char *lower, const char *base, bool volatile_upper)
 {
 	char options[256], root[64];
-	snprintf(options, sizeof(options), "lowerdir=/,upperdir=%supper,workdir=%swork%s", base, base,
+	snprintf(options, sizeof(options), "lowerdir=%s,upperdir=%supper,workdir=%swork%s", lower, base, base,
 		 volatile_upper ? ",volatile" : "");
 	snprintf(root, sizeof(root), "%sroot", base);
 	const char *const names[] = {"upper", "work", "root"};
@@ -75,19 +75,38 @@ static int mount_overlay(const char *base, bool volatile_upper)
 
 static int enter_overlay(const struct config *config, bool *tmpfs, struct failure *failure)
 {
-	if (chdir(config->dir) < 0)
-		return fail(failure, 125, errno, "cannot enter %s", config->dir);
+	char lower[64] = "/";
+	const char *named = config->rootfs != NULL ? config->rootfs : "/";
+	int rootfs = open(named, O_PATH | O_DIRECTORY | O_CLOEXEC);
+	if (rootfs < 0)
+		return fail(failure, 125, errno, "cannot enter %s", named);
+	if (config->rootfs != NULL)
+		snprintf(lower, sizeof(lower), "/proc/self/fd/%d", rootfs);
+	int error = chdir(config->dir) < 0 ? -errno : 0;
+	if (error < 0) {
+		fail(failure, 125, -error, "cannot enter %s", config->dir);
+		goto out;
+	}
 	*tmpfs = false;
-	int error = mount_overlay("", config->volatile_upper);
+	error = mount_overlay(lower, "", config->volatile_upper);
 	if (error == -EINVAL || error == -EOPNOTSUPP) {
 		*tmpfs = true;
-		if (mount("tmpfs", "root", "tmpfs", 0, "mode=755") < 0)
-			return fail(failure, 125, errno, "cannot mount a tmpfs on %s/root", config->dir);
-		error = mount_overlay("root/", false);
+		if (mount("tmpfs", "root", "tmpfs", 0, "mode=755") < 0) {
+			error = fail(failure, 125, errno, "cannot mount a tmpfs on %s/root", config->dir);
+			goto out;
+		}
+		error = mount_overlay(lower, "root/", false);
 	}
 	if (error < 0)
-		return fail(failure, 125, -error, "cannot mount an overlay of / on %s/root", config->dir);
-	if (chdir(*tmpfs ? "root/root" : "root") < 0)
+		fail(failure, 125, -error, "cannot mount an overlay of %s on %s/root", named, config->dir);
+out:
+	close(rootfs);
+	return error;
+}
+
+static int enter_root(const struct config *config, bool tmpfs, struct failure *failure)
+{
+	if (chdir(tmpfs ? "root/root" : "root") < 0)
 		return fail(failure, 125, errno, "cannot enter %s/root", config->dir);
 	/* The old root lands on top of the new one, and is then taken off it: no directory for it is needed. */
 	if (syscall(SYS_pivot_root, ".", ".") < 0)
@@ -243,7 +262,9 @@ static int attach_wish(const struct mount_wish *wish, int fd, struct failure *fa
 	if (error == 0 && fd >= 0)
 		error = mount_attach(fd, wish->target);
 	else if (error == 0 && mount("tmpfs", wish->target, "tmpfs",
-				     MS_NOSUID | MS_NODEV | (wish->read_only ? MS_RDONLY : 0), wish->options) < 0)
+				     MS_NOSUID | MS_NODEV | (wish->read_only ? MS_RDONLY : 0) |
+					     (wish->executable ? 0 : MS_NOEXEC),
+				     wish->options) < 0)
 		error = -errno;
 	return error < 0 ? fail(failure, 125, -error, "cannot mount %s in the container", wish->target) : 0;
 }
@@ -270,6 +291,18 @@ static int mount_kernel(const struct config *config, struct failure *failure)
 	return error == 0 ? cover_kernel(failure) : error;
 }
 
+/* What is written to the root before it closes: the working directory, where that is still to be made. */
+static int close_root(const struct config *config, struct failure *failure)
+{
+	if (!config->read_only)
+		return 0;
+	int error = make_directories(config->program.workdir);
+	if (error < 0)
+		return fail(failure, 125, -error, "cannot make the working directory %s", config->program.workdir);
+	error = mount_read_only("/");
+	return error < 0 ? fail(failure, 125, -error, "cannot make the root read-only") : 0;
+}
+
 int root_enter(const struct config *config, bool *tmpfs, struct failure *failure)
 {
 	struct loose_mounts shared = {0};
@@ -283,7 +316,7 @@ int root_enter(const struct config *config, bool *tmpfs, struct failure *failure
 	/* Private: what the host mounts or unmounts later neither shows nor is held here. */
 	if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
 		error = fail(failure, 125, errno, "cannot make the mounts private");
-	if (error == 0 && (error = mounts_of_host(&shared)) < 0)
+	if (error == 0 && config->rootfs == NULL && (error = mounts_of_host(&shared)) < 0)
 		error = fail(failure, 125, -error, "cannot read the host's mounts");
 	for (size_t i = 0; error == 0 && i < config->mount_count; i++) {
 		const struct mount_wish *wish = &config->mounts[i];
@@ -295,15 +328,19 @@ int root_enter(const struct config *config, bool *tmpfs, struct failure *failure
 	}
 	if (error == 0)
 		error = enter_overlay(config, tmpfs, failure);
+	if (error == 0)
+		error = enter_root(config, *tmpfs, failure);
 	/* One whose directory the root does not have was mounted below a mount that is left out. */
 	for (size_t i = 0; error == 0 && i < shared.count; i++)
 		(void)mount_attach(shared.at[i].fd, shared.at[i].target);
 	if (error == 0)
 		error = mount_kernel(config, failure);
-	for (size_t i = 0; error == 0 && i < config->masks.count; i++)
-		error = mask(config->masks.at[i], failure);
 	for (size_t i = 0; error == 0 && i < config->mount_count; i++)
 		error = attach_wish(&config->mounts[i], binds[i], failure);
+	for (size_t i = 0; error == 0 && i < config->masks.count; i++)
+		error = mask(config->masks.at[i], failure);
+	if (error == 0)
+		error = close_root(config, failure);
 
 	for (size_t i = 0; i < config->mount_count; i++)
 		if (binds[i] >= 0)

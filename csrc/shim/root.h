@@ -1,7 +1,7 @@
 /* The container's view of the file system. Run once by the container's first process, in its own mount namespace,
  * before it gives up its capabilities.
  *
- *   /                 overlayfs: lower = the host's /, upper = <dir>/upper. Writes stay in upper.
+ *   /                 overlayfs: lower = the host's / or `rootfs`, upper = <dir>/upper. Writes stay in upper.
  *   host's submounts  bound read-only where they are; kernel, tmpfs-on-/run and container-engine mounts are left out
  *   /proc /sys /dev   own; /proc/sys and /sys read-only; what Docker masks is masked
  *   device nodes      can be opened in /dev alone, and no others than Docker's

@@ -6,7 +6,7 @@ import pytest
 
 from tests.cli.conftest import Vxnet
 from tests.daemon.memory_agent import Daemon
-from vxnet.model.container import ContainerSpec
+from vxnet.model.container import ContainerSpec, Mount
 
 
 def spec(server: Daemon, vxnet_: Vxnet, *words: str) -> ContainerSpec:
@@ -40,3 +40,32 @@ def test_security_options_that_are_not_built(vxnet_: Vxnet, text: str) -> None:
 
 def test_security_options_that_are_none(vxnet_: Vxnet) -> None:
     assert "seccomp=unconfined" in refusal(vxnet_, "--security-opt", "nonsense")
+
+
+def test_files(server: Daemon, vxnet_: Vxnet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/usr/bin")
+    wanted = spec(
+        server, vxnet_, "-v", "/a:/b", "-v", "../c:/d:ro", "--tmpfs", "/e:size=1m,exec,nosuid,mode=700",
+        "--tmpfs", "/f:ro", "--read-only", "--rootfs", "root",
+    )  # fmt: skip
+    assert wanted.mounts == (
+        Mount(kind="bind", source="/a", target="/b"),
+        Mount(kind="bind", source="/usr/c", target="/d", read_only=True),
+        Mount(kind="tmpfs", target="/e", options="size=1m,mode=700", executable=True),
+        Mount(kind="tmpfs", target="/f", read_only=True),
+    )
+    assert (wanted.read_only, wanted.rootfs) == (True, "/usr/bin/root")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name:/b", "named volume"),
+        ("/b", "SOURCE:TARGET"),
+        (":/b", "SOURCE:TARGET"),
+        ("/a:", "SOURCE:TARGET"),
+        ("/a:/b:x", "'x'"),
+    ],
+)
+def test_volumes_that_are_none(vxnet_: Vxnet, text: str, words: str) -> None:
+    assert words in refusal(vxnet_, "-v", text)

@@ -1,7 +1,8 @@
-"""What ``run`` takes to bound a container: its powers, and with them the fields of :class:`ContainerSpec`."""
+"""What ``run`` takes to bound a container: its files and powers, as fields of :class:`ContainerSpec`."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -9,6 +10,7 @@ import click
 
 from vxnet.cli.complete import words
 from vxnet.model.capability import NAMES
+from vxnet.model.container import Mount
 from vxnet.model.errors import CallerError, UnsupportedError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -22,6 +24,17 @@ def confinement_options(command: F) -> F:
 
 
 _OPTIONS = (
+    click.option(
+        *("-v", "--volume", "volumes"),
+        multiple=True,
+        metavar="SOURCE:TARGET[:ro]",
+        help="Show a directory or file of this host.",
+    ),
+    click.option(
+        "--tmpfs", multiple=True, metavar="TARGET[:OPTION,...]", help="Memory as a directory; size=64m,mode=1777,exec…"
+    ),
+    click.option("--read-only", is_flag=True, help="No writes but to /tmp, /run and what is mounted."),
+    click.option("--rootfs", default="", metavar="DIRECTORY", help="Instead of this host's root; stays as it is."),
     click.option(
         "--cap-add",
         multiple=True,
@@ -49,10 +62,44 @@ _OPTIONS = (
 def confinement(options: dict[str, Any]) -> dict[str, Any]:
     """The fields of :class:`ContainerSpec` that the options ask for. Raises :class:`CallerError`."""
     return {
+        "mounts": (*map(_volume, options["volumes"]), *map(_tmpfs, options["tmpfs"])),
+        "read_only": options["read_only"],
+        "rootfs": os.path.abspath(options["rootfs"]) if options["rootfs"] else "",
         "cap_add": options["cap_add"],
         "cap_drop": options["cap_drop"],
         "seccomp": _seccomp(options["security"]),
     }
+
+
+def _volume(text: str) -> Mount:
+    """``/here:/there:ro``; a source that begins with a dot is below the working directory."""
+    source, sign, rest = text.partition(":")
+    target, _, words = rest.partition(":")
+    if not sign or not source or not target:
+        hint = "a volume without a source is not built yet" if source and not sign else ""
+        raise CallerError(f"-v takes SOURCE:TARGET[:ro], found {text!r}", hint=hint)
+    if not source.startswith(("/", ".", "~")):
+        raise UnsupportedError(f"`-v {source}:…` would be a named volume, which is not built yet; give a path")
+    read_only = False
+    for word in words.split(",") if words else ():
+        if word not in ("ro", "rw", "z", "Z", "rprivate"):  # z and Z are SELinux', which vxnet leaves alone
+            raise CallerError(f"-v knows ro and rw, found {word!r} in {text!r}")
+        read_only = read_only or word == "ro"
+    source = os.path.abspath(os.path.expanduser(source))
+    return Mount(kind="bind", source=source, target=target, read_only=read_only)
+
+
+def _tmpfs(text: str) -> Mount:
+    """``/there:size=64m,exec``; as Docker's, no programs run on it otherwise."""
+    target, _, options = text.partition(":")
+    kept = []
+    flags = {"ro": False, "exec": False}
+    for option in options.split(",") if options else ():
+        if option in ("ro", "rw", "exec", "noexec"):
+            flags[{"rw": "ro", "noexec": "exec"}.get(option, option)] = option in flags
+        elif option not in ("nosuid", "nodev"):  # as it is anyway
+            kept.append(option)
+    return Mount(kind="tmpfs", target=target, read_only=flags["ro"], executable=flags["exec"], options=",".join(kept))
 
 
 def _seccomp(texts: Sequence[str]) -> bool:

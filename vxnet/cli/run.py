@@ -73,7 +73,7 @@ def _failing_as_run() -> Iterator[None]:
 @confinement_options
 @session_options
 @not_built(
-    *("-p --publish", "-v --volume", "--mount", "--tmpfs", "--rootfs", "-u --user", "-m --memory", "--memory-swap"),
+    *("-p --publish", "--mount", "-u --user", "-m --memory", "--memory-swap"),
     *(
         "--cpus",
         "--cpuset-cpus",
@@ -99,7 +99,7 @@ def _failing_as_run() -> Iterator[None]:
     *("--userns", "--cgroupns", "--cgroup-parent", "--stop-signal", "--stop-timeout", "--log-driver", "--log-opt"),
     *("--health-cmd", "--health-interval", "--health-retries", "--health-timeout", "-a --attach", "--cidfile"),
     *("--label-file", "--volumes-from"),
-    flags=["-P --publish-all", "--privileged", "--read-only", "--init", "--no-healthcheck", "--oom-kill-disable"],
+    flags=["-P --publish-all", "--privileged", "--init", "--no-healthcheck", "--oom-kill-disable"],
 )
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[--] COMMAND [ARG]...")
 @click.pass_obj

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from typing import Final
 
 from vxnet.model.capability import capabilities
-from vxnet.model.container import ContainerSpec
+from vxnet.model.container import ContainerSpec, Mount
 from vxnet.model.errors import CallerError, UnsupportedError
 
 _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
@@ -14,6 +15,9 @@ _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
 _LABEL: Final = r"[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?"
 _HOSTNAME: Final = re.compile(rf"(?=.{{1,63}}$){_LABEL}(\.{_LABEL})*")
 """RFC 1123, and Docker's length; the kernel would take 64."""
+
+_KERNELS: Final = ("/proc", "/sys")
+_TMPFS_OPTIONS: Final = ("size", "mode", "uid", "gid", "nr_inodes", "nr_blocks")
 
 
 def check_spec(spec: ContainerSpec) -> None:
@@ -39,7 +43,28 @@ def check_spec(spec: ContainerSpec) -> None:
         )
     if spec.workdir and not spec.workdir.startswith("/"):
         raise CallerError(f'working directory "{spec.workdir}" is relative', hint="begin it with a slash")
+    if spec.rootfs and not spec.rootfs.startswith("/"):
+        raise CallerError(f'--rootfs "{spec.rootfs}" is relative', hint="begin it with a slash")
+    _check_mounts(spec.mounts)
     capabilities(spec.cap_add, spec.cap_drop)
+
+
+def _check_mounts(mounts: tuple[Mount, ...]) -> None:
+    targets: set[str] = set()
+    for mount in mounts:
+        target = posixpath.normpath(mount.target)
+        if not mount.target.startswith("/") or target.strip("/") == "":
+            raise CallerError(f'cannot mount on "{mount.target}" in a container', hint="give a path below /")
+        if any(target == place or target.startswith(place + "/") for place in _KERNELS):
+            raise CallerError(f'cannot mount on "{mount.target}": it is the kernel\'s')
+        if target in targets:
+            raise CallerError(f'"{mount.target}" is mounted on twice')
+        targets.add(target)
+        if mount.kind == "bind" and not mount.source.startswith("/"):
+            raise CallerError(f'"{mount.source}" cannot be bound into a container: it is relative')
+        for option in mount.options.split(",") if mount.options else ():
+            if option.partition("=")[0] not in _TMPFS_OPTIONS:
+                raise CallerError(f'a tmpfs has no option "{option}"', hint=f"use {', '.join(_TMPFS_OPTIONS)}")
 
 
 def check_aliases(aliases: tuple[str, ...]) -> None:

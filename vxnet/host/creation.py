@@ -6,13 +6,14 @@ import contextlib
 import grp
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from vxnet.host.seccomp import filter_file
 from vxnet.model.capability import capabilities, mask
-from vxnet.model.container import Container
+from vxnet.model.container import Container, Mount
+from vxnet.model.errors import HostError
 
 NAME_SERVER = "127.0.0.11"
 MASKS = ("/var/lib/vxnet", "/etc/vxnet", "/run/vxnet", "/var/lib/vxnet-lab", "/run/vxnet-lab")
@@ -48,8 +49,11 @@ def prepare(container: Container, directory: Path, files: Mapping[str, str], soc
         ("caps", f"{mask(power):x}"),
         *(("arg", argument) for argument in spec.argv),
         *(("env", variable) for variable in spec.env),
-        *(("mask", path) for path in MASKS),
+        *(("mask", path) for path in _masks(spec.mounts)),
+        ("read_only", str(int(spec.read_only))),
     ]
+    if spec.rootfs:
+        fields.append(("rootfs", spec.rootfs))
     descriptors = []
     if spec.seccomp:
         fields.append(("seccomp", "1"))
@@ -58,6 +62,8 @@ def prepare(container: Container, directory: Path, files: Mapping[str, str], soc
         fields.append(("workdir", spec.workdir))
     for name in files:
         fields += [("mount", "bind"), ("source", str(directory / name)), ("target", f"/etc/{name}")]
+    for mount in spec.mounts:
+        fields += _mount_fields(mount)
     cgroup = _cgroup(container.id)
     if cgroup is not None:
         (directory / "cgroup").write_text(str(cgroup))
@@ -65,6 +71,36 @@ def prepare(container: Container, directory: Path, files: Mapping[str, str], soc
     with contextlib.suppress(KeyError):
         fields.append(("socket_gid", str(grp.getgrnam("vxnet").gr_gid)))
     return Creation(fields, descriptors)
+
+
+def _mount_fields(mount: Mount) -> list[tuple[str, str]]:
+    if mount.kind == "tmpfs":
+        words = ["tmpfs", *("ro" for _ in range(mount.read_only)), *("exec" for _ in range(mount.executable))]
+        return [("mount", ",".join([*words, *([mount.options] if mount.options else [])])), ("target", mount.target)]
+    try:
+        # As Docker's -v does.
+        if not os.path.lexists(mount.source):
+            os.makedirs(mount.source)
+    except OSError as error:
+        raise HostError(f"cannot make {mount.source}, which the container is to see: {error.strerror}") from None
+    kind = "bind,ro" if mount.read_only else "bind"
+    return [("mount", kind), ("source", mount.source), ("target", mount.target)]
+
+
+def _masks(mounts: Sequence[Mount]) -> list[str]:
+    """Where vxnet's secrets would be seen: at their own place, and wherever a directory above them is bound. What was
+    mounted into them on purpose stays.
+    """
+    seen = [
+        str(Path(mount.target) / Path(secret).relative_to(mount.source))
+        for mount in mounts
+        for secret in MASKS
+        if mount.kind == "bind" and Path(mount.source) in Path(secret).parents
+    ]
+    targets = [Path(mount.target) for mount in mounts]
+    return [
+        place for place in (*MASKS, *seen) if not any(Path(place) in (target, *target.parents) for target in targets)
+    ]
 
 
 def _cgroup(container_id: str) -> Path | None:

@@ -20,6 +20,20 @@ class NetworkWish(Record, frozen=True, kw_only=True):
     aliases: tuple[str, ...] = ()
 
 
+class Mount(Record, frozen=True, kw_only=True):
+    """Something of the host's, or memory, in a container's file system. Device nodes on it do not open."""
+
+    kind: Literal["bind", "tmpfs"]
+    target: str
+    source: str = ""
+    """Of a bind: a path on the host. A directory is made where there is nothing."""
+    read_only: bool = False
+    executable: bool = False
+    """Of a tmpfs: programs on it may run."""
+    options: str = ""
+    """Of a tmpfs, for the kernel: ``size=64m,mode=1777``."""
+
+
 class ContainerSpec(Record, frozen=True, kw_only=True):
     """What ``vxnet run`` asked for."""
 
@@ -37,6 +51,11 @@ class ContainerSpec(Record, frozen=True, kw_only=True):
     remove: bool = False
     """``--rm``."""
     networks: tuple[NetworkWish, ...] = ()
+    mounts: tuple[Mount, ...] = ()
+    read_only: bool = False
+    """The root takes no writes; /dev, /run, /tmp and ``mounts`` may."""
+    rootfs: str = ""
+    """Path of a directory on the host; empty: the host's own root. What is written stays out of either."""
     cap_add: tuple[str, ...] = ()
     """Names of :mod:`vxnet.model.capability`, or ``ALL``."""
     cap_drop: tuple[str, ...] = ()
