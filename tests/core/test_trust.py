@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 
 import pytest
@@ -163,3 +164,34 @@ def test_pem_both_ways():
     for parse in (trust.key_from_pem, trust.certificate_from_pem):
         with pytest.raises(CallerError):
             parse(b"-----BEGIN RUBBISH-----")
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_octets_next_to_a_certificate_or_request_are_refused_in_our_own_words(data):
+    """Whoever has the gossip's key sends such: anything but a PeerError would end every daemon that reads it."""
+    der, csr = bytearray(certificate()), bytearray(trust.make_csr(KEY, "h1"))
+    for octets in (der, csr):
+        for _ in range(data.draw(st.integers(1, 3))):
+            octets[data.draw(st.integers(0, len(octets) - 1))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(PeerError):
+        trust.verify_certificate(bytes(der), [CA.certificate], NOW)
+    trust.verify_bytes("purpose", b"", bytes(64), bytes(der))
+    for ask in (
+        lambda: trust.key_digest(bytes(csr)),
+        lambda: trust.issue(CA, bytes(csr), Identity(node="node1", role="worker"), "h1", [], b"s" * 8, NOW),
+    ):
+        with contextlib.suppress(CallerError):
+            ask()
+
+
+def test_a_certificate_of_another_version_or_key_is_refused_in_our_own_words():
+    """The two that the library raises neither as ValueError nor as VerificationError."""
+    version = certificate().replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x07", 1)
+    oid = b"\x06\x03\x2b\x65\x70"
+    csr = trust.make_csr(KEY, "h1").replace(oid, b"\x06\x03\x2b\x65\x7a", 1)
+    with pytest.raises(PeerError):
+        trust.verify_certificate(version, [CA.certificate], NOW)
+    assert not trust.verify_bytes("purpose", b"", bytes(64), certificate().replace(oid, b"\x06\x03\x2b\x65\x7a"))
+    with pytest.raises(CallerError):
+        trust.key_digest(csr)

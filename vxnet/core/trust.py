@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -46,6 +46,16 @@ ROLE_NAMES: dict[Role, str] = {"worker": "vxnet-worker", "manager": "vxnet-manag
 _ROLES = {name: role for role, name in ROLE_NAMES.items()}
 
 _P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.ExtensionNotFound,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What the library raises over octets that are no certificate (or request) of ours; only some are ValueErrors."""
 _NODE_URI = "vxnet:node:"
 _NODE_ID = re.compile(r"[0-9a-z]{1,64}")
 _HOST_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9_])?")
@@ -139,7 +149,7 @@ def issue(
         request = x509.load_der_x509_csr(csr)
         key = request.public_key()
         good = isinstance(key, Ed25519PublicKey) and request.is_signature_valid
-    except (ValueError, TypeError, x509.InvalidVersion, x509.UnsupportedGeneralNameType):
+    except _UNREADABLE:
         good = False
     if not good:
         raise CallerError("the certificate request is not one for an Ed25519 key, signed with that key")
@@ -192,7 +202,7 @@ def verify_certificate(der: bytes, roots: Sequence[bytes], now: float) -> Identi
         return _identity(certificate)
     except VerificationError as error:
         raise PeerError(f"a certificate is not of this cluster, or not valid now ({error})") from error
-    except (ValueError, TypeError, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
+    except _UNREADABLE as error:
         raise PeerError(f"a certificate is not one of vxnet's ({error})") from error
 
 
@@ -212,7 +222,7 @@ def key_digest(csr: bytes) -> str:
     """SHA-256 of the public key in a request, in hexadecimal. Raises :class:`CallerError`."""
     try:
         key = x509.load_der_x509_csr(csr).public_key()
-    except ValueError as error:
+    except _UNREADABLE as error:
         raise CallerError("that is not a certificate request") from error
     form = serialization.PublicFormat.SubjectPublicKeyInfo
     return hashlib.sha256(key.public_bytes(serialization.Encoding.DER, form)).hexdigest()
@@ -238,7 +248,7 @@ def verify_bytes(purpose: str, content: bytes, signature: bytes, certificate: by
         if not isinstance(key, Ed25519PublicKey):
             return False
         key.verify(signature, _to_be_signed(purpose, content))
-    except (InvalidSignature, PeerError, ValueError):
+    except (InvalidSignature, PeerError, *_UNREADABLE):
         return False
     return True
 
@@ -335,7 +345,7 @@ def key_from_pem(pem: bytes) -> Ed25519PrivateKey:
 def _load(der: bytes) -> x509.Certificate:
     try:
         return x509.load_der_x509_certificate(der)
-    except ValueError as error:
+    except _UNREADABLE as error:
         raise PeerError(f"that is not a certificate ({error})") from error
 
 
