@@ -17,6 +17,8 @@ from vxnet.model.row import Endpoint
 
 NETWORK = "net1"
 VNI = 65536
+VTEP: IPAddress = ipaddress.ip_address("192.0.2.1")
+"""Of all nodes: their certificates name it, so that their rows may."""
 
 
 class Papers(NamedTuple):
@@ -39,7 +41,7 @@ class Cluster:
         key = trust.node_key(self.rng.randbytes(32))
         csr = trust.make_csr(key, node_id)
         identity = trust.Identity(node=node_id, role=role)
-        certificate = trust.issue(self.ca, csr, identity, node_id, (), self.rng.randbytes(8), self.now)
+        certificate = trust.issue(self.ca, csr, identity, node_id, (VTEP,), self.rng.randbytes(8), self.now)
         return Papers(node_id, key, certificate)
 
     def leases(
@@ -65,7 +67,7 @@ def endpoint(address: str, name: str = "web", **changes: object) -> Endpoint:
         "vni": VNI,
         "addresses": (ip,),
         "mac": mac_of(VNI, ip),
-        "vtep": ipaddress.ip_address("192.0.2.1"),
+        "vtep": VTEP,
         "name": name,
     }
     return Endpoint(**{**fields, **changes})  # type: ignore[arg-type]

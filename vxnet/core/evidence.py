@@ -1,7 +1,8 @@
 """Which rows count: asked each time they are used, because certificates, leases and revocations may come later.
 
 A ledger counts if its certificate row chains to the cluster's CA, names the owner and holds the key that signed; a row
-with addresses counts if each of them lies in a block that a manager leased to the owner, and its MAC follows from them.
+with addresses counts if each of them lies in a block that a manager leased to the owner, its MAC follows from them, and
+its VTEP is an address of the owner's certificate.
 Of two owners that claim an address the one with the higher lease epoch is right. What does not count is kept, and
 counted by reason.
 """
@@ -50,6 +51,7 @@ class _Holder(NamedTuple):
 
     identity: trust.Identity | None
     key: bytes
+    addresses: frozenset[IPAddress]
     until: float
 
 
@@ -77,6 +79,11 @@ class Judge:
 
     def is_proven(self, ledger: Ledger, wall: float) -> bool:
         return self._doubt(ledger, wall) is None
+
+    def addresses(self, table: Table, owner: str, wall: float) -> frozenset[IPAddress]:
+        """Where a manager has certified ``owner`` to be; empty if nothing proves it."""
+        good = [ledger for ledger in table.of_owner(owner) if self._doubt(ledger, wall) is None]
+        return self._addresses(max(good, key=lambda ledger: ledger.newest), wall) if good else frozenset()
 
     def effective(self, table: Table, wall: float) -> tuple[tuple[EffectiveRow, ...], Counter[str]]:
         """(rows that count, how many do not by reason). ``wall``: seconds since 1970."""
@@ -121,6 +128,10 @@ class Judge:
             return "certificate is another's"
         return None
 
+    def _addresses(self, ledger: Ledger, wall: float) -> frozenset[IPAddress]:
+        certificate = _decode(ledger.get("certificate"), Certificate)
+        return frozenset() if certificate is None else self._holder(certificate.der, wall).addresses
+
     def _holder(self, der: bytes, wall: float) -> _Holder:
         held = self._holders.get(der)
         if held is not None and wall < held.until:
@@ -131,10 +142,10 @@ class Judge:
             identity = trust.verify_certificate(der, self._roots, wall)
             key = x509.load_der_x509_certificate(der).public_key()
             raw = key.public_bytes(Encoding.Raw, PublicFormat.Raw) if isinstance(key, Ed25519PublicKey) else b""
-            held = _Holder(identity, raw, min(trust.validity(der)[1], wall + RECHECK_S))
+            held = _Holder(identity, raw, trust.addresses(der), min(trust.validity(der)[1], wall + RECHECK_S))
         except PeerError:
             # It may be one that is not valid yet.
-            held = _Holder(None, b"", wall + DOUBT_S)
+            held = _Holder(None, b"", frozenset(), wall + DOUBT_S)
         self._holders[der] = held
         return held
 
@@ -170,6 +181,7 @@ class Judge:
         by_network: dict[tuple[str, int], list[Lease]] = {}
         for lease in leases.leases if leases is not None else ():
             by_network.setdefault((lease.network, lease.vni), []).append(lease)
+        places = self._addresses(ledger, wall)
         rows: list[tuple[RowKey, Version, Value, tuple[int, ...]]] = []
         refused: list[str] = []
         for (kind, id_), entry in ledger.rows.items():
@@ -179,7 +191,7 @@ class Judge:
             if value is None:
                 refused.append("unreadable")
                 continue
-            epochs = () if isinstance(value, Applied) else _epochs(value, by_network)
+            epochs = () if isinstance(value, Applied) else _epochs(value, by_network, places)
             if isinstance(epochs, str):
                 refused.append(epochs)
             else:
@@ -189,7 +201,9 @@ class Judge:
         return judged
 
 
-def _epochs(value: Endpoint | Gateway, leases: Mapping[tuple[str, int], Sequence[Lease]]) -> tuple[int, ...] | str:
+def _epochs(
+    value: Endpoint | Gateway, leases: Mapping[tuple[str, int], Sequence[Lease]], places: frozenset[IPAddress]
+) -> tuple[int, ...] | str:
     """The lease's epoch of each address, or why the row has no effect."""
     blocks = leases.get((value.network, value.vni), ())
     epochs = []
@@ -201,6 +215,9 @@ def _epochs(value: Endpoint | Gateway, leases: Mapping[tuple[str, int], Sequence
     # Else a row could draw another container's frames to itself.
     if value.mac not in {mac_of(value.vni, address) for address in value.addresses}:
         return "MAC does not follow from the address"
+    # Else it could send others' frames to a third host, and have that one let in.
+    if value.vtep not in places:
+        return "VTEP is not the owner's"
     return tuple(epochs)
 
 

@@ -212,6 +212,16 @@ def validity(der: bytes) -> tuple[float, float]:
     return certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
 
 
+def addresses(der: bytes) -> frozenset[IPAddress]:
+    """Those that a manager wrote into a certificate: of the gossip and of the data path. Raises :class:`PeerError`."""
+    try:
+        names = _load(der).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        found = names.get_values_for_type(x509.IPAddress)
+    except _UNREADABLE as error:
+        raise PeerError(f"a certificate is not one of vxnet's ({error})") from error
+    return frozenset(address for address in found if isinstance(address, IPAddress))
+
+
 def renewal_time(der: bytes) -> float:
     """When to ask for a new certificate: at half its life."""
     first, last = validity(der)

@@ -1,0 +1,68 @@
+"""What a holder of a good certificate may not say in its own rows."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+
+from tests.gossip_cluster import VTEP, Cluster, endpoint
+from vxnet.core.author import Author
+from vxnet.core.evidence import Judge
+from vxnet.core.table import Table
+from vxnet.model.row import Certificate, Endpoint, Leases
+
+NOW = 1_800_000_000.0
+
+
+class Worker:
+    """``node1`` with 10.0.1.0/24, and what everybody makes of its rows."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.papers = cluster.papers("node1")
+        self.judge = Judge(cluster.roots)
+        self.table = Table()
+        signed = cluster.leases("node1", "10.0.1.0/24")
+        self._author = Author("node1", self.papers.key, 1)
+        self._author.put("leases", "", Leases(signed.content, signed.signature, signed.certificate))
+
+    def show_certificate(self) -> None:
+        self._author.put("certificate", "", Certificate(self.papers.certificate))
+
+    def say(self, row: Endpoint) -> tuple[list[Endpoint], dict[str, int]]:
+        """(what counts, refusals by reason)."""
+        self._author.put("endpoint", "c1", row)
+        for batch in self._author.flush():
+            self.table.receive(batch)
+        rows, refused = self.judge.effective(self.table, NOW)
+        return [value for _, _, value in rows if isinstance(value, Endpoint)], dict(refused)
+
+
+@pytest.fixture
+def worker(rng) -> Worker:
+    return Worker(Cluster(rng, NOW))
+
+
+def test_what_is_leased_certified_and_at_the_certified_place_counts(worker):
+    worker.show_certificate()
+    assert worker.say(endpoint("10.0.1.2")) == ([endpoint("10.0.1.2")], {})
+
+
+@pytest.mark.parametrize("vtep", ["192.0.2.2", "224.0.0.1", "255.255.255.255", "2001:db8::1"])
+def test_nobody_lives_at_a_place_that_no_manager_certified(worker, vtep):
+    """It would be let in by every host's allow-list, and get the broadcasts of the network; one of another family
+    would make every kernel refuse."""
+    worker.show_certificate()
+    rows, refused = worker.say(endpoint("10.0.1.2", vtep=ipaddress.ip_address(vtep)))
+    assert rows == []
+    assert refused == {"VTEP is not the owner's": 1}
+
+
+def test_a_place_is_proven_by_a_certificate_alone(worker):
+    worker.say(endpoint("10.0.1.2"))
+    assert worker.judge.addresses(worker.table, "node1", NOW) == frozenset()
+    worker.show_certificate()
+    worker.say(endpoint("10.0.1.3"))
+    assert worker.judge.addresses(worker.table, "node1", NOW) == {VTEP}
+    worker.judge.update(revoked=["node1"])
+    assert worker.judge.addresses(worker.table, "node1", NOW) == frozenset()
