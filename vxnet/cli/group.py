@@ -175,6 +175,7 @@ def _flushed(status: int) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return status or FAILED
     except OSError as error:  # a full disk
-        report(error)
+        if status == 0:  # else it has been said: Python 3.11.2 keeps what it could not write, and tries again
+            report(error)
         return status or FAILED
     return status
