@@ -149,6 +149,7 @@ def test_no_segment_without_a_container_here() -> None:
         (("node-b", endpoint(5, B, network="gone")), "a network that is no more"),
         (("node-b", endpoint(5, B, vni=65999)), "another VNI than the network's"),
         (("node-b", endpoint(3, B)), "what lives here"),
+        (("node-b", endpoint(5, ip_address("2001:db8::1"))), "a VTEP of another family"),
     ],
 )
 def test_rows_without_effect(row: tuple[str, Endpoint], why: str) -> None:

@@ -357,6 +357,8 @@ async def test_names_and_addresses_are_unique(cluster, manager, alive):
     [
         ({"advertise_addr": address("127.0.0.1")}, "advertise address 127.0.0.1"),
         ({"data_path_addr": address("::")}, "data-path address ::"),
+        ({"data_path_addr": address("2001:db8::2")}, "not of the cluster's family"),
+        ({"advertise_addr": address("2001:db8::2")}, "not of the cluster's family"),
         ({"name": "vxnet-manager"}, "reserved"),
         ({"name": "*"}, "cannot be a node's name"),
         ({"csr": b"rubbish"}, "certificate request"),

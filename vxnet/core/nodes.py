@@ -18,6 +18,7 @@ def check_claim(claim: JoinClaim, key: str, nodes: Collection[Node], alive: Call
     check_host_name(claim.name)
     _check_address("advertise address", claim.advertise_addr)
     _check_address("data-path address", claim.data_path_addr)
+    _check_family(claim, nodes)
     again = next((node for node in nodes if node.key == key and node.name == claim.name), None)
     for node in nodes:
         if node is again:
@@ -49,6 +50,20 @@ def check_claim(claim: JoinClaim, key: str, nodes: Collection[Node], alive: Call
             hint=f"`vxnet node rm {again.name}` on a manager, then join again",
         )
     return again
+
+
+def _check_family(claim: JoinClaim, nodes: Collection[Node]) -> None:
+    """A tunnel's two ends are of one family, and so are the two ends of the gossip."""
+    for node in nodes:
+        for kind, own, theirs in (
+            ("advertise", claim.advertise_addr, node.advertise_addr),
+            ("data-path", claim.data_path_addr, node.data_path_addr),
+        ):
+            if own.version != theirs.version:
+                raise CallerError(
+                    f"the {kind} address {own} is not of the cluster's family: node {node.name!r} is at {theirs}",
+                    hint=f"give an IPv{theirs.version} address of this host with --{kind}-addr",
+                )
 
 
 def _check_address(what: str, address: object) -> None:

@@ -92,6 +92,8 @@ def _segment(
         free = tuple(address for address in endpoint.addresses if address not in addresses)
         if endpoint.vni != network.vni or endpoint.mac in macs or not free:
             continue
+        if endpoint.vtep.version != local.version:
+            continue  # a tunnel's ends are of one family: the kernel refuses others
         macs.add(endpoint.mac)
         addresses.update(free)
         # The row's own tuple where it is whole: who compares plans then sees at a glance that nothing changed.
