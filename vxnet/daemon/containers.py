@@ -83,6 +83,8 @@ class Containers:
         self._tasks: dict[str, tasks.Task] = {}
         self._ended: dict[str, asyncio.Future[Container]] = {}
         """Results are their last records."""
+        self._wiring: dict[str, asyncio.Lock] = {}
+        """Held while somebody changes a container's networks."""
         self._watchers: set[asyncio.Task[None]] = set()
         self._group = asyncio.TaskGroup()
         self.attachments = Attachments(cluster, gateway, self.live)
@@ -107,6 +109,12 @@ class Containers:
         if not found:
             raise NotFoundError(f'no container "{ref}" on this host', hint="`vxnet ps -a` lists them")
         return found[0]
+
+    def _record(self, container_id: str) -> Container:
+        """As it is now, behind an ``await``. Raises :class:`NotFoundError` if it was removed meanwhile."""
+        if (container := self._records.get(container_id)) is None:
+            raise NotFoundError(f"container {container_id[:12]} has just been removed")
+        return container
 
     def endpoints(self) -> dict[str, Endpoint]:
         """The rows that this host should publish now, by row id."""
@@ -165,8 +173,8 @@ class Containers:
 
     async def _attach(self, container_id: str, wish: NetworkWish) -> None:
         """One more interface. Its addresses are taken from here on."""
-        network = await self.attachments.join(self._records[container_id], wish)
-        container = self._records[container_id]
+        network = await self.attachments.join(self._record(container_id), wish)
+        container = self._record(container_id)
         attachment = self.attachments.attach(container, network, wish)
         self._records[container_id] = replace(container, attachments=(*container.attachments, attachment))
 
@@ -194,7 +202,7 @@ class Containers:
 
     async def _settled(self, container_id: str) -> None:
         """Raises :class:`HostError` with the kernel's words if it refused something that the container needs."""
-        container = self._records[container_id]
+        container = self._record(container_id)
         vnis = {str(row.vni) for key, row in self.endpoints().items() if key.startswith(container_id[:12])}
         for change in await self._settle(container_id):
             shared = any(f"{kind}{vni}" in change.object for vni in vnis for kind in ("vx", "br"))
@@ -249,6 +257,8 @@ class Containers:
 
     async def remove(self, ref: str, force: bool) -> None:
         container = self.find(ref)
+        if container.state == "created" and not container.pid:
+            raise ConflictError(f'container "{container.spec.name}" is still being made', hint="try again")
         if container.state == "running" and not force:
             raise ConflictError(
                 f'container "{container.spec.name}" is running', hint="stop it first, or use `vxnet rm -f`"
@@ -298,6 +308,7 @@ class Containers:
         )
         if self._records.pop(container_id, None) is None:
             return  # --rm and `vxnet rm` met here; the other was faster
+        self._wiring.pop(container_id, None)
         ended = self._ended.pop(container_id)
         if not ended.done():
             ended.set_result(container)
@@ -306,40 +317,48 @@ class Containers:
     # Networks of a container that lives
 
     async def connect(self, ref: str, request: NetworkConnect) -> None:
-        container = self._living(request.container)
         check_aliases(request.aliases)
-        before = container
         wish = NetworkWish(network=ref, ip=request.ip, aliases=request.aliases)
-        await self._attach(container.id, wish)
-        try:
-            await self._rewire(container.id)
-        except VxnetError:
-            self._keep(before)
-            self._changed()
-            raise
+        async with self._rewiring(request.container) as container_id:
+            await self._attach(container_id, wish)
 
     async def disconnect(self, ref: str, request: NetworkConnect) -> None:
-        container = self._living(request.container)
-        network = self.attachments.network(ref)
-        rest = tuple(attachment for attachment in container.attachments if attachment.network != network.id)
-        if len(rest) == len(container.attachments):
-            raise NotFoundError(f'container "{container.spec.name}" is not on network "{network.name}"')
-        self._records[container.id] = replace(container, attachments=rest)
-        await self._rewire(container.id)
+        async with self._rewiring(request.container) as container_id:
+            container = self._record(container_id)
+            network = self.attachments.network(ref)
+            rest = tuple(attachment for attachment in container.attachments if attachment.network != network.id)
+            if len(rest) == len(container.attachments):
+                raise NotFoundError(f'container "{container.spec.name}" is not on network "{network.name}"')
+            self._records[container_id] = replace(container, attachments=rest)
 
-    def _living(self, ref: str) -> Container:
-        container = self.find(ref)
-        if not container.pid:
-            raise ConflictError(f'container "{container.spec.name}" is {container.state}: its networks are fixed')
-        return container
+    @contextlib.asynccontextmanager
+    async def _rewiring(self, ref: str) -> AsyncIterator[str]:
+        """The body changes the attachments; on leaving they are kept, told and built, or are what they were before."""
+        before = self.find(ref)
+        async with self._wiring.setdefault(before.id, asyncio.Lock()):
+            before = self._record(before.id)
+            if not before.pid:
+                raise ConflictError(f'container "{before.spec.name}" is {before.state}: its networks are fixed')
+            try:
+                yield before.id
+                container = self._record(before.id)
+                container = self._keep(replace(container, gateway=self.attachments.way_out(container)))
+                await asyncio.to_thread(self._write_hosts, container)
+                self._changed()
+                await self._settled(container.id)
+            except VxnetError:
+                if (now := self._records.get(before.id)) is not None:
+                    with contextlib.suppress(HostError):
+                        self._keep(replace(now, attachments=before.attachments, gateway=before.gateway))
+                    self._changed()
+                raise
 
-    async def _rewire(self, container_id: str) -> None:
-        container = self._records[container_id]
-        container = self._keep(replace(container, gateway=self.attachments.way_out(container)))
-        hosts = self._state.container_directory(container_id) / "hosts"
-        await asyncio.to_thread(hosts.write_text, _files(container)["hosts"])
-        self._changed()
-        await self._settled(container_id)
+    def _write_hosts(self, container: Container) -> None:
+        path = self._state.container_directory(container.id) / "hosts"
+        try:
+            path.write_text(_files(container)["hosts"])
+        except OSError as error:
+            raise HostError(f"cannot write {path}: {error.strerror}") from error
 
     # Its output
 
