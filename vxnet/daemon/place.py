@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import ipaddress
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import structlog
@@ -55,6 +55,17 @@ SYNC_S = 0.5
 REMOVED = "this node was removed from the cluster: `vxnet leave --force`, then join again"
 
 STATUS: Mapping[str, MemberStatus] = {"alive": "ready", "suspect": "suspect", "dead": "down", "left": "left"}
+
+
+@contextlib.contextmanager
+def _or_later(what: str) -> Iterator[None]:
+    """A full disk ends no daemon: what was to be kept is used, and written with the next change. A restart before that
+    goes on from what is on disk, which is older and not wrong.
+    """
+    try:
+        yield
+    except HostError as error:
+        log.error("not kept", what=what, error=str(error))
 
 
 class Managers(Protocol):
@@ -221,14 +232,16 @@ class Place:
 
     def _learn(self, assignment: Assignment) -> None:
         if assignment != self._saved:
-            self._state.save_assignment(assignment)
-            self._saved = assignment
+            with _or_later("assignment"):
+                self._state.save_assignment(assignment)
+                self._saved = assignment
         self.assignment = assignment
         self.networks = {network.id: network for network in assignment.networks}
         self.blocks = {}
         if assignment.leases is not None:
             leases = assignments.lease_set(assignment.leases).leases
-            self._remember_returning([lease for lease in self._local.returning if lease in leases])
+            with _or_later("returned blocks"):
+                self._remember_returning([lease for lease in self._local.returning if lease in leases])
             for lease in leases:
                 if lease not in self._local.returning:
                     self.blocks[lease.network] = (*self.blocks.get(lease.network, ()), lease)
@@ -262,8 +275,9 @@ class Place:
 
     def _remember_returning(self, leases: Collection[Lease]) -> None:
         if {*self._local.returning} != {*leases}:
-            self._local = replace(self._local, returning=tuple(leases))
-            self._state.save_local_node(self._local)
+            local = replace(self._local, returning=tuple(leases))
+            self._state.save_local_node(local)
+            self._local = local
 
     def facts_changed(self) -> None:
         self._report_due.set()
@@ -296,7 +310,8 @@ class Place:
                 await asyncio.sleep(RENEWAL_RETRY_S)
                 continue
             self._certificate = certificate
-            self._state.save_credentials(trust.certificate_to_pem(certificate))
+            with _or_later("certificate"):
+                self._state.save_credentials(trust.certificate_to_pem(certificate))
             self.gossip.update(certificate=certificate)
             if self._client is not None:
                 self._client.update(certificate=certificate)
@@ -346,8 +361,9 @@ class Place:
             addresses = {member.address for member in self.members() if member.present}
             last = LastMembers(addresses=tuple(sorted(addresses, key=str)), vteps=self.vteps())
             if last != known:
-                known = last
-                self._state.save_last_members(last)
+                with _or_later("members"):
+                    self._state.save_last_members(last)
+                    known = last
 
     async def caught_up(self) -> None:
         """Until somebody of those who were there before has told what it knows, and that has been passed on here."""
@@ -369,17 +385,21 @@ class Place:
         return [(key.owner, value) for key, _, value in self.gossip.paths() if isinstance(value, Endpoint)]
 
     def vteps(self) -> dict[str, IPAddress]:
-        """Of each node that may send on the data path; of those not met yet as it was before the restart."""
+        """Of each node that may send on the data path; of those not met yet as it was before the restart.
+
+        A member's tags are its own word, which also a removed node can give under another name: an address counts that
+        a manager has certified.
+        """
+        members = [member for member in self.members() if member.status != "left"]
         found: dict[str, IPAddress] = {}
         if time.monotonic() < self._remembered_until:
-            revoked = self.assignment.revoked
-            found |= {node: vtep for node, vtep in self._remembered_vteps.items() if node not in revoked}
-        for member in self.members():
-            found.pop(member.id, None)
-            if member.status == "left":
-                continue
+            unwelcome = {*self.assignment.revoked, *(m.id for m in self.members() if m.status == "left")}
+            found |= {node: vtep for node, vtep in self._remembered_vteps.items() if node not in unwelcome}
+        for member in members:
             with contextlib.suppress(ValueError):
-                found[member.id] = ipaddress.ip_address(member.tags.get("vtep", ""))
+                vtep = ipaddress.ip_address(member.tags.get("vtep", ""))
+                if vtep in self.gossip.places(member.id):
+                    found[member.id] = vtep
         return found
 
     def is_alive(self, node_id: str) -> bool:

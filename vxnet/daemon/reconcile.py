@@ -15,7 +15,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import structlog
 
-from vxnet.model.errors import HostError
+from vxnet.model.errors import HostError, VxnetError
 from vxnet.model.host import Change, HostState
 
 log = structlog.get_logger()
@@ -97,11 +97,11 @@ class Reconciler(Generic[S]):
         sandboxes = None if self._full else frozenset(self._dirty)
         self._full = False
         self._dirty.clear()
-        plan = self._plan()
         loop = asyncio.get_running_loop()
         try:
+            plan = self._plan()
             changes = await loop.run_in_executor(self._thread, self._kernel.reconcile, plan.state, sandboxes)
-        except HostError as error:
+        except VxnetError as error:
             log.error("reconcile failed", error=str(error))
             self._last = None
             for request in requests:
