@@ -111,6 +111,12 @@ async def test_wrong_networks_are_refused(network: Network, wish: str, error: ty
     assert host.containers == []
 
 
+async def test_a_chosen_address_of_the_other_family_is_refused_and_not_forgotten() -> None:
+    host = OneHost("10.0.16.8/29")
+    with pytest.raises(CallerError, match=r"fd00::1 is outside network blue \(10\.0\.16\.0/20\)"):
+        await host.place("a", NetworkWish(network="blue", ip=ip_address("fd00::1")))
+
+
 async def test_twice_on_one_network_is_refused() -> None:
     host = OneHost("10.0.16.8/29")
     container = await host.place("a", NetworkWish(network="blue"))

@@ -69,6 +69,9 @@ class Attachments:
             )
         if any(attachment.network == network.id for attachment in container.attachments):
             raise ConflictError(f'container "{container.spec.name}" is already on network "{network.name}"')
+        if wish.ip is not None and wish.ip.version not in _versions(network):
+            subnets = ", ".join(str(subnet.prefix) for subnet in network.subnets)
+            raise CallerError(f"address {wish.ip} is outside network {network.name} ({subnets})")
         for version in _versions(network):
             wanted = wish.ip if wish.ip is not None and wish.ip.version == version else None
             while self._pick(network, version, wanted) is None:
