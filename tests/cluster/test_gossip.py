@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from tests.gossip_cluster import Cluster, Papers, endpoint
+from tests.gossip_cluster import VTEP, Cluster, Papers, endpoint
 from vxnet.cluster.gossip import Gossip
 from vxnet.model.errors import HostError
 
@@ -226,3 +226,17 @@ async def test_port_in_use_is_said(field: Field) -> None:
     )
     with pytest.raises(HostError, match=f"{field.addresses[1]}:{PORT}/tcp"):
         await other.run()
+
+
+async def test_a_member_is_where_a_manager_has_certified_it_to_be(field):
+    """What its tags say is nothing: whoever has the key, a removed node too, can join under any name and id."""
+    one, _ = field.start(2)
+    await wait(lambda: one.places("id2") == {VTEP}, "two is proven")
+    ghost = Papers("id3", field.papers[2].key, field.papers[2].certificate)
+    field.papers[3] = ghost
+    field.make(3).join([(field.addresses[1], PORT)])
+    await wait(lambda: "h3" in [member.name for member in one.members() if member.present], "the ghost is a member")
+    await wait(lambda: one.refused()["certificate is another's"] > 0, "its papers came")
+    assert one.places("id3") == frozenset()
+    one.update(revoked=["id2"])
+    assert one.places("id2") == frozenset()

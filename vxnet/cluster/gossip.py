@@ -88,6 +88,7 @@ class Gossip:
             incarnation=incarnation,
             rng=random.SystemRandom(),
             now=time.monotonic(),
+            wall=time.time(),
             leases=leases,
             revoked=revoked,
             label=label,
@@ -203,6 +204,10 @@ class Gossip:
     def paths(self) -> tuple[EffectiveRow, ...]:
         """The same, and for 30 minutes of nodes whose daemon fell silent."""
         return self.core.paths(time.time())
+
+    def places(self, node_id: str) -> frozenset[IPAddress]:
+        """The addresses at which a manager has certified a node to be; empty if nothing proves that it is one."""
+        return self.core.places(node_id, time.time())
 
     def refused(self) -> Counter[str]:
         """How many rows are kept without effect, by reason."""

@@ -59,6 +59,7 @@ class GossipNode:
         incarnation: int,
         rng: Random,
         now: float,
+        wall: float,
         leases: Signed | None = None,
         revoked: Collection[str] = (),
         label: str = "",
@@ -83,6 +84,8 @@ class GossipNode:
         self.table = Table()
         self.author = Author(node_id, key, incarnation)
         self.judge = Judge(roots, revoked)
+        self._wall = wall
+        self.table.proven = lambda ledger: self.judge.is_proven(ledger, self._wall)
         self.spread = Spread(self.swim, self.table, self.author)
         self._revoked = frozenset(revoked)
         self._members_changed = False
@@ -222,6 +225,11 @@ class GossipNode:
         """How many rows are kept without effect, by reason."""
         return self.judge.effective(self.table, wall)[1]
 
+    def places(self, node_id: str, wall: float) -> frozenset[IPAddress]:
+        """The addresses at which a manager has certified a node to be. What a member's tags say is its own word, and
+        everybody who has the key can say anything under any name."""
+        return self.judge.addresses(self.table, node_id, wall)
+
     def statistics(self) -> dict[str, int]:
         rows = sum(len(ledger.rows) for ledger in self.table.ledgers.values())
         return {**self.swim.statistics(), **self.spread.statistics(), "rows": rows}
@@ -230,7 +238,7 @@ class GossipNode:
         return self.swim.dropped + self.spread.dropped
 
     def _of_visible(self, wall: float, *, paths: bool) -> tuple[EffectiveRow, ...]:
-        self.table.proven = lambda ledger: self.judge.is_proven(ledger, wall)
+        self._wall = wall
         effective, _ = self.judge.effective(self.table, wall)
         owners = self._owners(paths=paths)
         return tuple(row for row in effective if row[0].owner in owners)
