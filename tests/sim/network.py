@@ -97,6 +97,7 @@ class Simulation:
             incarnation=self._lives[number],
             rng=random.Random(self.rng.random()),
             now=self.now,
+            wall=WALL + self.now,
             settings=self._settings,
         )
         self.nodes[number] = node

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 RELAY_LIMIT = 1024
 """Indirect pings under way for others."""
 
+NACK_FRACTION = 0.8
+"""… of the timeout, after which the asker is told (Lifeguard): at the whole of it the nack would come just too late,
+and a healthy asker would take itself for slow."""
+
 
 class Relay(NamedTuple):
     """A ping in another's place."""
@@ -88,7 +92,7 @@ class Prober:
             if self._relays.pop(seq, None) is not None and message.nack:
                 swim.send(addr, wire.encode(wire.Nack(message.seq)))
 
-        swim.agenda.after(self._timeout_s(), ("nack", seq), give_up)
+        swim.agenda.after(self._timeout_s() * NACK_FRACTION, ("nack", seq), give_up)
 
     # Suspicion
 

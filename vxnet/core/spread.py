@@ -192,7 +192,7 @@ class Spread:
     def _gossip(self) -> None:
         settings, n = self._swim.settings, self._swim.present
         # In a small cluster everybody was told already: this is for what got lost.
-        limit = 2 if n <= settings.direct_nodes else settings.retransmissions(n)
+        limit = settings.gossip_nodes if n <= settings.direct_nodes else settings.retransmissions(n)
         room = int(settings.byte_rate * settings.gossip_interval_s / settings.gossip_nodes)
         for member in self._peers(settings.gossip_nodes):
             for payload in self._queue.take(room, 3, limit):
