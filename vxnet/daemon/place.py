@@ -48,7 +48,10 @@ GOODBYE_S = 2.0
 RETRY_S = 5.0
 """After a manager refused or was not there."""
 
+PORT_RETRY_S = 2.0
 RENEWAL_RETRY_S = 600.0
+CLOCK_S = 600.0
+"""How late a clock that was set (at boot it may be years off) is noticed."""
 SYNC_S = 0.5
 """From meeting a member to having its table: a push/pull over TCP and what follows from it."""
 
@@ -208,11 +211,24 @@ class Place:
             if self.manager is not None:
                 group.create_task(self.manager.run())
                 group.create_task(serve_manager(self.manager, self._state, self.node.advertise_addr))
-            group.create_task(self.gossip.run())
+            group.create_task(self._gossip())
             group.create_task(self._follow())
             group.create_task(self._report())
             group.create_task(self._renew())
             group.create_task(self._watch_gossip())
+
+    async def _gossip(self) -> None:
+        """A port that is taken is tried again and again: whoever has it may go, and meanwhile what runs here is looked
+        after, with the others as they were."""
+        complained = False
+        while True:
+            try:
+                await self.gossip.run()
+            except HostError as error:
+                if not complained:
+                    log.error("no gossip", error=str(error))
+                complained = True
+                await asyncio.sleep(PORT_RETRY_S)
 
     # The managers' word
 
@@ -302,22 +318,27 @@ class Place:
     async def _renew(self) -> None:
         """A new certificate at half the life of the old one."""
         while True:
-            await asyncio.sleep(max(trust.renewal_time(self._certificate) - time.time(), 0))
+            wait_s = trust.renewal_time(self._certificate) - time.time()
+            if wait_s > 0:
+                await asyncio.sleep(min(wait_s, CLOCK_S))
+                continue
             try:
-                certificate = await self._managers.renew(trust.make_csr(self._key, self.node.name))
+                await self._use(await self._managers.renew(trust.make_csr(self._key, self.node.name)))
+                log.info("certificate renewed")
             except VxnetError as error:
                 log.warning("certificate not renewed", error=str(error))
                 await asyncio.sleep(RENEWAL_RETRY_S)
-                continue
-            self._certificate = certificate
-            with _or_later("certificate"):
-                self._state.save_credentials(trust.certificate_to_pem(certificate))
-            self.gossip.update(certificate=certificate)
-            if self._client is not None:
-                self._client.update(certificate=certificate)
-            if self.manager is not None:
-                await self.manager.use_certificate(certificate)
-            log.info("certificate renewed")
+
+    async def _use(self, certificate: bytes) -> None:
+        """Raises what the store does, on a manager: then it is not in use everywhere, and another is to be had."""
+        with _or_later("certificate"):
+            self._state.save_credentials(trust.certificate_to_pem(certificate))
+        if self._client is not None:
+            self._client.update(certificate=certificate)
+        if self.manager is not None:
+            await self.manager.use_certificate(certificate)
+        self.gossip.update(certificate=certificate)
+        self._certificate = certificate
 
     async def resign(self) -> None:
         """Tell the managers. Raises what they say; then this node is a member as before."""
