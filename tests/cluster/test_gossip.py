@@ -32,7 +32,7 @@ class Field:
 
     def __init__(self, rng: random.Random, group: asyncio.TaskGroup, *, encrypted: bool = True) -> None:
         self.cluster = Cluster(rng, time.time())
-        self.keys = (rng.randbytes(16),) if encrypted else ()
+        self.keys: tuple[bytes, ...] = (rng.randbytes(16),) if encrypted else ()
         self.nodes: dict[int, Gossip] = {}
         self.papers: dict[int, Papers] = {}
         self.addresses: dict[int, str] = {}
@@ -228,7 +228,7 @@ async def test_port_in_use_is_said(field: Field) -> None:
         await other.run()
 
 
-async def test_a_member_is_where_a_manager_has_certified_it_to_be(field):
+async def test_a_member_is_where_a_manager_has_certified_it_to_be(field: Field) -> None:
     """What its tags say is nothing: whoever has the key, a removed node too, can join under any name and id."""
     one, _ = field.start(2)
     await wait(lambda: one.places("id2") == {VTEP}, "two is proven")

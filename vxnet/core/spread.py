@@ -24,6 +24,8 @@ from vxnet.model.row import Version
 DATAGRAM = wire.PACKET_CONTENT - 3
 """Octets of a row message that travels by datagram."""
 HAVE_OCTETS = 1000
+HAVE_LIMIT = 4096
+"""Ledgers in one list of a peer's."""
 DATAGRAMS_AT_ONCE = 12
 """An answer of more goes by stream: it is not lost in parts, and TCP paces it."""
 STREAM_OCTETS = 1 << 20
@@ -293,6 +295,8 @@ class Spread:
         source = self._swim.members.get(have.source)
         if source is None or not source.present:
             raise MalformedError("rows of a stranger")
+        if len(have.ledgers) > HAVE_LIMIT:
+            raise MalformedError("more ledgers than buckets hold")
         listed = {LedgerKey(held.owner, held.key): held.hash for held in have.ledgers}
         for key, hash_ in listed.items():
             ledger = self._table.ledgers.get(key)
