@@ -1,7 +1,8 @@
 """``vxnet daemon``: the agent in the foreground.
 
 Everything long-lived runs in one :class:`asyncio.TaskGroup`. What escapes from any of its tasks is a bug and ends the
-daemon with a traceback, so that systemd starts it again; containers and their networks live on meanwhile.
+daemon with a traceback, a refusal ends it with a line; systemd starts it again, and containers and their networks live
+on meanwhile.
 """
 
 from __future__ import annotations
@@ -41,7 +42,23 @@ def main(*, config_path: Path = configuration.CONFIG_PATH, socket_path: Path = R
     except VxnetError as error:
         print(f"vxnet: {error}", file=sys.stderr)
         return 1
+    except BaseExceptionGroup as group:
+        errors = _leaves(group)
+        if not all(isinstance(error, VxnetError) for error in errors):
+            raise
+        for text in dict.fromkeys(str(error) for error in errors):
+            print(f"vxnet: {text}", file=sys.stderr)
+        return 1
     return 0
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    """What the task groups, one in the other, wrapped up."""
+    return [
+        leaf
+        for error in group.exceptions
+        for leaf in (_leaves(error) if isinstance(error, BaseExceptionGroup) else [error])
+    ]
 
 
 async def _serve(config: configuration.Config, socket_path: Path) -> None:

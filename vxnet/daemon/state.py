@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+import structlog
 
 from vxnet.model.address import IPAddress, IPInterface
 from vxnet.model.cluster import Assignment, Lease, Node, Record
@@ -29,6 +30,8 @@ from vxnet.model.container import Container
 from vxnet.model.errors import HostError
 
 T = TypeVar("T")
+
+log = structlog.get_logger()
 
 STATE_DIRECTORY = Path("/var/lib/vxnet")
 RUN_DIRECTORY = Path("/run/vxnet")
@@ -121,7 +124,7 @@ class StateDirectory:
         except OSError as error:
             raise HostError(
                 f"this node's certificate cannot be read: {error.filename}: {error.strerror}",
-                hint="restore it, or run `vxnet leave --force` and join again",
+                hint=f"restore it, or move {self.path} away and join again",
             ) from error
 
     def forget_cluster(self) -> None:
@@ -145,11 +148,18 @@ class StateDirectory:
         return self.containers_path / container_id
 
     def containers(self) -> list[Container]:
-        """Those whose record is whole. A directory without one is a creation that a crash cut short: it is removed."""
+        """Those whose record is whole. A directory without one is a creation that a crash cut short: it is removed. One
+        whose record is damaged (it is not synced, and a power cut ends the container anyway) stays for who wants to
+        look: it is no reason for all others to be without a daemon.
+        """
         found = []
         for directory in sorted(self.containers_path.iterdir()):
-            name = f"containers/{directory.name}/container.json"
-            if (container := self._read(name, Container)) is not None:
+            try:
+                container = self._read(f"containers/{directory.name}/container.json", Container)
+            except HostError as error:
+                log.error("container passed over", container=directory.name[:12], error=str(error))
+                continue
+            if container is not None:
                 found.append(container)
             elif not (directory / "pid").exists():
                 shutil.rmtree(directory, ignore_errors=True)
@@ -172,7 +182,7 @@ class StateDirectory:
         except msgspec.DecodeError as error:
             raise HostError(
                 f"{path} is damaged ({error})",
-                hint="restore it from a backup, or run `vxnet leave --force` and join again",
+                hint=f"restore it from a backup, or move {path} away",
             ) from error
 
     def _write(self, name: str, data: bytes, *, mode: int = 0o644, sync: bool = True) -> None:

@@ -1,0 +1,48 @@
+"""The daemon's last words."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from vxnet.daemon import main as daemon
+from vxnet.model.errors import HostError
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    yield
+
+
+def end_with(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The exit status of a daemon in one of whose tasks ``error`` was raised."""
+
+    async def fail() -> None:
+        raise error
+
+    async def serve(*_: object) -> None:
+        async with asyncio.TaskGroup() as outer, asyncio.TaskGroup() as inner:
+            outer.create_task(asyncio.sleep(60))
+            inner.create_task(fail())
+
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(daemon, "_serve", serve)
+    monkeypatch.setattr(daemon, "_only_one", _alone)
+    monkeypatch.setattr(daemon, "_set_up_logging", lambda level: None)
+    return daemon.main(config_path=tmp_path / "none.toml")
+
+
+def test_a_refusal_out_of_any_task_is_one_line(tmp_path, monkeypatch, capsys):
+    error = HostError("/var/lib/vxnet/node.json is damaged", hint="move it away")
+    assert end_with(error, tmp_path, monkeypatch) == 1
+    assert capsys.readouterr().err == "vxnet: /var/lib/vxnet/node.json is damaged; move it away\n"
+
+
+def test_a_bug_is_a_traceback(tmp_path, monkeypatch):
+    with pytest.raises(ExceptionGroup):
+        end_with(RuntimeError("a bug"), tmp_path, monkeypatch)
