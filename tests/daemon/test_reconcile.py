@@ -10,6 +10,7 @@ from ipaddress import ip_address
 import pytest
 
 from vxnet.daemon.reconcile import Plan, Reconciler
+from vxnet.host.events import Look
 from vxnet.model.errors import HostError
 from vxnet.model.host import Change, HostState, Segment
 
@@ -25,9 +26,13 @@ class RecordingKernel:
     def __init__(self, *answers: list[Change] | HostError) -> None:
         self.answers = list(answers)
         self.asked: list[tuple[HostState, Collection[str] | None]] = []
+        self.rows: list[bool] = []
 
-    def reconcile(self, state: HostState, sandboxes: Collection[str] | None = None) -> list[Change]:
+    def reconcile(
+        self, state: HostState, sandboxes: Collection[str] | None = None, *, rows: bool = False
+    ) -> list[Change]:
         self.asked.append((state, sandboxes))
+        self.rows.append(rows)
         answer = self.answers.pop(0) if self.answers else []
         if isinstance(answer, HostError):
             raise answer
@@ -81,6 +86,36 @@ async def test_drift_counts_only_what_was_mended_under_the_same_wish() -> None:
         wish[0] = B
         await reconciler.settle()
         assert reconciler.drift == 1, "a new wish is no drift"
+
+
+TUNNEL = Change(verb="add", object="link vx65536")
+
+
+@pytest.mark.parametrize(
+    "looks, drift",
+    [
+        ([[TUNNEL, MENDED], []], 1),  # a tunnel and the rows that it took along
+        ([[TUNNEL], [MENDED], []], 1),  # some of it shows at the next look only
+        ([[TUNNEL], [], [TUNNEL], []], 2),
+        ([[MENDED], [MENDED], [MENDED]], 3),  # somebody takes it away again and again
+    ],
+)
+async def test_one_damage_is_one_repair(looks: list[list[Change]], drift: int) -> None:
+    async with running(RecordingKernel([], *looks), [A]) as (reconciler, _):
+        for _look in range(1 + len(looks)):
+            await reconciler.settle()
+        assert reconciler.drift == drift
+
+
+async def test_a_look_is_limited_to_where_it_is_wanted() -> None:
+    kernel = RecordingKernel()
+    async with running(kernel, [A]) as (reconciler, _):
+        await reconciler.settle()
+        await reconciler.look(Look(sandboxes=frozenset({"c1"})))
+        await reconciler.look(Look(rows=True))
+        await reconciler.look(Look(everything=True))
+        assert [asked[1] for asked in kernel.asked] == [None, frozenset({"c1"}), frozenset(), None]
+        assert kernel.rows == [False, False, True, False]
 
 
 async def test_a_refusal_is_tried_again_and_is_no_drift() -> None:

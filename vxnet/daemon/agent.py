@@ -25,6 +25,7 @@ from vxnet import __version__
 from vxnet.cluster.dns import Resolver
 from vxnet.core import allocate, networks, plan
 from vxnet.core.names import view_of
+from vxnet.daemon import watch
 from vxnet.daemon.config import Config
 from vxnet.daemon.containers import Containers
 from vxnet.daemon.membership import Membership
@@ -138,6 +139,7 @@ class Agent:
     def _loops(self) -> tuple[Coroutine[None, None, None], ...]:
         return (
             self._reconciler.run(),
+            *watch.loops(self._kernel, self._reconciler),
             self._watch_host(),
             self._watch_paths(),
             self._ask_for_blocks(),

@@ -2,8 +2,8 @@
 
     wake → plan (pure) → observe, diff, apply (a thread) → names follow → whoever waited is told
 
-It is level-triggered: a wake-up says that something changed, never what. The plan is made anew each time from the
-whole state, so that a lost or doubled wake-up costs at most the time to the next one.
+It is level-triggered: a wake-up says that something changed and where to look, never what to do. The plan is made
+anew each time from the whole state, so that a lost or doubled wake-up costs at most the time to the next one.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import structlog
 
+from vxnet.host.events import Look
 from vxnet.model.errors import HostError, VxnetError
 from vxnet.model.host import Change, HostState
 
 log = structlog.get_logger()
 
-FULL_INTERVAL_S = 10.0
-"""How often everything is compared although nobody asked. Docker's fault 2 (a lost FDB row) lived for hours."""
+FULL_INTERVAL_S = 30.0
+"""How often everything is compared although nothing was heard (see :mod:`vxnet.daemon.watch`): 1.5 ms a container."""
+LOGGED_CHANGES = 20
+"""Of one repair; a namespace with all its rows has thousands."""
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -29,7 +32,9 @@ S = TypeVar("S")
 
 
 class Kernel(Protocol):
-    def reconcile(self, state: HostState, sandboxes: Collection[str] | None = None) -> list[Change]: ...
+    def reconcile(
+        self, state: HostState, sandboxes: Collection[str] | None = None, *, rows: bool = False
+    ) -> list[Change]: ...
 
 
 class Plan(NamedTuple, Generic[S]):
@@ -53,12 +58,20 @@ class Reconciler(Generic[S]):
         self._wake = asyncio.Event()
         self._requests: list[_Request] = []
         self._dirty: set[str] = set()
+        self._rows = False
         self._full = True
         self._last: HostState | None = None
+        self._mending: set[str] = set()
+        """Objects of the repair that is going on."""
         # One thread for good: netlink handles belong to the thread that made them.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kernel")
         self.drift = 0
-        """Objects that had to be mended although the wish was the same."""
+        """Repairs: how often the kernel was found different although the wish was the same."""
+
+    @property
+    def settled(self) -> HostState | None:
+        """What the kernel was last made to be; None: that failed, and is tried again."""
+        return self._last
 
     def wake(self, *, full: bool = False) -> None:
         self._full |= full
@@ -73,14 +86,25 @@ class Reconciler(Generic[S]):
         self._wake.set()
         return await request.done
 
+    async def look(self, where: Look) -> None:
+        """Have the kernel looked at there. Raises what the cycle raised."""
+        self._dirty |= where.sandboxes
+        self._rows |= where.rows
+        self._full |= where.everything
+        await self.settle()
+
     async def run(self) -> None:
+        loop = asyncio.get_running_loop()
         try:
+            due = loop.time() + FULL_INTERVAL_S
             while True:
                 try:
-                    async with asyncio.timeout(FULL_INTERVAL_S):
+                    async with asyncio.timeout_at(due):
                         await self._wake.wait()
                 except TimeoutError:
                     self._full = True
+                if self._full:
+                    due = loop.time() + FULL_INTERVAL_S
                 self._wake.clear()
                 await self._cycle()
         finally:
@@ -95,12 +119,15 @@ class Reconciler(Generic[S]):
     async def _cycle(self) -> None:
         requests, self._requests = self._requests, []
         sandboxes = None if self._full else frozenset(self._dirty)
-        self._full = False
+        rows = self._rows
+        self._full = self._rows = False
         self._dirty.clear()
         loop = asyncio.get_running_loop()
         try:
             plan = self._plan()
-            changes = await loop.run_in_executor(self._thread, self._kernel.reconcile, plan.state, sandboxes)
+            changes = await loop.run_in_executor(
+                self._thread, lambda: self._kernel.reconcile(plan.state, sandboxes, rows=rows)
+            )
         except VxnetError as error:
             log.error("reconcile failed", error=str(error))
             self._last = None
@@ -119,9 +146,19 @@ class Reconciler(Generic[S]):
         for change in failed:
             log.error("kernel refused", verb=change.verb, object=change.object, error=change.error)
         if state == self._last:
-            mended = [change for change in changes if not change.error]
-            self.drift += len(mended)
-            for change in mended:
-                log.warning("drift mended", verb=change.verb, object=change.object)
+            self._repaired([change for change in changes if not change.error])
         # After a failure the same changes are tried again, and that is no drift.
         self._last = None if failed else state
+
+    def _repaired(self, mended: Sequence[Change]) -> None:
+        """One damage is one repair: a lost tunnel takes its rows with it, and some of it may show at the next look
+        only. What has to be mended a second time is damage anew, as somebody works against vxnet."""
+        objects = {change.object for change in mended}
+        if not self._mending or self._mending & objects:
+            self.drift += bool(objects)
+            self._mending.clear()
+        self._mending = self._mending | objects if objects else set()
+        for change in mended[:LOGGED_CHANGES]:
+            log.warning("drift mended", verb=change.verb, object=change.object, repair=self.drift)
+        if len(mended) > LOGGED_CHANGES:
+            log.warning("drift mended", more=len(mended) - LOGGED_CHANGES, repair=self.drift)

@@ -183,6 +183,16 @@ class Datapath:
         netns.bind_name(namespace, DATAPATH_NAMESPACE)
         return [Change(verb="add", object=words)]
 
+    def is_named(self) -> bool:
+        """Whether the namespace is held and has its name."""
+        named = netns.adopt_named(DATAPATH_NAMESPACE)
+        if named is None:
+            return False
+        try:
+            return self._namespace is not None and netns.identity(named) == netns.identity(self._namespace)
+        finally:
+            os.close(named)
+
     def _enter(self, namespace: int) -> None:
         self._namespace = namespace
         self._netlink = Netlink(namespace)

@@ -95,6 +95,16 @@ def forward(namespace: int, gateway: GatewayBridge) -> list[Change]:
     return [Change(verb="replace", object=f"sysctl net.{name.replace('/', '.')} {wanted[name]}") for name in written]
 
 
+def forwards(namespace: int, gateway: GatewayBridge) -> bool:
+    """Whether routing is on as :func:`forward` leaves it."""
+    names = {"ipv4/ip_forward" if one.version == 4 else "ipv6/conf/all/forwarding" for one in gateway.addresses}
+
+    def look() -> bool:
+        return all(Path("/proc/sys/net", name).read_text().strip() != "0" for name in names)
+
+    return netns.inside(namespace, look)
+
+
 def _switch_on(wanted: dict[str, str]) -> list[str]:
     """A host that gets its own default route by router advertisements would lose it when it becomes a router itself,
     unless its interfaces are told to go on listening (accept_ra 2)."""

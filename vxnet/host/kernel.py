@@ -20,13 +20,14 @@ from msgspec.structs import replace
 
 from vxnet.host import addresses, datapath, gateway, links, neighbours, netns, nft, sandbox
 from vxnet.host.datapath import Datapath, Home, Resident, bridge_name, tunnel_name
+from vxnet.host.events import Events
 from vxnet.host.links import Link
 from vxnet.host.neighbours import Rows
 from vxnet.host.netlink import Netlink
 from vxnet.host.sandbox import Entered, Side, Sides
 from vxnet.model.address import IPAddress
 from vxnet.model.errors import HostError
-from vxnet.model.host import DATAPATH_NAMESPACE, Change, HostState, Remote
+from vxnet.model.host import DATAPATH_NAMESPACE, GATEWAY_BRIDGE, Change, HostState, Remote
 
 ORPHAN_GRACE_S = 3.0
 """How long the port of a container that is no more may stay. It dies with the container's namespace, at no cost to
@@ -62,6 +63,8 @@ class Kernel:
             raise HostError(f"cannot speak netlink: {error.strerror}") from error
         self._clock = clock
         self._datapath = Datapath(self._netlink)
+        self.events = Events()
+        """Heard from the first reconcile on. Drained by whoever calls reconcile, from any thread."""
         self._tables = nft.Tables()
         self._carried: dict[int, _Carried] = {}
         self._orphans: dict[str, float] = {}
@@ -74,29 +77,35 @@ class Kernel:
 
     def close(self) -> None:
         """Let go of everything and leave it as it is."""
+        self.events.close()
         self._datapath.close()
         self._nft.close()
         self._netlink.close()
         os.close(self._namespace)
 
-    def reconcile(self, state: HostState, sandboxes: Collection[str] | None = None) -> list[Change]:
+    def reconcile(
+        self, state: HostState, sandboxes: Collection[str] | None = None, *, rows: bool = False
+    ) -> list[Change]:
         """Make the kernel what ``state`` says; what was done or tried, in order.
 
-        ``sandboxes``: ids of those to look at, and the rows are taken to be as last seen; None: look at everything.
-        The shared part (segments, vxnet_gw, the host's table) is looked at each time. The empty state is a host
-        without vxnet: :meth:`teardown`. Single failures stand in :attr:`Change.error` and are tried again at the next
-        call. Raises HostError if nothing can be done at all.
+        ``sandboxes``: ids of those to look at, and the rows are taken to be as last seen unless ``rows``; None: look at
+        everything. The shared part (segments, vxnet_gw, the host's table) is looked at each time. The empty state is a
+        host without vxnet: :meth:`teardown`. Single failures stand in :attr:`Change.error` and are tried again at the
+        next call. Raises HostError if nothing can be done at all.
         """
         try:
             if _is_empty(state):
                 return self.teardown()
-            return self._reconcile(state, sandboxes)
+            return self._reconcile(state, sandboxes, rows)
         except OSError as error:
             self._carried.clear()
             raise HostError(f"the kernel does not answer: {error.strerror or error}") from error
 
-    def _reconcile(self, state: HostState, sandboxes: Collection[str] | None) -> list[Change]:
+    def _reconcile(self, state: HostState, sandboxes: Collection[str] | None, rows: bool) -> list[Change]:
         changes = self._datapath.ensure()
+        # Before the first look, so that nothing falls between the two.
+        if self.events.follow(self._datapath.netlink, self._datapath.namespace, self._namespace):
+            sandboxes = None
         pending = self._tables.begin("host", self._namespace, self._nft, gateway.ruleset(state), "the host")
         try:
             segments, found, made = self._datapath.ensure_segments(state.segments, state.data_port)
@@ -112,11 +121,29 @@ class Kernel:
             Side(self._datapath.netlink, self._datapath.namespace, found),
             Side(self._netlink, self._namespace, host_found),
         )
-        changes += self._sandboxes(state, sandboxes, sides)
-        changes += self._rows(state, found, made, complete=sandboxes is None)
-        return changes + self._sweep(state, sides)
+        changes += self._sandboxes(state, self._with_lost_ports(state, sandboxes, sides), sides)
+        changes += self._rows(state, found, made, complete=rows or sandboxes is None)
+        changes += self._sweep(state, sides)
+        owners = {one.port.encode(): box.id for box in state.sandboxes for one in box.interfaces}
+        way_out = host_found.get(GATEWAY_BRIDGE)
+        self.events.know(owners, {box.id for box in state.sandboxes}, 0 if way_out is None else way_out.ifindex)
+        return changes
 
     # Sandboxes
+
+    def _with_lost_ports(
+        self, state: HostState, chosen: Collection[str] | None, sides: Sides
+    ) -> Collection[str] | None:
+        """Those chosen, and those with a port that has no bridge: its bridge was made anew, or it left by itself."""
+        if chosen is None:
+            return None
+        more = set(chosen)
+        for box in state.sandboxes:
+            for interface in box.interfaces:
+                port = sides.of(interface).found.get(interface.port)
+                if port is not None and not port.master:
+                    more.add(box.id)
+        return more
 
     def _sandboxes(self, state: HostState, chosen: Collection[str] | None, sides: Sides) -> list[Change]:
         foreign = frozenset((netns.identity(self._namespace), netns.identity(self._datapath.namespace)))
@@ -129,6 +156,7 @@ class Kernel:
                 changes.append(entered)
             elif entered is not None:
                 try:
+                    self.events.introduce(self._datapath.netlink, one.id, entered.namespace)
                     changes += [replace(change, sandbox=one.id) for change in self._sandbox(entered, sides)]
                 finally:
                     entered.close()
@@ -179,7 +207,7 @@ class Kernel:
             there = neighbours.dump(self._datapath.netlink, tunnels)
         difference = neighbours.difference(wanted, there)
         names = {link.ifindex: link.name for link in found.values()}
-        changes = neighbours.apply(self._datapath.netlink, difference, wanted, there, names)
+        changes = neighbours.apply(self._datapath.netlink, difference, wanted, there, names, self.events.expect)
         self._carried = {} if any(change.error for change in changes) else carried
         return changes
 
@@ -209,6 +237,16 @@ class Kernel:
 
     # Beside reconcile
 
+    def is_intact(self, state: HostState) -> bool:
+        """Whether what raises no events is as ``state`` says; cheap. Raises HostError."""
+        if _is_empty(state):
+            return True
+        try:
+            named = self._datapath.is_named()
+            return named and (state.gateway is None or gateway.forwards(self._namespace, state.gateway))
+        except OSError as error:
+            raise HostError(f"the kernel does not answer: {error.strerror or error}") from error
+
     def route_mtu(self, destinations: Iterable[IPAddress]) -> int:
         """The smallest MTU of the routes to these addresses, as configured; 1500 if none of them has one."""
         try:
@@ -235,6 +273,7 @@ class Kernel:
         return changes
 
     def _remove_datapath(self) -> list[Change]:
+        self.events.unfollow()
         namespace = netns.adopt_named(DATAPATH_NAMESPACE)
         changes: list[Change] = []
         if namespace is not None:

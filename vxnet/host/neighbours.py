@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from vxnet.host.netlink import (
@@ -38,6 +38,7 @@ NDA_LLADDR = 2
 NDA_MASTER = 9
 NDA_LINK_NETNSID = 10
 
+NUD_FAILED = 0x20
 NUD_NOARP = 0x40
 NUD_PERMANENT = 0x80
 NTF_SELF = 0x02
@@ -123,6 +124,18 @@ def _values(body: bytes, first: int, second: int) -> tuple[bytes, bytes]:
     return one, other
 
 
+def is_kernels_own(body: bytes) -> bool:
+    """Whether an RTM_*NEIGH is about the address of a bridge's port itself, which comes and goes with it."""
+    family, _ifindex, state, flags, _type = _NDMSG.unpack_from(body)
+    return bool(family == socket.AF_BRIDGE and not flags & NTF_SELF and state & NUD_PERMANENT)
+
+
+def is_failed(kind: int, body: bytes) -> bool:
+    """Whether an RTM_NEWNEIGH says that a neighbour is about to go."""
+    _family, _ifindex, state, _flags, _type = _NDMSG.unpack_from(body)
+    return kind == RTM_NEWNEIGH and bool(state & NUD_FAILED)
+
+
 class Difference(NamedTuple):
     puts: list[bytes]
     replaces: frozenset[bytes]
@@ -137,9 +150,19 @@ def difference(wanted: Rows, found: Rows) -> Difference:
     return Difference(puts, replaces, deletes)
 
 
-def apply(netlink: Netlink, change: Difference, wanted: Rows, found: Rows, names: Mapping[int, str]) -> list[Change]:
-    """Put, then delete. ``names``: of the links by ifindex, for the words."""
-    failures = netlink.batch([_put(key, wanted[key]) for key in change.puts])
+def apply(
+    netlink: Netlink,
+    change: Difference,
+    wanted: Rows,
+    found: Rows,
+    names: Mapping[int, str],
+    tell: Callable[[list[bytes]], None] = lambda _: None,
+) -> list[Change]:
+    """Put, then delete. ``names``: of the links by ifindex, for the words; ``tell``: is shown what is sent."""
+    puts = [_put(key, wanted[key]) for key in change.puts]
+    deletes = [_delete(key, found[key]) for key in change.deletes]
+    tell(puts + deletes)
+    failures = netlink.batch(puts)
     changes = []
     for position, key in enumerate(change.puts):
         failure = failures.get(position)
@@ -150,7 +173,7 @@ def apply(netlink: Netlink, change: Difference, wanted: Rows, found: Rows, names
                 error="" if failure is None else failure[1],
             )
         )
-    failures = netlink.batch([_delete(key, found[key]) for key in change.deletes])
+    failures = netlink.batch(deletes)
     for position, key in enumerate(change.deletes):
         failure = failures.get(position)
         if failure is None or failure[0] not in GONE:

@@ -144,7 +144,7 @@ class Netlink:
         packed += HEADER.pack(HEADER.size, NLMSG_NOOP, NLM_F_REQUEST | NLM_F_ACK, barrier, 0)
         self._socket.send(packed)
         while True:
-            for kind, flags, sequence, body in _split(self._socket.recv(BATCH_OCTETS)):
+            for kind, flags, sequence, body in split(self._socket.recv(BATCH_OCTETS)):
                 if kind != NLMSG_ERROR:
                     continue
                 if sequence == barrier:
@@ -172,7 +172,7 @@ class Netlink:
 
     def _answer(self, wanted: int) -> bytes | None:
         while True:
-            for kind, _flags, sequence, body in _split(self._socket.recv(BATCH_OCTETS)):
+            for kind, _flags, sequence, body in split(self._socket.recv(BATCH_OCTETS)):
                 if sequence == wanted:
                     return None if kind == NLMSG_ERROR else body
 
@@ -197,7 +197,7 @@ class Netlink:
         while True:
             data = self._socket.recv(BATCH_OCTETS)
             offset = 0
-            while offset < len(data):  # written out instead of _split(): it runs for every row of every dump
+            while offset < len(data):  # written out instead of split(): it runs for every row of every dump
                 length, answer, flags, sequence, _port = HEADER.unpack_from(data, offset)
                 content = data[offset + 16 : offset + length]
                 offset += (length + 3) & ~3
@@ -212,7 +212,7 @@ class Netlink:
                 return bodies, bool(flags & NLM_F_DUMP_INTR)
 
 
-def _split(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+def split(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
     """type, flags, sequence, body of each message in a datagram."""
     offset = 0
     while offset < len(data):

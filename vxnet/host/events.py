@@ -1,0 +1,326 @@
+"""What the kernel says of changes, so that damage is seen when it is done and not at the next timer.
+
+::
+
+    namespace vxnet                                       hears
+      all namespaces that have a number here   links, addresses, default routes, nftables
+      this one                                 FDB rows and neighbours
+
+One socket of each kind hears the host's namespace and all sandboxes too (NETLINK_LISTEN_ALL_NSID), as each of them is
+given a number (nsid) in ``vxnet``. So no sandbox is held open: a socket of its own would keep it alive after its last
+process. An event says where to look, never what to do; vxnet's own changes raise them too, and the look that follows
+finds nothing and ends it. What a busy host says of itself is dropped by the kernel (routes) or here (links, tables).
+
+No events come of a name under /run/netns and of sysctls: :meth:`vxnet.host.kernel.Kernel.is_intact` looks at those.
+Format: rtnetlink(7), include/uapi/linux/net_namespace.h, net/netlink/af_netlink.c (do_one_broadcast).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import select
+import socket
+import struct
+import threading
+from collections.abc import Collection, Iterable, Mapping
+from typing import NamedTuple
+
+from vxnet.host import addresses, links, neighbours, netns, nft
+from vxnet.host.datapath import MARK
+from vxnet.host.netlink import (
+    HEADER,
+    SO_RCVBUFFORCE,
+    SOL_NETLINK,
+    Netlink,
+    attribute,
+    attribute_u32,
+    attributes,
+    message,
+    split,
+)
+from vxnet.model.host import GATEWAY_BRIDGE, NFT_TABLE
+
+NETLINK_ADD_MEMBERSHIP = 1
+NETLINK_LISTEN_ALL_NSID = 8
+SO_ATTACH_FILTER = 26
+
+RTNLGRP_LINK = 1
+RTNLGRP_NEIGH = 3
+RTNLGRP_IPV4_IFADDR = 5
+RTNLGRP_IPV4_ROUTE = 7
+RTNLGRP_IPV6_IFADDR = 9
+RTNLGRP_IPV6_ROUTE = 11
+NFNLGRP_NFTABLES = 7
+
+RTM_NEWNSID = 88
+RTM_GETNSID = 90
+NETNSA_NSID = 1
+NETNSA_FD = 3
+ANY_NSID = 0xFFFFFFFF
+
+BUFFER_OCTETS = 4 << 20
+"""About two thousand events; more than that between two drains, and everything is looked at."""
+DATAGRAM_OCTETS = 65536
+EXPECTED_ROWS = 1000
+"""Of larger batches the echo is not sorted out: one look at all rows costs less."""
+
+_LINK = frozenset((links.RTM_NEWLINK, links.RTM_DELLINK))
+_NEIGH = frozenset((neighbours.RTM_NEWNEIGH, neighbours.RTM_DELNEIGH))
+_ADDRESS = frozenset((addresses.RTM_NEWADDR, addresses.RTM_DELADDR))
+_INDEX = struct.Struct("=4xi")
+"""ifindex in ifinfomsg, ifaddrmsg and ndmsg alike."""
+_TABLE = NFT_TABLE.encode() + b"\0"
+_MARK = MARK.encode()
+
+HERE = -1
+"""Stands for namespace ``vxnet`` itself, whose events carry no number."""
+
+
+class Look(NamedTuple):
+    """Where something may be different; the shared part is looked at in any case."""
+
+    sandboxes: frozenset[str] = frozenset()
+    rows: bool = False
+    everything: bool = False
+
+
+class Events:
+    """Followed in one thread, drained in another: each call is short and takes a lock."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._epoll = select.epoll()
+        self._sockets: list[socket.socket] = []
+        self._followed: tuple[int, int] | None = None
+        self._host = HERE
+        self._sandboxes: dict[int, str] = {}
+        """By nsid."""
+        self._owners: Mapping[bytes, str] = {}
+        """Ids of sandboxes by the names of their ports."""
+        self._gateway = 0
+        self._echoes: set[bytes] = set()
+
+    def fileno(self) -> int:
+        """Readable when there is something to drain; the same for good."""
+        return self._epoll.fileno()
+
+    def close(self) -> None:
+        self.unfollow()
+        self._epoll.close()
+
+    def unfollow(self) -> None:
+        """Close the sockets, which hold namespace ``vxnet``."""
+        with self._lock:
+            for one in self._sockets:
+                self._epoll.unregister(one)
+                one.close()
+            self._sockets.clear()
+            self._sandboxes.clear()
+            self._followed = None
+
+    def follow(self, netlink: Netlink, namespace: int, host: int) -> bool:
+        """Listen in ``namespace`` (of ``netlink``) from now on; whether that is another than before. Raises OSError."""
+        identity = netns.identity(namespace)
+        if identity == self._followed:
+            return False
+        self.unfollow()
+        number = _number(netlink, host)
+        with self._lock:
+            for listen in (_listen_everywhere, _listen_to_rows, _listen_to_tables):
+                self._sockets.append(listen(namespace))
+                self._epoll.register(self._sockets[-1], select.EPOLLIN)
+            self._followed = identity
+            self._host = HERE if number is None else number
+        return True
+
+    # What is known of the places
+
+    def introduce(self, netlink: Netlink, sandbox: str, namespace: int) -> None:
+        """Hear a sandbox, too. ``netlink``: of ``vxnet``. Raises OSError."""
+        number = _number(netlink, namespace)
+        if number is not None:
+            with self._lock:
+                self._sandboxes[number] = sandbox
+
+    def know(self, owners: Mapping[bytes, str], living: Collection[str], gateway: int) -> None:
+        """``owners``: of ports by name; ``living``: ids of the sandboxes; ``gateway``: ifindex of vxnet_gw or 0."""
+        with self._lock:
+            self._owners = owners
+            self._gateway = gateway
+            if len(self._sandboxes) > len(living):
+                self._sandboxes = {number: one for number, one in self._sandboxes.items() if one in living}
+
+    def expect(self, messages: Iterable[bytes]) -> None:
+        """Rows that vxnet itself writes now: their echo, once, is no reason to look."""
+        told = list(messages)
+        if len(told) > EXPECTED_ROWS:
+            return
+        with self._lock:
+            if len(self._echoes) > EXPECTED_ROWS:  # refused ones raise no echo and would stay
+                self._echoes.clear()
+            self._echoes.update(_signature(one[4:6], one[HEADER.size :]) for one in told)
+
+    # Events
+
+    def drain(self) -> Look | None:
+        """What all events since the last call come to; None: nothing of vxnet's is concerned."""
+        with self._lock:
+            heard = _Heard(self)
+            for one in self._sockets:
+                self._drain(one, heard)
+            return heard.look()
+
+    def _drain(self, one: socket.socket, heard: _Heard) -> None:
+        while True:
+            try:
+                data, ancillary, _flags, _sender = one.recvmsg(DATAGRAM_OCTETS, 64, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                heard.everything = True
+                continue
+            where = HERE
+            for level, kind, value in ancillary:
+                if level == SOL_NETLINK and kind == NETLINK_LISTEN_ALL_NSID:
+                    (where,) = struct.unpack("=i", value)
+            if one.proto == nft.NETLINK_NETFILTER:
+                heard.table(where, data)
+            else:
+                for sort, _flags, _sequence, body in split(data):
+                    heard.event(where, sort, body)
+
+
+class _Heard:
+    """Adds up what one drain hears."""
+
+    def __init__(self, events: Events) -> None:
+        self._known = events
+        self._sandboxes: set[str] = set()
+        self._shared = False
+        self._rows = False
+        self.everything = False
+
+    def look(self) -> Look | None:
+        if not (self.everything or self._rows or self._shared or self._sandboxes):
+            return None
+        return Look(frozenset(self._sandboxes), self._rows, self.everything)
+
+    def table(self, where: int, data: bytes) -> None:
+        """A whole transaction; others than of vxnet's table are nobody's business."""
+        if where == HERE or _TABLE not in data:
+            return
+        self._shared |= where == self._known._host
+        self._sandbox(where)
+
+    def event(self, where: int, kind: int, body: bytes) -> None:
+        if where == HERE and kind in _NEIGH:
+            self._rows = self._rows or self._is_foreign(kind, body)
+        elif where in (HERE, self._known._host):
+            if kind in _LINK:
+                self._link(body, own=where == HERE)
+            elif kind in _ADDRESS:
+                self._shared |= _INDEX.unpack_from(body)[0] == self._known._gateway
+        else:
+            self._sandbox(where)
+
+    def _link(self, body: bytes, *, own: bool) -> None:
+        """Of the host's or of ``vxnet``. A port's owner looks after it."""
+        name = attributes(body, 16).get(links.IFLA_IFNAME, b"").rstrip(b"\0")
+        owner = self._known._owners.get(name)
+        if owner is not None:
+            self._sandboxes.add(owner)
+        self._shared |= own or _MARK in body or name == GATEWAY_BRIDGE.encode()
+
+    def _is_foreign(self, kind: int, body: bytes) -> bool:
+        if neighbours.is_kernels_own(body):
+            return False
+        signature = _signature(struct.pack("=H", kind), body)
+        if signature in self._known._echoes:
+            self._known._echoes.discard(signature)
+            return False
+        # A neighbour that is deleted is told twice: first as failed.
+        return not neighbours.is_failed(kind, body)
+
+    def _sandbox(self, where: int) -> None:
+        sandbox = self._known._sandboxes.get(where)
+        if sandbox is not None:
+            self._sandboxes.add(sandbox)
+
+
+def _signature(kind: bytes, body: bytes) -> bytes:
+    """The same for a request about a row and for the event that it raises."""
+    parts = attributes(body, 12)
+    index = body[4:8]
+    return kind + body[:1] + index + parts.get(neighbours.NDA_LLADDR, b"") + parts.get(neighbours.NDA_DST, b"")
+
+
+def _number(netlink: Netlink, namespace: int) -> int | None:
+    """The number of a namespace in the one of ``netlink``, given now if it has none."""
+    of_it = struct.pack("=Bxxx", socket.AF_UNSPEC) + attribute_u32(NETNSA_FD, namespace)
+    given = of_it + attribute(NETNSA_NSID, struct.pack("=I", ANY_NSID))
+    netlink.batch([message(RTM_NEWNSID, 0, given)])  # refused if it has one already
+    answer = netlink.ask([message(RTM_GETNSID, 0, of_it)])[0]
+    if answer is None:
+        return None
+    number = int(struct.unpack("=i", attributes(answer, 4)[NETNSA_NSID])[0])
+    return number if number >= 0 else None
+
+
+# Sockets
+
+
+def _listen_everywhere(namespace: int) -> socket.socket:
+    groups = (RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE)
+    return _listener(namespace, socket.NETLINK_ROUTE, groups, everywhere=True)
+
+
+def _listen_to_rows(namespace: int) -> socket.socket:
+    # Apart from the others: the host and every container talk of their ARP caches all the time.
+    return _listener(namespace, socket.NETLINK_ROUTE, (RTNLGRP_NEIGH,), everywhere=False)
+
+
+def _listen_to_tables(namespace: int) -> socket.socket:
+    return _listener(namespace, nft.NETLINK_NETFILTER, (NFNLGRP_NFTABLES,), everywhere=True)
+
+
+def _listener(namespace: int, protocol: int, groups: Iterable[int], *, everywhere: bool) -> socket.socket:
+    one = netns.netlink_socket(namespace, protocol)
+    try:
+        one.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER_OCTETS)
+        if everywhere:
+            one.setsockopt(SOL_NETLINK, NETLINK_LISTEN_ALL_NSID, 1)
+        if protocol == socket.NETLINK_ROUTE:
+            _drop_routes_but_default(one)
+        one.bind((0, 0))
+        for group in groups:
+            one.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+    except OSError:
+        one.close()
+        raise
+    return one
+
+
+def _drop_routes_but_default(one: socket.socket) -> None:
+    """A classic BPF program, as a router's thousands of route changes a second shall cost nothing here: of NEWROUTE and
+    DELROUTE pass those whose rtm_dst_len is 0."""
+
+    def as_loaded(kind: int) -> int:  # a half-word is loaded as of network order
+        return int.from_bytes(struct.pack("=H", kind), "big")
+
+    program = b"".join(
+        struct.pack("=HBBI", *instruction)
+        for instruction in (
+            (0x28, 0, 0, 4),  # ldh [nlmsg_type]
+            (0x15, 1, 0, as_loaded(addresses.RTM_NEWROUTE)),  # jeq → 3
+            (0x15, 0, 2, as_loaded(addresses.RTM_DELROUTE)),  # jeq → 3, else → 5
+            (0x30, 0, 0, HEADER.size + 1),  # ldb [rtm_dst_len]
+            (0x15, 0, 1, 0),  # jeq 0 → 5, else → 6
+            (0x06, 0, 0, 0xFFFFFFFF),  # accept
+            (0x06, 0, 0, 0),  # drop
+        )
+    )
+    code = ctypes.create_string_buffer(program)
+    one.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", len(program) // 8, ctypes.addressof(code)))
