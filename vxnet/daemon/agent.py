@@ -20,12 +20,8 @@ from typing import NamedTuple
 
 import structlog
 from msgspec.structs import replace
-
-from vxnet import __version__
 from vxnet.cluster.dns import Resolver
-from vxnet.core import allocate, networks, plan
 from vxnet.core.names import view_of
-from vxnet.daemon import watch
 from vxnet.daemon.config import Config
 from vxnet.daemon.containers import Containers
 from vxnet.daemon.membership import Membership
@@ -49,8 +45,12 @@ from vxnet.model.api import (
 from vxnet.model.cluster import Lease, Network, Node, Role, Subnet
 from vxnet.model.container import Container, ContainerSpec
 from vxnet.model.errors import ConflictError, HostError, NotFoundError, VxnetError
-from vxnet.model.host import GATEWAY_BRIDGE, GatewayBridge, HostFacts
+from vxnet.model.host import GATEWAY_BRIDGE, Change, GatewayBridge, HostFacts
 from vxnet.model.row import RowKey, Value, Version
+
+from vxnet import __version__
+from vxnet.core import allocate, networks, plan
+from vxnet.daemon import watch
 
 log = structlog.get_logger()
 
@@ -78,6 +78,8 @@ class _Seen(NamedTuple):
 
     rows: tuple[tuple[RowKey, Version, Value], ...]
     networks: Mapping[str, Network]
+    vnis: frozenset[int]
+    """Of the segments on this host."""
 
 
 class Agent:
@@ -104,7 +106,7 @@ class Agent:
             self._membership,
             self._gateway_address,
             self._changed,
-            self._reconciler.settle,
+            self._settle,
             resolver,
         )
 
@@ -178,11 +180,21 @@ class Agent:
             gateway=self._gateway_bridge() if needed else None,
             dns_ports=self._containers.dns_ports(),
         )
-        return Plan(state, _Seen(place.rows() if place is not None else (), self._membership.networks))
+        vnis = frozenset(segment.vni for segment in state.segments)
+        return Plan(state, _Seen(place.rows() if place is not None else (), self._membership.networks, vnis))
 
     def _applied(self, seen: _Seen) -> None:
         """A name is told only once its path is there."""
         self._resolver.names.update(seen.rows, seen.networks)
+        if (place := self._membership.place) is not None:
+            place.acknowledge(seen.rows, seen.vnis)
+
+    async def _settle(self, container_id: str) -> Sequence[Change]:
+        """Until this host's kernel has what a container needs, and the others' what leads back to it."""
+        changes = await self._reconciler.settle(container_id)
+        if (place := self._membership.place) is not None:
+            await place.known([row for row in self._containers.endpoints() if row.startswith(container_id[:12])])
+        return changes
 
     def _gateway_address(self) -> IPInterface:
         """Of ``vxnet_gw``: chosen once, so that containers keep their way out over restarts."""

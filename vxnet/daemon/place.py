@@ -20,15 +20,11 @@ from typing import Protocol
 
 import structlog
 from msgspec.structs import replace
-
-from vxnet import __version__
 from vxnet.cluster.control import ManagerClient
 from vxnet.cluster.gossip import Gossip
 from vxnet.cluster.journal import Journal
 from vxnet.cluster.manager_api import serve_manager
 from vxnet.cluster.sqlite_store import SqliteStore
-from vxnet.core import assignment as assignments
-from vxnet.core import trust
 from vxnet.core.assignment import Update
 from vxnet.core.members import Member
 from vxnet.core.timing import LAN
@@ -39,7 +35,11 @@ from vxnet.model.api import EndpointView, Info, LeaseRequest, MemberStatus, Node
 from vxnet.model.cluster import GOSSIP_PORT, Assignment, Lease, Network, Signed
 from vxnet.model.errors import ForbiddenError, HostError, VxnetError
 from vxnet.model.host import HostFacts
-from vxnet.model.row import Endpoint, RowKey, Value, Version
+from vxnet.model.row import Applied, Endpoint, RowKey, Value, Version
+
+from vxnet import __version__
+from vxnet.core import applied, trust
+from vxnet.core import assignment as assignments
 
 log = structlog.get_logger()
 
@@ -56,6 +56,12 @@ SYNC_S = 0.5
 """From meeting a member to having its table: a push/pull over TCP and what follows from it."""
 
 REMOVED = "this node was removed from the cluster: `vxnet leave --force`, then join again"
+
+KNOWN_S = 0.5
+"""Longest that a container's start waits for the others. It takes 20 ms, which the making of its sandbox hides; a
+daemon that hangs is waited for until it counts as dead."""
+ACKNOWLEDGED_NODES = LAN.direct_nodes
+"""In a larger cluster news goes from hand to hand, which takes longer than a start should."""
 
 STATUS: Mapping[str, MemberStatus] = {"alive": "ready", "suspect": "suspect", "dead": "down", "left": "left"}
 
@@ -136,6 +142,7 @@ class Place:
         """Set, and replaced, whenever gossip tells something new."""
         self._saved: Assignment | None = None
         self._published: dict[str, Endpoint] = {}
+        self._told: Applied | None = None
         self._remembered_vteps = state.last_members().vteps
         self._remembered_until = time.monotonic() + LAN.paths_kept_s
         self._leaving = False
@@ -367,6 +374,31 @@ class Place:
             if self._published.get(row_id) != endpoint:
                 self.gossip.put("endpoint", row_id, endpoint)
         self._published = dict(endpoints)
+
+    def acknowledge(self, seen: Iterable[tuple[RowKey, Version, Value]], vnis: Collection[int]) -> None:
+        """Tell those who wait for it that this host's kernel carries ``seen`` in its segments ``vnis``."""
+        if len(self.members()) > ACKNOWLEDGED_NODES:
+            return
+        told = applied.acknowledgement(seen, self.node.id, vnis)
+        if told is not None and told != self._told:
+            self._told = told
+            self.gossip.put("applied", "", told)
+
+    async def known(self, row_ids: Collection[str]) -> None:
+        """Until all nodes on the networks of these rows of ours carry them, or that takes too long."""
+        try:
+            async with asyncio.timeout(KNOWN_S):
+                while self._unaware(row_ids):
+                    await self._moved.wait()
+        except TimeoutError:
+            names = self._names()
+            silent = ", ".join(sorted(names.get(node, node) for node in self._unaware(row_ids)))
+            log.warning("the way back is not known everywhere yet", rows=", ".join(row_ids), by=silent)
+
+    def _unaware(self, row_ids: Collection[str]) -> frozenset[str]:
+        if len(self.members()) > ACKNOWLEDGED_NODES:
+            return frozenset()
+        return applied.unaware(self.rows(), self.node.id, row_ids)
 
     async def _watch_gossip(self) -> None:
         """Managers and last members are where to begin; from then on, whatever changes is passed on."""

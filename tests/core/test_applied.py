@@ -1,0 +1,58 @@
+"""Who tells that it carries a path, and who is waited for."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from vxnet.core.applied import acknowledgement, unaware
+from vxnet.model.row import Applied, Endpoint, EndpointState, RowKey, Value, Version
+
+Row = tuple[RowKey, Version, Value]
+
+
+def endpoint(owner: str, id_: str, seq: int, vni: int = 65536, state: EndpointState = "ready") -> Row:
+    value = Endpoint(
+        network=f"net{vni}",
+        vni=vni,
+        addresses=(ipaddress.ip_address("10.0.0.8"),),
+        mac="02:00:0a:00:00:08",
+        vtep=ipaddress.ip_address("192.168.56.11"),
+        name=id_,
+        state=state,
+    )
+    return RowKey(owner, "endpoint", id_), Version(1, seq), value
+
+
+def applied(owner: str, *versions: tuple[str, int, int]) -> Row:
+    return RowKey(owner, "applied", ""), Version(1, 9), Applied(versions=versions)
+
+
+def test_only_who_waits_is_told() -> None:
+    rows = [endpoint("a", "x", 3), endpoint("b", "y", 4), endpoint("b", "z", 5, state="starting")]
+    assert acknowledgement(rows, "me", {65536}) == Applied(versions=(("b", 1, 5),))
+    assert acknowledgement(rows[:2], "me", {65536}) is None
+
+
+def test_a_segment_that_is_not_here_is_not_told_of() -> None:
+    rows = [endpoint("b", "z", 5, state="starting"), endpoint("me", "w", 2, state="starting")]
+    assert acknowledgement(rows, "me", {65537}) is None
+    assert acknowledgement(rows, "b", {65537}) is None
+
+
+def test_residents_of_its_networks_are_waited_for() -> None:
+    mine = endpoint("me", "new", 7, state="starting")
+    others = [endpoint("a", "x", 3), endpoint("b", "y", 4, vni=65537)]
+    assert unaware([mine, *others], "me", {"new"}) == {"a"}
+    assert unaware([mine, *others], "me", {"other"}) == frozenset()
+
+
+def test_until_they_have_told() -> None:
+    rows = [endpoint("me", "new", 7, state="starting"), endpoint("a", "x", 3)]
+    assert unaware([*rows, applied("a", ("me", 1, 6))], "me", {"new"}) == {"a"}
+    assert unaware([*rows, applied("a", ("b", 1, 9))], "me", {"new"}) == {"a"}
+    assert unaware([*rows, applied("a", ("me", 1, 7))], "me", {"new"}) == frozenset()
+    assert unaware([*rows, applied("a", ("me", 2, 1))], "me", {"new"}) == frozenset()
+
+
+def test_nobody_waits_for_a_row_that_is_ready() -> None:
+    assert unaware([endpoint("me", "new", 7), endpoint("a", "x", 3)], "me", {"new"}) == frozenset()
