@@ -168,6 +168,10 @@ class Manager:
         except* VxnetError as errors:
             raise errors.exceptions[0] from None
 
+    async def close(self) -> None:
+        """Let go of the store. To be called when :meth:`run` has ended; harmless twice."""
+        await self._store.close()
+
     async def _keep_mending(self) -> None:
         unsettled = self._mirror.unsettled
         while True:

@@ -11,6 +11,7 @@ A host that is in no cluster has a Membership too: one without networks and rows
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import socket
 from collections.abc import Callable, Mapping
@@ -151,8 +152,15 @@ class Membership:
                 raise CallerError(f"--data-path-port {request.data_path_port}: use one from 1024 to 49151")
             await asyncio.to_thread(check_ports, advertise)
             key = trust.node_key(secrets.token_bytes(32))
-            try:
+            if self._state.store_path.exists():
+                raise ConflictError(
+                    f"{self._state.store_path} holds a cluster already, and this host is not in it",
+                    hint=f"restore the other files of {self._state.path} beside it, or move it away",
+                )
+            async with contextlib.AsyncExitStack() as undo:
+                undo.callback(self._state.forget_cluster)
                 store = await SqliteStore.open(self._state.store_path)
+                undo.push_async_callback(store.close)
                 manager = await Manager.create(
                     store,
                     name=facts.hostname,
@@ -167,9 +175,7 @@ class Membership:
                 self._state.save_credentials(trust.certificate_to_pem(manager.certificate), trust.key_to_pem(key))
                 local = LocalNode(node=manager.node, row_incarnation=1)
                 self._state.save_local_node(local)
-            except BaseException:
-                self._state.forget_cluster()
-                raise
+                undo.pop_all()
             await self._enter(local, None, manager)
             log.info("cluster made", node=local.node.id, address=str(advertise))
             return local.node

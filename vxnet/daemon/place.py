@@ -20,11 +20,15 @@ from typing import Protocol
 
 import structlog
 from msgspec.structs import replace
+
+from vxnet import __version__
 from vxnet.cluster.control import ManagerClient
 from vxnet.cluster.gossip import Gossip
 from vxnet.cluster.journal import Journal
 from vxnet.cluster.manager_api import serve_manager
 from vxnet.cluster.sqlite_store import SqliteStore
+from vxnet.core import applied, trust
+from vxnet.core import assignment as assignments
 from vxnet.core.assignment import Update
 from vxnet.core.members import Member
 from vxnet.core.timing import LAN
@@ -36,10 +40,6 @@ from vxnet.model.cluster import GOSSIP_PORT, Assignment, Lease, Network, Signed
 from vxnet.model.errors import ForbiddenError, HostError, VxnetError
 from vxnet.model.host import HostFacts
 from vxnet.model.row import Applied, Endpoint, RowKey, Value, Version
-
-from vxnet import __version__
-from vxnet.core import applied, trust
-from vxnet.core import assignment as assignments
 
 log = structlog.get_logger()
 
@@ -209,11 +209,18 @@ class Place:
         if assignment is None:
             raise HostError(
                 f"{state.path / 'assignment.json'} is missing: this node cannot tell which cluster it is in",
-                hint="`vxnet leave --force`, then join again",
+                hint=f"restore it, or move {state.path} away and join again",
             )
         return cls(state, local, assignments.reread(assignment), manager, facts, changed)
 
     async def run(self) -> None:
+        try:
+            await self._run()
+        finally:
+            if self.manager is not None:
+                await self.manager.close()
+
+    async def _run(self) -> None:
         async with asyncio.TaskGroup() as group:
             if self.manager is not None:
                 group.create_task(self.manager.run())

@@ -1,0 +1,63 @@
+"""Into a cluster and out of it."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vxnet.daemon.config import Config
+from vxnet.daemon.membership import Membership
+from vxnet.daemon.state import StateDirectory
+from vxnet.model.api import InitRequest
+from vxnet.model.errors import CallerError, ConflictError
+from vxnet.model.host import HostAddress, HostFacts
+
+ADDRESS = f"127.{os.getpid() % 200 + 20}.{os.getpid() // 200 % 250}.78"
+"""Of this process alone: the ports are the real ones."""
+REQUEST = InitRequest(advertise_addr=ADDRESS)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[[], Membership]:
+    address = HostAddress(interface="eth1", address=ipaddress.ip_interface(f"{ADDRESS}/8"))
+    facts = HostFacts(hostname="h1", machine_id="", addresses=(address,), routes=(), nameservers=())
+    return lambda: Membership(StateDirectory(tmp_path), Config(), lambda: facts, lambda: None)
+
+
+def stores() -> int:
+    """Open ones, by their threads."""
+    return sum(thread.name.startswith("vxnet-store") for thread in threading.enumerate())
+
+
+async def test_init_does_not_touch_a_store_that_holds_a_cluster(make, tmp_path):
+    """Restored from a backup, and the rest not yet."""
+    (tmp_path / "store.db").write_bytes(b"precious")
+    async with make() as membership:
+        with pytest.raises(ConflictError, match="holds a cluster already") as caught:
+            await membership.init(REQUEST)
+        assert "restore" in caught.value.hint
+    assert (tmp_path / "store.db").read_bytes() == b"precious"
+
+
+async def test_a_store_is_open_as_long_as_its_cluster(make, tmp_path):
+    async with make() as membership:
+        before = stores()
+        with pytest.raises(CallerError, match="fits into address pool"):
+            await membership.init(
+                InitRequest(advertise_addr=ADDRESS, default_addr_pool=(ipaddress.ip_network("10.0.0.0/24"),))
+            )
+        assert stores() == before and not (tmp_path / "store.db").exists()
+        for _ in range(2):
+            await membership.init(REQUEST)
+            assert stores() == before + 1
+            await membership.leave(force=True)
+            async with asyncio.timeout(5):
+                while stores() > before:
+                    await asyncio.sleep(0.01)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["containers"]
