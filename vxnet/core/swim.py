@@ -31,7 +31,7 @@ from vxnet.model.address import IPAddress
 from vxnet.model.errors import CallerError
 
 MEMBERS_LIMIT = wire.NODES_LIMIT
-EXTRA_PROBES = 4
+EXTRA_PROBES = 8
 """Of n nodes that hear of a suspicion about so many look for themselves at once."""
 _LAST_INCARNATION = (1 << 32) - 1
 
