@@ -182,16 +182,16 @@ class Containers:
         container = self._records[container_id]
         directory = self._state.container_directory(container_id)
         task = await tasks.start(container, directory, _files(container), self._run_directory)
-        container = self._serve(replace(container, pid=task.pid), task)
+        container = self._keep(self._serve(replace(container, pid=task.pid), task))
         if task.root != "overlay":
             log.warning("container writes to memory", container=container_id[:12], name=container.spec.name)
         await self._settled(container_id)
         return container
 
     def _serve(self, container: Container, task: tasks.Task) -> Container:
-        """From here on its exit is noticed and its name server answers."""
+        """From here on its exit is noticed and its name server answers. Cannot fail half-way."""
         self._tasks[container.id] = task
-        self._keep(container)
+        self._records[container.id] = container
         if task.udp is not None and task.tcp is not None:
             self._resolver.add(container.id, task.udp, task.tcp, view_of(container))
             task.udp = task.tcp = None
@@ -203,10 +203,16 @@ class Containers:
     async def _settled(self, container_id: str) -> None:
         """Raises :class:`HostError` with the kernel's words if it refused something that the container needs."""
         container = self._record(container_id)
-        vnis = {str(row.vni) for key, row in self.endpoints().items() if key.startswith(container_id[:12])}
+        # Of what is shared only the devices: how to reach others is not this container's affair.
+        devices = {
+            f"link {kind}{row.vni}"
+            for key, row in self.endpoints().items()
+            if key.startswith(container_id[:12])
+            for kind in ("vx", "br")
+        }
         for change in await self._settle(container_id):
-            shared = any(f"{kind}{vni}" in change.object for vni in vnis for kind in ("vx", "br"))
-            if change.error and change.verb != "delete" and (change.sandbox == container_id or shared):
+            needed = change.sandbox == container_id or " ".join(change.object.split()[:2]) in devices
+            if change.error and change.verb != "delete" and needed:
                 raise HostError(
                     f'the kernel refused {change.object} for "{container.spec.name}": {change.error}',
                     hint="`vxnet info` and the daemon's log tell more",
@@ -217,17 +223,23 @@ class Containers:
         container = self.find(ref)
         if container.state != "created":
             raise ConflictError(f'container "{container.spec.name}" is {container.state}, not created')
+        task = self._tasks.get(container.id)
+        if task is None:
+            raise ConflictError(f'container "{container.spec.name}" is still being made', hint="try again")
         ended = self._ended[container.id]  # with --rm it is not to be found there afterwards
         try:
-            await self._tasks[container.id].start_main()
+            await task.start_main()
+        except ConflictError:  # somebody else was faster: to start it, or to remove it
+            raise
         except CallerError:
             await asyncio.shield(ended)
             raise
-        container = self._records.get(container.id, container)
-        if container.state == "created":
-            container = self._keep(replace(container, state="running", started_at=time.time()))
+        if (now := self._records.get(container.id)) is None:
+            return container  # it has ended, and --rm has removed it
+        if now.state == "created":
+            now = self._keep(replace(now, state="running", started_at=time.time()))
         self._changed()
-        return container
+        return now
 
     # Its end
 
@@ -401,10 +413,13 @@ class Containers:
                 continue
             if container.state in ("created", "running"):
                 end = tasks.exit_of(directory) or tasks.Exit(None, finished_at=time.time())
-                container = self._keep(_ended(container, end))
+                container = _ended(container, end)
+                with contextlib.suppress(HostError):  # a full disk is no reason to be without a daemon
+                    self._keep(container)
             self._ended[container.id].set_result(container)
             if container.spec.remove:
-                await self._discard(container.id)
+                with contextlib.suppress(HostError):
+                    await self._discard(container.id)
         self._changed()
         return self
 

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import secrets
 import socket
+import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self
@@ -33,7 +34,7 @@ from vxnet.daemon.state import LocalNode, StateDirectory
 from vxnet.model.address import IPAddress
 from vxnet.model.api import InitRequest, JoinClaim, JoinRequest, LeaseRequest
 from vxnet.model.cluster import CONTROL_PORT, GOSSIP_PORT, Assignment, Lease, Network, Node
-from vxnet.model.errors import CallerError, ConflictError, UnavailableError, UnsupportedError, VxnetError
+from vxnet.model.errors import CallerError, ConflictError, HostError, UnavailableError, UnsupportedError, VxnetError
 from vxnet.model.host import HostFacts
 from vxnet.model.row import Endpoint
 
@@ -66,7 +67,13 @@ class Membership:
         local = self._state.local_node()
         if local is not None:
             local = replace(local, row_incarnation=local.row_incarnation + 1)
-            self._state.save_local_node(local)
+            try:
+                self._state.save_local_node(local)
+            except HostError as error:
+                # Of no two lives the same, or the others would mix their rows up: the next one counts on from before
+                # this, hears of it, and goes above.
+                local = replace(local, row_incarnation=max(local.row_incarnation, int(time.time())))
+                log.error("this start is not counted", error=str(error))
             await self._enter(local, self._state.assignment())
         return self
 

@@ -69,7 +69,8 @@ class StateDirectory:
         self.containers_path = path / "containers"
         try:
             self.containers_path.mkdir(parents=True, exist_ok=True)
-            path.chmod(0o711)
+            if path.stat().st_mode & 0o777 != 0o711:  # a disk may have become read-only
+                path.chmod(0o711)
         except OSError as error:
             raise HostError(f"cannot make {path}: {error.strerror}") from error
 

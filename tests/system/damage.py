@@ -1,0 +1,73 @@
+"""Run on a host of a lab: damages the kernel's state, and prints how many seconds later all was as before.
+
+    python damage.py PID ADDRESS COMMAND
+
+``PID``: of a container, whose namespace is a part of the picture, and which must reach ADDRESS again, too.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from typing import Any
+
+DEADLINE_S = 15.0
+PORT_FLAGS = ("learning", "flood", "neigh_suppress", "isolated", "mcast_flood", "bcast_flood")
+
+
+def run(command: str) -> str:
+    return subprocess.run(command, shell=True, capture_output=True, text=True).stdout
+
+
+def links(inside: str) -> list[Any]:
+    """What vxnet says of each link, and none of what the kernel makes up."""
+    found = json.loads(run(f"{inside} ip -d -j link") or "[]")
+    return sorted(
+        [
+            link["ifname"],
+            link["mtu"],
+            "UP" in link["flags"],
+            link.get("master", ""),
+            link.get("ifalias", ""),
+            link.get("linkinfo", {}).get("info_kind", ""),
+            [link.get("linkinfo", {}).get("info_slave_data", {}).get(flag) for flag in PORT_FLAGS],
+        ]
+        for link in found
+    )
+
+
+def picture(pid: str) -> list[Any]:
+    box, datapath = f"nsenter -t {pid} -n", "nsenter --net=/run/netns/vxnet"
+    rows = run(f"{datapath} bridge fdb").splitlines()
+    addresses = json.loads(run(f"{box} ip -j addr") or "[]")
+    return [
+        links(""),
+        links(datapath),
+        links(box),
+        sorted(row for row in rows if " static" in row or " dst " in row),
+        sorted(run(f"{datapath} ip neigh show nud permanent").splitlines()),
+        sorted(f"{one['ifname']} {held['local']}" for one in addresses for held in one["addr_info"]),
+        run(f"{box} ip route"),
+        run("ip -o -4 addr show vxnet_gw").split()[1:4],
+        run("nft list table inet vxnet"),
+        run(f"{box} nft list table inet vxnet"),
+        run("cat /proc/sys/net/ipv4/ip_forward"),
+    ]
+
+
+def main() -> None:
+    pid, address, command = sys.argv[1:]
+    before = picture(pid)
+    done = time.monotonic()
+    subprocess.run(command, shell=True, check=True)
+    while picture(pid) != before or not run(f"nsenter -t {pid} -n ping -c1 -W1 {address} | grep ' ttl='"):
+        if time.monotonic() > done + DEADLINE_S:
+            now = picture(pid)
+            sys.exit("\n".join(f"{was}\n  {is_}" for was, is_ in zip(before, now, strict=True) if was != is_))
+    print(time.monotonic() - done)
+
+
+if __name__ == "__main__":
+    main()
