@@ -240,3 +240,24 @@ async def test_a_member_is_where_a_manager_has_certified_it_to_be(field: Field) 
     assert one.places("id3") == frozenset()
     one.update(revoked=["id2"])
     assert one.places("id2") == frozenset()
+
+
+async def test_strangers_cannot_fill_the_memory(field: Field, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An encrypted stream is read whole before it can be checked. 128 of 16 MB each would be 2 GB, for anybody."""
+    monkeypatch.setattr("vxnet.cluster.gossip.ARRIVING_LIMIT", 1 << 20)
+    one, _ = field.start(2)
+    await wait(lambda: len(one.members()) == 2, "a cluster of two")
+    streams = [await asyncio.open_connection(field.addresses[1], PORT) for _ in range(8)]
+    for _, writer in streams:
+        writer.write(b"\x0a" + (16 << 20).to_bytes(4, "big") + bytes(400_000))
+    cut = [asyncio.ensure_future(reader.read()) for reader, _ in streams]
+    await wait(lambda: sum(one_cut.done() for one_cut in cut) >= 5, "those beyond the bound are cut off")
+    assert not all(one_cut.done() for one_cut in cut)
+    for _, writer in streams:
+        writer.close()
+    await asyncio.wait(cut)
+    for _, outcome in zip(streams, cut, strict=True):
+        outcome.exception()  # cut off in the middle of what it sent, mostly
+    one.put("endpoint", "e1", endpoint("10.0.1.5", "web"))
+    await wait(lambda: "web" in names(field.nodes[2]), "the cluster goes on")
+    assert one._arriving == 0

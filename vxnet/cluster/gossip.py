@@ -39,6 +39,9 @@ DATAGRAMS_AT_ONCE = 64
 """Read before the loop's other work gets its turn."""
 STREAMS_AT_ONCE = 128
 """Connections of others under way; more are closed at once, and tried again by their own timers."""
+ARRIVING_LIMIT = 64 << 20
+"""Octets of others' streams that are not whole yet: until then nobody has shown that it has the key, so all of them
+together are bounded, not each."""
 SOCKET_BUFFER = 2 << 20
 LEAVE_STEP_S = 0.25
 """Between the two steps of a goodbye, and after each: it has to reach everybody and be passed on."""
@@ -105,6 +108,7 @@ class Gossip:
         self._group: asyncio.TaskGroup | None = None
         self._failure: asyncio.Future[None] | None = None
         self._accepted = 0
+        self._arriving = 0
         self._unsent = 0
 
     async def run(self) -> None:
@@ -328,6 +332,7 @@ class Gossip:
 
     async def _converse(self, connection: socket.socket, stream: Stream, *, dial: bool) -> None:
         loop = asyncio.get_running_loop()
+        arrived = 0
         with connection:
             try:
                 async with asyncio.timeout(stream.timeout_s):
@@ -338,6 +343,11 @@ class Gossip:
                         await loop.sock_sendall(connection, stream.to_send)
                     while not stream.done:
                         data = await loop.sock_recv(connection, 1 << 16)
+                        if not dial:
+                            arrived += len(data)
+                            self._arriving += len(data)
+                            if self._arriving > ARRIVING_LIMIT:
+                                raise ConnectionError("others send too much at once")
                         answer = stream.receive(data, time.monotonic())
                         self._transmit()
                         await loop.sock_sendall(connection, answer)
@@ -345,3 +355,5 @@ class Gossip:
                 log.debug("gossip stream with %s: %s", stream.addr, error)
                 stream.fail(time.monotonic())
                 self._transmit()
+            finally:
+                self._arriving -= arrived
