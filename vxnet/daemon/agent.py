@@ -65,6 +65,8 @@ LOCAL_NETWORKS = (
 FALLBACK_MTU = 1500
 """Where no route tells another: Ethernet's (RFC 894)."""
 LEASE_RETRY_S = 5.0
+CHOSEN_IDLE_S = 0.1
+"""From the lease of a chosen address to a container that has it is less."""
 IDLE_S = 30.0
 """Between two looks for blocks of addresses that nobody uses."""
 NAMES_WAIT_S = 3.0
@@ -98,6 +100,7 @@ class Agent:
         """To which the MTU was measured."""
         self._nodes_changed = asyncio.Event()
         self._blocks_due = asyncio.Event()
+        self._addresses_due = asyncio.Event()
         self._membership = Membership(state, config, lambda: self._facts, self._changed)
         self._reconciler = Reconciler(self._kernel, self._plan, self._applied)
         self._containers = Containers(
@@ -145,6 +148,7 @@ class Agent:
             self._watch_host(),
             self._watch_paths(),
             self._ask_for_blocks(),
+            self._return_chosen(),
             self._return_blocks(),
         )
 
@@ -156,6 +160,7 @@ class Agent:
         for container in self._containers.live():
             self._resolver.update(container.id, view_of(container))
         self._blocks_due.set()
+        self._addresses_due.set()
         if self._nodes() != self._vteps:
             self._nodes_changed.set()
         self._reconciler.wake()
@@ -217,9 +222,12 @@ class Agent:
         """The host's own addresses and routes change under a running daemon."""
         while True:
             await asyncio.sleep(HOST_INTERVAL_S)
-            self._facts = await asyncio.to_thread(observe_host)
-            self._resolver.set_upstreams(self._facts.nameservers)
-            self._membership.facts_changed()
+            await self._look_at_host()
+
+    async def _look_at_host(self) -> None:
+        self._facts = await asyncio.to_thread(observe_host)
+        self._resolver.set_upstreams(self._facts.nameservers)
+        self._membership.facts_changed()
 
     async def _watch_paths(self) -> None:
         """Nodes come and go, and so do the routes to them."""
@@ -261,6 +269,22 @@ class Agent:
                     log.warning("no further addresses", network=request.network, error=str(error))
                     await asyncio.sleep(LEASE_RETRY_S)
 
+    async def _return_chosen(self) -> None:
+        """An address that somebody chose goes back when its container is gone: it may be wanted on another host."""
+        while True:
+            await self._addresses_due.wait()
+            self._addresses_due.clear()
+            idle = self._containers.attachments.idle_chosen()
+            if not idle:
+                continue
+            await asyncio.sleep(CHOSEN_IDLE_S)
+            idle &= self._containers.attachments.idle_chosen()
+            try:
+                if self._membership.place is not None and idle:
+                    await self._membership.place.release(idle)
+            except VxnetError as error:
+                log.info("addresses not given back yet", error=str(error))
+
     async def _return_blocks(self) -> None:
         """What was idle at two looks in a row goes back."""
         idle: set[Lease] = set()
@@ -287,9 +311,11 @@ class Agent:
         )
 
     async def init(self, request: InitRequest) -> Node:
+        await self._look_at_host()
         return await self._membership.init(request)
 
     async def join(self, request: JoinRequest) -> Node:
+        await self._look_at_host()
         return await self._membership.join(request)
 
     async def leave(self, force: bool) -> None:

@@ -149,6 +149,15 @@ class Attachments:
                 found += [lease for lease in leases if lease.prefix in idle]
         return found
 
+    def idle_chosen(self) -> set[Lease]:
+        """Addresses that were asked for by ``--ip``, blocks of one, and that nobody here has (any more)."""
+        found = set()
+        for network in self._cluster.networks.values():
+            leases = [lease for lease in self._cluster.blocks(network.id) if lease.prefix.num_addresses == 1]
+            taken = self._taken(network) if leases else ()
+            found |= {lease for lease in leases if lease.prefix.network_address not in taken}
+        return found
+
     def _pick(self, network: Network, version: int, wanted: IPAddress | None) -> IPAddress | None:
         """None: only a manager can give one. Raises :class:`ConflictError` if ``wanted`` is in use here."""
         blocks = _of_version(self._cluster.blocks(network.id), version)

@@ -34,7 +34,15 @@ from vxnet.daemon.state import LocalNode, StateDirectory
 from vxnet.model.address import IPAddress
 from vxnet.model.api import InitRequest, JoinClaim, JoinRequest, LeaseRequest
 from vxnet.model.cluster import CONTROL_PORT, GOSSIP_PORT, Assignment, Lease, Network, Node
-from vxnet.model.errors import CallerError, ConflictError, HostError, UnavailableError, UnsupportedError, VxnetError
+from vxnet.model.errors import (
+    CallerError,
+    ConflictError,
+    ForbiddenError,
+    HostError,
+    UnavailableError,
+    UnsupportedError,
+    VxnetError,
+)
 from vxnet.model.host import HostFacts
 from vxnet.model.row import Endpoint
 
@@ -235,6 +243,8 @@ class Membership:
             place = self.joined()
             try:
                 await place.resign()
+            except ForbiddenError as error:
+                log.info("the managers know: they removed this node", error=str(error))
             except VxnetError as error:
                 if not force:
                     raise UnavailableError(
