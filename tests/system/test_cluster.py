@@ -88,7 +88,7 @@ def test_a_living_node_is_removed_by_force_alone(session: Session) -> None:
     # It counts for nothing any more: neither name nor path.
     eventually(lambda: session.inside("h2", "peer", "getent hosts mine").returncode != 0)
     eventually(lambda: "192.168.56.13" not in session.datapath("h2", "bridge fdb"))
-    eventually(lambda: "removed from the cluster" in session.say("h3", "vxnet info"))
+    eventually(lambda: "removed from the cluster" in session.say("h3", "vxnet info 2>&1"))
     session.say("h3", "vxnet rm -f mine")
     # Nobody has to be told: it needs no force.
     session.say("h3", "vxnet leave")
@@ -110,7 +110,7 @@ def test_a_dead_node_is_removed(session: Session) -> None:
     session.say("h2", "vxnet rm -f peer")
     eventually(lambda: session.run("h1", "vxnet network rm gone").returncode == 0)
     session.lab.start("h3")
-    eventually(lambda: "removed from the cluster" in session.say("h3", "vxnet info"))
+    eventually(lambda: "removed from the cluster" in session.say("h3", "vxnet info 2>&1"))
     session.say("h3", "vxnet leave --force")
     session.say("h3", f"vxnet join --token {token(session)} {MANAGER}")
     whole(session)
@@ -129,7 +129,7 @@ def test_the_manager_is_away(session: Session) -> None:
     eventually(lambda: session.inside("h2", "a", "ping -c1 -W1 c").returncode == 0)
     assert f"h1 ({MANAGER})" in session.refusal("h2", "vxnet network create x")
     line = session.refusal("h2", "vxnet run --rm --network away --ip 10.250.0.1 -- true")
-    assert "10.250.0.1" in line
+    assert "manager h1" in line and "cannot be reached" in line
     eventually(lambda: "Manager reachable: no" in session.say("h2", "vxnet info"))
     assert "cannot reach the vxnet daemon" in session.refusal("h1", "vxnet node ls")
     session.lab.start("h1")

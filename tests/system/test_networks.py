@@ -72,36 +72,20 @@ def test_subnets_do_not_meet(session: Session) -> None:
     assert ipaddress.ip_address(address) in prefixes[0] and address not in ("10.60.9.9", "10.60.0.0", "10.60.255.255")
 
 
-def test_a_chosen_address(session: Session) -> None:
+def test_a_chosen_address_moves(session: Session) -> None:
+    """From host to host, with nobody left who looks for it where it was."""
     session.network("chosen", "--attachable --subnet 10.61.0.0/24")
     session.container("h2", "peer", "chosen")
-    for host in ("h3", "h1"):  # it moves to another host
-        assert "10.61.0.200/24" in session.say(
-            host, "vxnet run --rm --name c --network chosen --ip 10.61.0.200 -- ip -4 -br addr"
-        )
-        done = eventually(
-            lambda host=host: session.run(  # type: ignore[misc]
-                host, "vxnet run --rm --name c --network chosen --ip 10.61.0.200 -- ping -c1 -W1 peer"
-            )
-        )
-        assert done.returncode == 0, done.stdout
-        session.say(host, "vxnet run -d --name holder --network chosen --ip 10.61.0.200 -- sleep infinity")
-        other = "h2" if host == "h3" else "h3"
-        line = eventually(
-            lambda other=other: session.refusal(  # type: ignore[misc]
-                other, "vxnet run --rm --network chosen --ip 10.61.0.200 -- true"
-            )
-        )
-        assert "10.61.0.200" in line
-        session.say(host, "vxnet rm -f holder")
-        eventually(
-            lambda other=other: (
-                session.run(  # type: ignore[misc]
-                    other, "vxnet run --rm --network chosen --ip 10.61.0.200 -- true"
-                ).returncode
-                == 0
-            )
-        )
+    run = "vxnet run --name mover --network chosen --ip 10.61.0.200"
+    for host, other in (("h3", "h1"), ("h1", "h3")):
+        eventually(lambda host=host: session.run(host, f"{run} -d -- sleep infinity").returncode == 0, 2)  # type: ignore[misc]
+        assert "10.61.0.200/24" in session.inside(host, "mover", "ip -4 -br addr", check=True).stdout
+        assert session.inside(host, "mover", "ping -c1 -W1 peer").returncode == 0
+        assert session.inside("h2", "peer", "ping -c1 -W1 10.61.0.200").returncode == 0
+        assert "10.61.0.200" in session.refusal(host, "vxnet run --rm --network chosen --ip 10.61.0.200 -- true")
+        line = session.refusal(other, "vxnet run --rm --network chosen --ip 10.61.0.200 -- true")
+        assert "10.61.0.200" in line and host in line
+        session.say(host, "vxnet rm -f mover")
 
 
 def test_an_internal_network_has_no_way_out(session: Session) -> None:
@@ -134,17 +118,17 @@ def test_pools_avoid_what_hosts_route(make_lab: Callable[..., Lab]) -> None:
     """Of those that are there, and of one that joins later."""
     lab = make_lab(hosts=3, join=False)
     session = Session(lab)
-    session.say("h1", "ip link add vpn type dummy && ip addr add 10.0.3.1/18 dev vpn && ip link set vpn up")
-    session.say("h1", "vxnet init")
+    session.say("h1", "ip link add vpn type bridge && ip addr add 10.0.3.1/18 dev vpn && ip link set vpn up")
+    session.say("h1", "vxnet init --advertise-addr eth1")
     token = session.say("h1", "vxnet join-token -q worker").strip()
-    session.say("h2", f"vxnet join --token {token} 192.168.56.11")
+    session.say("h2", f"vxnet join --token {token} --advertise-addr eth1 192.168.56.11")
 
     def prefix(name: str) -> str:
         session.network(name)
         return str(session.json("h1", f"vxnet network inspect {name}")[0]["network"]["subnets"][0]["prefix"])
 
     assert prefix("first") == "10.0.64.0/20"
-    session.say("h3", "ip link add vpn type dummy && ip addr add 10.0.81.1/20 dev vpn && ip link set vpn up")
-    session.say("h3", f"vxnet join --token {token} 192.168.56.11")
+    session.say("h3", "ip link add vpn type bridge && ip addr add 10.0.81.1/20 dev vpn && ip link set vpn up")
+    session.say("h3", f"vxnet join --token {token} --advertise-addr eth1 192.168.56.11")
     assert prefix("second") == "10.0.96.0/20"
     assert "10.0.0.0/18" in session.refusal("h1", "vxnet network create --subnet 10.0.32.0/24 third")
