@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import grp
 import os
 import signal
 import socket
@@ -268,6 +270,23 @@ async def test_terminated_shim_passes_it_on(boxes: Boxes) -> None:
     await eventually(lambda: "up" in box.log, "the trap")
     os.kill(int((await task.status())["shim"]), signal.SIGTERM)
     assert (await task.wait()).status == 6
+
+
+async def test_the_group_reaches_the_socket(boxes: Boxes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who may use the API may exec and attach: the directory around the sockets lets the group through, nobody else."""
+    group = 65533
+    entry = grp.struct_group(("vxnet", "x", group, []))
+    monkeypatch.setattr(grp, "getgrnam", lambda name: entry)
+    box = boxes("sleep", "1000")
+    await box.start()
+    code = f"""
+import os, socket, sys
+os.setgroups([]); os.setgid(int(sys.argv[1])); os.setuid(65534)
+s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET); print(s.connect_ex({box.socket!r}))
+"""
+    for gid, error in ((group, 0), (65534, errno.EACCES)):
+        done = subprocess.run([sys.executable, "-c", code, str(gid)], stdout=subprocess.PIPE, text=True, check=True)
+        assert int(done.stdout) == error
 
 
 async def test_only_root_takes_over(boxes: Boxes) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import grp
 import os
 import shutil
 import signal
@@ -315,6 +316,8 @@ def remove(container_id: str, directory: Path, run_directory: Path = RUN_DIRECTO
 def _prepare(container: Container, directory: Path, files: Mapping[str, str], run_directory: Path) -> creation.Creation:
     path = socket_path(container.id, run_directory)
     path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+    with contextlib.suppress(KeyError):  # who may use the API may reach the sockets behind it
+        os.chown(path.parent, -1, grp.getgrnam("vxnet").gr_gid)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
         if probe.connect_ex(str(path)) == 0:
             raise ConflictError(f"container {container.id[:12]} has a living shim already")
