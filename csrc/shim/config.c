@@ -65,6 +65,8 @@ static int program_field(struct program *program, const char *key, char *value)
 		return *value == '=' || strchr(value, '=') == NULL ? -EINVAL : env_set(&program->env, value);
 	if (strcmp(key, "workdir") == 0)
 		return path_parse(value, &program->workdir);
+	if (strcmp(key, "user") == 0)
+		return *value == '\0' ? -EINVAL : text_parse(value, &program->user);
 	if (strcmp(key, "terminal") == 0)
 		return flag_parse(value, &program->terminal);
 	return 1;

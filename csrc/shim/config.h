@@ -3,6 +3,8 @@
  *   arg=A …           the command, one field each; at least one
  *   env=K=V …         over the defaults PATH HOME HOSTNAME (TERM); the last of a name wins
  *   workdir=/D        made when it is not there; default /
+ *   user=U[:G]        whom it runs as, names (as the container has them) or numbers; default: root, and for EXEC the
+ *                     container's own
  *   terminal=1        a pty instead of pipes
  * only CREATE:
  *   id=HEX            as people see it in error messages
@@ -41,6 +43,7 @@ struct program {
 	struct strings argv;
 	struct strings env;
 	const char *workdir;
+	const char *user; /* NULL: not said */
 	bool terminal;
 };
 

@@ -1,5 +1,6 @@
-/* Directory, streams, environment, capabilities, filter, execve: in this order. */
+/* Directory, user, streams, environment, capabilities, filter, execve: in this order. */
 #include "program.h"
+#include "user.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -26,6 +27,16 @@ void signals_reset(void)
 	sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
+/* A pipe or terminal that was made for this command is its user's, so that /dev/stdout can be opened. */
+static void give_stdio(const struct user *user)
+{
+	for (int fd = 0; fd < 3; fd++) {
+		struct stat found;
+		if (user->uid != 0 && fstat(fd, &found) == 0 && (S_ISFIFO(found.st_mode) || isatty(fd)))
+			(void)!fchown(fd, user->uid, (gid_t)-1);
+	}
+}
+
 static int set_stdio(const struct launch *launch)
 {
 	bool terminal = launch->program->terminal;
@@ -45,7 +56,7 @@ static int set_stdio(const struct launch *launch)
 	return 0;
 }
 
-static int drop_capabilities(uint64_t keep)
+static int drop_bounding(uint64_t keep)
 {
 	for (int number = 0; number < 64; number++)
 		if ((keep >> number & 1) == 0 && prctl(PR_CAPBSET_DROP, number, 0, 0, 0) < 0) {
@@ -53,6 +64,11 @@ static int drop_capabilities(uint64_t keep)
 				break; /* the kernel knows no more */
 			return -errno;
 		}
+	return 0;
+}
+
+static int drop_capabilities(uint64_t keep)
+{
 	struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
 	struct __user_cap_data_struct now[2];
 	if (syscall(SYS_capget, &header, now) < 0)
@@ -84,10 +100,11 @@ static int load_filter(int fd)
 	return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) < 0 ? -errno : 0;
 }
 
-static int make_environment(const struct launch *launch, struct strings *environment)
+static int make_environment(const struct launch *launch, const struct user *user, struct strings *environment)
 {
-	static char path[] = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", home[] = "HOME=/root",
-		    term[] = "TERM=xterm";
+	static char path[] = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", term[] = "TERM=xterm";
+	static char home[sizeof("HOME=") + sizeof(user->home)];
+	snprintf(home, sizeof(home), "HOME=%s", user->home);
 	static char hostname[sizeof("HOSTNAME=") + 256];
 	snprintf(hostname, sizeof(hostname), "HOSTNAME=%s", launch->hostname);
 	char *const defaults[] = {path, home, hostname, launch->program->terminal ? term : NULL};
@@ -155,16 +172,26 @@ static void enter_directory(const struct launch *launch, struct failure *failure
 void program_run(const struct launch *launch, struct failure *failure)
 {
 	struct strings environment = {0};
+	struct user user;
+	const char *wish = launch->program->user;
+	if (wish == NULL && launch->base != NULL)
+		wish = launch->base->user;
 	*failure = (struct failure){0};
 	umask(022);
 	enter_directory(launch, failure);
-	if (failure->status != 0)
+	if (failure->status != 0 || user_find(wish, &user, failure) < 0)
 		return;
 	int error = set_stdio(launch);
 	if (error == 0)
-		error = make_environment(launch, &environment);
+		error = make_environment(launch, &user, &environment);
 	if (error == 0 && syscall(SYS_close_range, 3, ~0U, 4 /* CLOSE_RANGE_CLOEXEC */) < 0)
 		error = -errno;
+	give_stdio(&user);
+	/* Changing the user takes capabilities that may be among the dropped. */
+	if (error == 0)
+		error = drop_bounding(launch->caps);
+	if (error == 0)
+		error = user_become(&user);
 	if (error == 0)
 		error = drop_capabilities(launch->caps);
 	if (error == 0)

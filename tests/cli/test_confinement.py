@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from ipaddress import ip_address
+
 import pytest
 
 from tests.cli.conftest import Vxnet
@@ -69,3 +72,22 @@ def test_files(server: Daemon, vxnet_: Vxnet, monkeypatch: pytest.MonkeyPatch) -
 )
 def test_volumes_that_are_none(vxnet_: Vxnet, text: str, words: str) -> None:
     assert words in refusal(vxnet_, "-v", text)
+
+
+def test_user_and_names(server: Daemon, vxnet_: Vxnet) -> None:
+    wanted = spec(
+        server, vxnet_, "-u", "anna:staff", "--dns", "192.0.2.1", "--dns-search", "a.org", "--dns-option", "rotate",
+        "--add-host", "db:10.1.1.1", "--add-host", "six=[fd00::6]", "--sysctl", "net.ipv4.ip_forward=1",
+    )  # fmt: skip
+    assert (wanted.user, wanted.dns, wanted.dns_search) == ("anna:staff", (ip_address("192.0.2.1"),), ("a.org",))
+    assert (wanted.dns_options, wanted.hosts) == (("rotate",), ("db:10.1.1.1", "six:fd00::6"))
+    assert wanted.sysctls == {"net.ipv4.ip_forward": "1"}
+
+
+def test_ps_by_label(server: Daemon, vxnet_: Vxnet) -> None:
+    vxnet_("init")
+    for name, label in (("a", "tier=web"), ("b", "tier=db"), ("c", "other")):
+        vxnet_("run", "-d", "--name", name, "--label", label, "--", "true")
+    for wanted, names in (("tier", ["a", "b"]), ("tier=db", ["b"]), ("other=", ["c"]), ("nothing", [])):
+        result = vxnet_("ps", "-a", "--format", "json", "--filter", f"label={wanted}")
+        assert [json.loads(line)["name"] for line in result.stdout.splitlines()] == names

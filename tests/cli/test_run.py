@@ -97,7 +97,7 @@ def test_exec(vxnet_: Vxnet, sessions: Sessions, tmp_path: Path) -> None:
     vxnet_("run", "-d", "--name", "web", "sleep", "9")
     words = ["-i", "-w", "/srv", "-e", "A=1", "--env-file", str(tmp_path / "env"), "web", "ls", "-la", "--", "x"]
     assert vxnet_("exec", *words).exit_code == 7
-    assert vxnet_("exec", "-t", "web", "--", "ls").exit_code == 7
+    assert vxnet_("exec", "-t", "-u", "anna", "web", "--", "ls").exit_code == 7
     socket_path = f"/run/vxnet/c/{make_id('web')[:12]}.sock"
     assert sessions == [
         (
@@ -107,13 +107,22 @@ def test_exec(vxnet_: Vxnet, sessions: Sessions, tmp_path: Path) -> None:
                 "argv": ("ls", "-la", "--", "x"),
                 "env": ("A=1", "C=3"),
                 "workdir": "/srv",
+                "user": "",
                 "terminal": False,
                 "stdin": True,
             },
         ),
         (
             "execute",
-            {"socket_path": socket_path, "argv": ("ls",), "env": (), "workdir": "", "terminal": True, "stdin": False},
+            {
+                "socket_path": socket_path,
+                "argv": ("ls",),
+                "env": (),
+                "workdir": "",
+                "user": "anna",
+                "terminal": True,
+                "stdin": False,
+            },
         ),
     ]
 

@@ -110,6 +110,7 @@ def test_json_lines_have_every_field(server: Daemon, vxnet_: Vxnet) -> None:
         "finished_at": None,
         "networks": ["my-net", "b"],
         "addresses": ["10.0.16.9"],
+        "labels": {},
     }
     vxnet_("network", "create", "my-net")
     assert json.loads(vxnet_("network", "ls", "--format", "json").stdout)["internal"] is False

@@ -370,6 +370,17 @@ async def test_the_first_that_answers_is_right(upstreams: Upstreamed, sockets: S
     assert (counts["upstream_silent"], counts["upstream_refused"], counts["forwarded"]) == (1, 2, 2)
 
 
+async def test_a_container_asks_servers_of_its_own(upstreams: Upstreamed, sockets: Sockets) -> None:
+    """``--dns``, also where the host has no resolver."""
+    resolver, fakes = upstreams
+    fakes[3].behave = lambda query: [reply_to(query, "192.0.2.4")]
+    resolver.update("c1", VIEW._replace(servers=(ipaddress.ip_address("127.0.0.4"),)))
+    for hosts in (("127.0.0.1",), ()):
+        resolver.set_upstreams([ipaddress.ip_address(one) for one in hosts])
+        assert addresses(await ask(sockets.port, question("example.com"))) == ["192.0.2.4"]
+    assert [len(fake.seen) for fake in fakes] == [0, 0, 0, 2]
+
+
 async def test_nobody_answers(upstreams: Upstreamed, sockets: Sockets) -> None:
     _, fakes = upstreams
     assert rcode(await ask(sockets.port, question("example.com"))) == "SERVFAIL"

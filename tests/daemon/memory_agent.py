@@ -228,6 +228,7 @@ class MemoryAgent:
                 finished_at=c.finished_at,
                 networks=tuple(wish.network for wish in c.spec.networks),
                 addresses=tuple(wish.ip for wish in c.spec.networks if wish.ip),
+                labels=c.spec.labels,
             )
             for c in self.container_table.values()
             if all or c.state == "running"
@@ -266,14 +267,20 @@ class MemoryAgent:
         self.signals.append((container.spec.name, signal))
 
     async def wait(self, ref: str, /) -> Container:
-        container_id = self._container(ref).id
+        container = self._container(ref)
+
+        def ended() -> bool:
+            nonlocal container
+            container = self.container_table.get(container.id, container)
+            return container.state == "exited" or container.id not in self.container_table
+
         self.waiters += 1
         try:
             async with self.changed:
-                await self.changed.wait_for(lambda: self.container_table[container_id].state == "exited")
+                await self.changed.wait_for(ended)
         finally:
             self.waiters -= 1
-        return self.container_table[container_id]
+        return container
 
     async def finish(self, container_id: str, status: int) -> None:
         """The container's command ends."""

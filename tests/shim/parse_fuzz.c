@@ -1,6 +1,7 @@
 /* Feeds the shim's parsers with mutated messages; the sanitizers judge. Arguments: seed, rounds. */
 #include "config.h"
 #include "mounts.h"
+#include "user.h"
 
 #include <stdint.h>
 #include <stdio.h>
@@ -18,7 +19,7 @@ static uint64_t next(void)
 }
 
 static const char *const pieces[] = {
-	"id=", "dir=/d", "socket=/s", "hostname=h", "arg=", "env=", "env=A=1", "env=A=2", "workdir=/", "terminal=1", "stdin=0",
+	"id=", "dir=/d", "socket=/s", "hostname=h", "arg=", "env=", "env=A=1", "env=A=2", "workdir=/", "user=1:2", "user=", "terminal=1", "stdin=0",
 	"volatile=", "cgroup=/c", "dns=127.0.0.11", "caps=a00425fb", "caps=ffffffffffffffffff", "mount=bind,ro", "mount=bind",
 	"mount=tmpfs,ro,exec,size=1m", "mount=tmpfs,exec", "rootfs=/r", "read_only=1", "mount=tmpfs", "mount=,", "source=/a", "target=/b", "target=", "mask=/m", "sysctl=net.a=1",
 	"socket_gid=0", "seccomp=1", "seccomp=2", "socket_gid=99999999999999999999", "=", "", "unknown=1", "signal=9",
@@ -71,6 +72,8 @@ int main(int argc, char **argv)
 			program_free(&program);
 		(void)header_parse(&header, room, size);
 		mount_unescape(text);
+		char *columns[6];
+		(void)columns_split(text, columns, 1 + next() % 6);
 		long number;
 		(void)number_parse(text, 0, 100, &number);
 		free(data);

@@ -23,7 +23,7 @@ def build(target: Path, *sources: Path) -> None:
 @pytest.mark.slow
 def test_parsers_with_torn_messages(tmp_path: Path, seed: int) -> None:
     target = tmp_path / "fuzz"
-    parsers = [SOURCES / name for name in ("config.c", "protocol.c", "mounts.c")]
+    parsers = [SOURCES / name for name in ("config.c", "protocol.c", "mounts.c", "root.c", "user.c")]
     build(target, Path(__file__).parent / "parse_fuzz.c", *parsers)
     done = subprocess.run([target, str(seed), "100000"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

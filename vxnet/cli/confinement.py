@@ -1,4 +1,4 @@
-"""What ``run`` takes to bound a container: its files and powers, as fields of :class:`ContainerSpec`."""
+"""What ``run`` takes to bound a container: its user, names, files and powers, as fields of :class:`ContainerSpec`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from vxnet.cli.complete import words
+from vxnet.cli.options import address, pairs
 from vxnet.model.capability import NAMES
 from vxnet.model.container import Mount
 from vxnet.model.errors import CallerError, UnsupportedError
@@ -24,6 +25,14 @@ def confinement_options(command: F) -> F:
 
 
 _OPTIONS = (
+    click.option(
+        "-u", "--user", default="", metavar="USER[:GROUP]", help="Names as the container has them, or numbers."
+    ),
+    click.option("--dns", multiple=True, type=address, metavar="ADDRESS", help="Ask for names outside there."),
+    click.option("--dns-search", multiple=True, metavar="DOMAIN", help="Try names in there too."),
+    click.option("--dns-option", "dns_options", multiple=True, metavar="OPTION", help="For its resolv.conf."),
+    click.option("--add-host", "hosts", multiple=True, metavar="NAME:ADDRESS", help="For its /etc/hosts."),
+    click.option("--sysctl", "sysctls", multiple=True, callback=pairs, metavar="NAME=VALUE", help="One of net.*"),
     click.option(
         *("-v", "--volume", "volumes"),
         multiple=True,
@@ -62,6 +71,13 @@ _OPTIONS = (
 def confinement(options: dict[str, Any]) -> dict[str, Any]:
     """The fields of :class:`ContainerSpec` that the options ask for. Raises :class:`CallerError`."""
     return {
+        "user": options["user"],
+        "dns": options["dns"],
+        "dns_search": options["dns_search"],
+        "dns_options": options["dns_options"],
+        # Docker takes both signs; an IPv6 address may stand in brackets.
+        "hosts": tuple(text.replace("=", ":", 1).replace("[", "").rstrip("]") for text in options["hosts"]),
+        "sysctls": options["sysctls"],
         "mounts": (*map(_volume, options["volumes"]), *map(_tmpfs, options["tmpfs"])),
         "read_only": options["read_only"],
         "rootfs": os.path.abspath(options["rootfs"]) if options["rootfs"] else "",

@@ -9,7 +9,7 @@ import click
 from vxnet.cli import output
 from vxnet.cli.complete import container_names, running_names
 from vxnet.cli.group import FAILED, FAILURES, for_each, report
-from vxnet.cli.options import Format, filter_option, inspect_format, list_options, matches
+from vxnet.cli.options import Format, filter_option, inspect_format, label_matches, list_options, matches
 from vxnet.cluster.client import Client
 from vxnet.model.api import ContainerView
 from vxnet.model.errors import ConflictError, NotFoundError
@@ -21,7 +21,7 @@ _COMMAND_WIDTH = 20
 @click.command()
 @click.option("-a", "--all", "everything", is_flag=True, help="Also those that do not run.")
 @list_options
-@filter_option("id", "name", "network", "status")
+@filter_option("id", "label", "name", "network", "status")
 @click.pass_obj
 def ps(
     client: Client, everything: bool, quiet: bool, form: Format, no_trunc: bool, filters: dict[str, list[str]]
@@ -42,6 +42,7 @@ def ps(
 def _wanted(view: ContainerView, filters: dict[str, list[str]]) -> bool:
     tests = {
         "id": view.id.startswith,
+        "label": lambda text: label_matches(view.labels, text),
         "name": lambda text: text in view.name,
         "network": view.networks.__contains__,
         "status": view.state.__eq__,

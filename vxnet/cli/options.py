@@ -82,6 +82,12 @@ def matches(filters: dict[str, list[str]], tests: dict[str, Callable[[str], bool
     return all(any(tests[key](value) for value in values) for key, values in filters.items())
 
 
+def label_matches(labels: dict[str, str], wanted: str) -> bool:
+    """``label=KEY`` is any value of it, ``label=KEY=VALUE`` that one."""
+    key, sign, value = wanted.partition("=")
+    return key in labels and (not sign or labels[key] == value)
+
+
 def inspect_format(command: F) -> F:
     """Docker's ``--format json``, which is what ``inspect`` prints anyway."""
     option = click.option("-f", "--format", type=click.Choice(["json"]), expose_value=False, help="The only one: json.")

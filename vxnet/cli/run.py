@@ -73,7 +73,7 @@ def _failing_as_run() -> Iterator[None]:
 @confinement_options
 @session_options
 @not_built(
-    *("-p --publish", "--mount", "-u --user", "-m --memory", "--memory-swap"),
+    *("-p --publish", "--mount", "-m --memory", "--memory-swap"),
     *(
         "--cpus",
         "--cpuset-cpus",
@@ -84,18 +84,8 @@ def _failing_as_run() -> Iterator[None]:
         "--restart",
         "--entrypoint",
     ),
-    *(
-        "--dns",
-        "--dns-search",
-        "--dns-option",
-        "--add-host",
-        "--ip6",
-        "--mac-address",
-        "--link",
-        "--expose",
-        "--domainname",
-    ),
-    *("--sysctl", "--device", "--group-add", "--pid", "--ipc", "--uts"),
+    *("--ip6", "--mac-address", "--link", "--expose", "--domainname"),
+    *("--device", "--group-add", "--pid", "--ipc", "--uts"),
     *("--userns", "--cgroupns", "--cgroup-parent", "--stop-signal", "--stop-timeout", "--log-driver", "--log-opt"),
     *("--health-cmd", "--health-interval", "--health-retries", "--health-timeout", "-a --attach", "--cidfile"),
     *("--label-file", "--volumes-from"),

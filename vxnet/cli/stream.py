@@ -23,9 +23,10 @@ from vxnet.cluster.client import Client
 @click.option("-e", "--env", "env", multiple=True, metavar="KEY[=VALUE]", help="KEY alone: its value here.")
 @click.option("--env-file", "env_files", multiple=True, type=click.Path(exists=True, dir_okay=False), metavar="FILE")
 @click.option("-w", "--workdir", default="", metavar="DIRECTORY", help="Default: /.")
+@click.option("-u", "--user", default="", metavar="USER[:GROUP]", help="Default: the container's.")
 @click.argument("container", shell_complete=running_names)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[--] COMMAND [ARG]...")
-@not_built("-u --user", "--detach-keys", flags=["-d --detach", "--privileged"])
+@not_built("--detach-keys", flags=["-d --detach", "--privileged"])
 @click.pass_obj
 def exec_(
     client: Client,
@@ -34,6 +35,7 @@ def exec_(
     env: tuple[str, ...],
     env_files: tuple[str, ...],
     workdir: str,
+    user: str,
     container: str,
     command: tuple[str, ...],
 ) -> None:
@@ -47,7 +49,7 @@ def exec_(
     variables = environment(env, env_files, os.environ)
     need_terminal(tty and interactive)
     status = terminal.execute(
-        client.shim(container), argv, env=variables, workdir=workdir, terminal=tty, stdin=interactive
+        client.shim(container), argv, env=variables, workdir=workdir, user=user, terminal=tty, stdin=interactive
     )
     raise click.exceptions.Exit(status)
 

@@ -171,7 +171,7 @@ class Resolver:
             elif self._admit(container):
                 self._spawn(container, self._forward_udp, outcome.query, client, done=self._release)
             else:
-                self._send(container, self._turn_away(outcome.query), client)
+                self._send(container, self._turn_away(container, outcome.query), client)
 
     def _send(self, container: _Container, reply: bytes, client: tuple[str, int]) -> None:
         if not reply:
@@ -183,7 +183,7 @@ class Resolver:
             self._count("udp_errors", container, error)
 
     async def _forward_udp(self, container: _Container, query: Query, client: tuple[str, int]) -> None:
-        self._send(container, await self._upstreams.ask(query, tcp=False), client)
+        self._send(container, await self._upstreams.ask(query, container.view.servers, tcp=False), client)
 
     # TCP
 
@@ -241,9 +241,9 @@ class Resolver:
             return outcome
         if isinstance(outcome, Forward):
             if not self._admit(container):
-                return self._turn_away(outcome.query)
+                return self._turn_away(container, outcome.query)
             try:
-                return await self._upstreams.ask(outcome.query, tcp=True)
+                return await self._upstreams.ask(outcome.query, container.view.servers, tcp=True)
             finally:
                 self._release(container)
         self._counts["rejected_" + outcome.reason] += 1
@@ -256,7 +256,7 @@ class Resolver:
         if (
             self._in_flight >= forward.IN_FLIGHT_MAX
             or container.in_flight >= forward.IN_FLIGHT_PER_CONTAINER_MAX
-            or not self._upstreams
+            or not (self._upstreams or container.view.servers)
         ):
             self._counts["forwards_refused"] += 1
             return False
@@ -265,9 +265,10 @@ class Resolver:
         container.in_flight += 1
         return True
 
-    def _turn_away(self, query: Query) -> bytes:
+    def _turn_away(self, container: _Container, query: Query) -> bytes:
         """The reply where nobody will be asked."""
-        return forward.failure(query) if self._upstreams else forward.nobody(query)
+        anybody = self._upstreams or container.view.servers
+        return forward.failure(query) if anybody else forward.nobody(query)
 
     def _release(self, container: _Container) -> None:
         self._in_flight -= 1

@@ -78,6 +78,7 @@ def execute(
     *,
     env: Iterable[str] = (),
     workdir: str = "",
+    user: str = "",
     terminal: bool = False,
     stdin: bool = False,
 ) -> int:
@@ -90,6 +91,8 @@ def execute(
     fields += [("env", one) for one in env]  # of one name the last counts
     if workdir:
         fields.append(("workdir", workdir))
+    if user:
+        fields.append(("user", user))
     with _Session(socket_path, b"") as session:
         given: list[int] = []
         feed = -1

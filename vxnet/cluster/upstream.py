@@ -33,11 +33,12 @@ class Upstreams:
         self._addresses = tuple(addresses)
         self._silent = {address: when for address, when in self._silent.items() if address in self._addresses}
 
-    async def ask(self, query: Query, *, tcp: bool) -> bytes:
-        """The reply for the client: of the first that gives one, else that there is none."""
+    async def ask(self, query: Query, servers: Sequence[IPAddress] = (), *, tcp: bool) -> bytes:
+        """The reply for the client: of the first that gives one, else that there is none. ``servers`` instead of the
+        host's resolvers, if there are any."""
         ask = self._ask_tcp if tcp else self._ask_udp
         now = asyncio.get_running_loop().time
-        for address in forward.order(self._addresses, self._silent, now()):
+        for address in forward.order(tuple(servers) or self._addresses, self._silent, now()):
             try:
                 async with asyncio.timeout(forward.TIMEOUT_S):
                     reply = await ask(address, query)

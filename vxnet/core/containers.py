@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import posixpath
 import re
 from typing import Final
@@ -16,6 +17,9 @@ _LABEL: Final = r"[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?"
 _HOSTNAME: Final = re.compile(rf"(?=.{{1,63}}$){_LABEL}(\.{_LABEL})*")
 """RFC 1123, and Docker's length; the kernel would take 64."""
 
+_USER: Final = re.compile(r"[^:\s\0]{1,100}(:[^:\s\0]{1,100})?")
+_WORD: Final = re.compile(r"[^\s\0#]{1,253}")
+_SYSCTL: Final = re.compile(r"net\.[a-zA-Z0-9_.-]{1,100}")
 _KERNELS: Final = ("/proc", "/sys")
 _TMPFS_OPTIONS: Final = ("size", "mode", "uid", "gid", "nr_inodes", "nr_blocks")
 
@@ -45,8 +49,28 @@ def check_spec(spec: ContainerSpec) -> None:
         raise CallerError(f'working directory "{spec.workdir}" is relative', hint="begin it with a slash")
     if spec.rootfs and not spec.rootfs.startswith("/"):
         raise CallerError(f'--rootfs "{spec.rootfs}" is relative', hint="begin it with a slash")
+    if spec.user and not _USER.fullmatch(spec.user):
+        raise CallerError(f'"{spec.user}" cannot be a user', hint="use NAME, UID, or either with :GROUP behind it")
+    for text in spec.hosts:
+        _check_host(text)
+    for word in (*spec.dns_search, *spec.dns_options):
+        if not _WORD.fullmatch(word):
+            raise CallerError(f'"{word}" cannot stand in resolv.conf')
+    for name, value in spec.sysctls.items():
+        if not _SYSCTL.fullmatch(name) or "\0" in value:
+            raise CallerError(f'a container has no sysctl "{name}" of its own', hint="those that begin with net. are")
     _check_mounts(spec.mounts)
     capabilities(spec.cap_add, spec.cap_drop)
+
+
+def _check_host(text: str) -> None:
+    name, _, address = text.partition(":")
+    try:
+        ipaddress.ip_address(address)
+    except ValueError:
+        raise CallerError(f"a host is NAME:ADDRESS, found {text!r}") from None
+    if not _WORD.fullmatch(name):
+        raise CallerError(f'"{name}" cannot be the name of a host')
 
 
 def _check_mounts(mounts: tuple[Mount, ...]) -> None:

@@ -437,6 +437,7 @@ class Agent:
                 addresses=tuple(
                     interface.ip for attachment in container.attachments for interface in attachment.addresses
                 ),
+                labels=container.spec.labels,
             )
             for container in sorted(self._containers.all(), key=lambda container: -container.created_at)
             if all or container.state == "running"

@@ -28,6 +28,7 @@ from msgspec.structs import replace
 
 from vxnet.cluster.dns import Resolver
 from vxnet.core.containers import check_aliases, check_spec
+from vxnet.core.etc import etc_files
 from vxnet.core.names import view_of
 from vxnet.daemon.attachments import Attachments, Cluster
 from vxnet.daemon.nicknames import nickname
@@ -181,7 +182,7 @@ class Containers:
     async def _open_sandbox(self, container_id: str) -> Container:
         container = self._records[container_id]
         directory = self._state.container_directory(container_id)
-        task = await tasks.start(container, directory, _files(container), self._run_directory)
+        task = await tasks.start(container, directory, etc_files(container), self._run_directory)
         container = self._keep(self._serve(replace(container, pid=task.pid), task))
         if task.root != "overlay":
             log.warning("container writes to memory", container=container_id[:12], name=container.spec.name)
@@ -368,7 +369,7 @@ class Containers:
     def _write_hosts(self, container: Container) -> None:
         path = self._state.container_directory(container.id) / "hosts"
         try:
-            path.write_text(_files(container)["hosts"])
+            path.write_text(etc_files(container)["hosts"])
         except OSError as error:
             raise HostError(f"cannot write {path}: {error.strerror}") from error
 
@@ -452,18 +453,3 @@ def _ended(container: Container, end: tasks.Exit) -> Container:
         started_at=end.started_at or container.started_at,
         finished_at=end.finished_at or time.time(),
     )
-
-
-def _files(container: Container) -> dict[str, str]:
-    """Texts of the container's own files in /etc."""
-    hostname = container.spec.hostname or container.id[:12]
-    lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
-    places = [*container.attachments, *((container.gateway,) if container.gateway else ())]
-    if places:
-        lines += [f"{interface.ip}\t{hostname}" for interface in places[0].addresses]
-    return {
-        "resolv.conf": "# vxnet's resolver: names of this container's networks, and the host's resolvers for the rest\n"
-        "nameserver 127.0.0.11\noptions ndots:0\n",
-        "hosts": "\n".join(lines) + "\n",
-        "hostname": hostname + "\n",
-    }

@@ -58,6 +58,9 @@ def prepare(container: Container, directory: Path, files: Mapping[str, str], soc
     if spec.seccomp:
         fields.append(("seccomp", "1"))
         descriptors.append(filter_file(power))
+    if spec.user:
+        fields.append(("user", spec.user))
+    fields += [("sysctl", f"{name}={value}") for name, value in spec.sysctls.items()]
     if spec.workdir:
         fields.append(("workdir", spec.workdir))
     for name in files:

@@ -134,6 +134,7 @@ class ContainerView(Record, frozen=True, kw_only=True):
     finished_at: float | None = None
     networks: tuple[str, ...] = ()
     addresses: tuple[IPAddress, ...] = ()
+    labels: dict[str, str] = {}
 
 
 class Info(Record, frozen=True, kw_only=True):

@@ -45,6 +45,16 @@ class ContainerSpec(Record, frozen=True, kw_only=True):
     workdir: str = ""
     hostname: str = ""
     """Empty: the short id."""
+    user: str = ""
+    """``USER[:GROUP]``, names as the container's /etc/passwd has them or numbers; empty: root."""
+    dns: tuple[IPAddress, ...] = ()
+    """Whom this host asks for names from outside; empty: its own resolvers."""
+    dns_search: tuple[str, ...] = ()
+    dns_options: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+    """``NAME:ADDRESS``, for /etc/hosts."""
+    sysctls: dict[str, str] = {}
+    """Of the container's network namespace: ``net.…``."""
     terminal: bool = False
     stdin: bool = False
     """``-i``: keep standard input open."""

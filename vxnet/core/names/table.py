@@ -27,7 +27,7 @@ from vxnet.core.names.message import (
     parse_query,
     reverse_prefix,
 )
-from vxnet.model.address import IPNetwork
+from vxnet.model.address import IPAddress, IPNetwork
 from vxnet.model.cluster import Network
 from vxnet.model.container import Container
 from vxnet.model.row import Endpoint, RowKey, Value, Version
@@ -49,6 +49,8 @@ class View(NamedTuple):
     forward: bool
     """Whether names that nobody here has may be asked outside: not from where only ``--internal`` networks are,
     because DNS itself would be the way out (CVE-2024-29018)."""
+    servers: tuple[IPAddress, ...] = ()
+    """Who is asked outside (``--dns``); empty: the host's resolvers."""
 
 
 class RRset(NamedTuple):
@@ -71,7 +73,8 @@ class Forward(NamedTuple):
 
 
 def view_of(container: Container) -> View:
-    return View(tuple(attachment.network for attachment in container.attachments), container.gateway is not None)
+    networks = tuple(attachment.network for attachment in container.attachments)
+    return View(networks, container.gateway is not None, container.spec.dns)
 
 
 class _Zone:
