@@ -293,7 +293,9 @@ class MemoryAgent:
         container = self._container(ref)
         if container.state == "running" and not force:
             raise ConflictError(f"container {container.spec.name} runs", hint="stop it first, or use --force")
-        del self.container_table[container.id]
+        async with self.changed:
+            del self.container_table[container.id]
+            self.changed.notify_all()
         self.members = {key: wish for key, wish in self.members.items() if key[1] != container.id}
 
     async def logs(self, ref: str, follow: bool, /) -> AsyncIterator[bytes]:
