@@ -152,7 +152,7 @@ def test_info(server: Daemon, vxnet_: Vxnet) -> None:
         "Cluster: none; `vxnet init` makes one, `vxnet join` joins one\n"
         "Networks: 0 (0 live on this host)\n"
         "Containers: 0 (0 running)\n"
-        "Kernel objects mended: 0\n"
+        "Kernel state mended: 0\n"
     )
     vxnet_("init", "--advertise-addr", "192.168.56.11")
     server.agent.info_warnings = ("the clock of h2 is 90 s ahead",)

@@ -140,7 +140,7 @@ def _info_lines(info: Info) -> list[tuple[str, object]]:
         *lines,
         ("Networks", f"{info.networks} ({info.segments} live on this host)"),
         ("Containers", f"{info.containers} ({info.containers_running} running)"),
-        ("Kernel objects mended", info.drift),
+        ("Kernel state mended", info.drift),
     ]
 
 

@@ -61,8 +61,6 @@ class Reconciler(Generic[S]):
         self._rows = False
         self._full = True
         self._last: HostState | None = None
-        self._mending: set[str] = set()
-        """Objects of the repair that is going on."""
         # One thread for good: netlink handles belong to the thread that made them.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kernel")
         self.drift = 0
@@ -151,13 +149,8 @@ class Reconciler(Generic[S]):
         self._last = None if failed else state
 
     def _repaired(self, mended: Sequence[Change]) -> None:
-        """One damage is one repair: a lost tunnel takes its rows with it, and some of it may show at the next look
-        only. What has to be mended a second time is damage anew, as somebody works against vxnet."""
-        objects = {change.object for change in mended}
-        if not self._mending or self._mending & objects:
-            self.drift += bool(objects)
-            self._mending.clear()
-        self._mending = self._mending | objects if objects else set()
+        """One look that mends is one repair: a lost tunnel takes its rows with it."""
+        self.drift += bool(mended)
         for change in mended[:LOGGED_CHANGES]:
             log.warning("drift mended", verb=change.verb, object=change.object, repair=self.drift)
         if len(mended) > LOGGED_CHANGES:

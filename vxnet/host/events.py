@@ -68,6 +68,8 @@ EXPECTED_ROWS = 1000
 _LINK = frozenset((links.RTM_NEWLINK, links.RTM_DELLINK))
 _NEIGH = frozenset((neighbours.RTM_NEWNEIGH, neighbours.RTM_DELNEIGH))
 _ADDRESS = frozenset((addresses.RTM_NEWADDR, addresses.RTM_DELADDR))
+_KIND = struct.Struct("=H")
+_DELNEIGH = _KIND.pack(neighbours.RTM_DELNEIGH)
 _INDEX = struct.Struct("=4xi")
 """ifindex in ifinfomsg, ifaddrmsg and ndmsg alike."""
 _TABLE = NFT_TABLE.encode() + b"\0"
@@ -237,7 +239,7 @@ class _Heard:
     def _is_foreign(self, kind: int, body: bytes) -> bool:
         if neighbours.is_kernels_own(body):
             return False
-        signature = _signature(struct.pack("=H", kind), body)
+        signature = _signature(_KIND.pack(kind), body)
         if signature in self._known._echoes:
             self._known._echoes.discard(signature)
             return False
@@ -253,8 +255,10 @@ class _Heard:
 def _signature(kind: bytes, body: bytes) -> bytes:
     """The same for a request about a row and for the event that it raises."""
     parts = attributes(body, 12)
-    index = body[4:8]
-    return kind + body[:1] + index + parts.get(neighbours.NDA_LLADDR, b"") + parts.get(neighbours.NDA_DST, b"")
+    head = kind + body[:1] + body[4:8] + parts.get(neighbours.NDA_DST, b"")
+    if kind == _DELNEIGH and body[0] != socket.AF_BRIDGE:
+        return head  # a neighbour that has gone has no MAC any more
+    return head + parts.get(neighbours.NDA_LLADDR, b"")
 
 
 def _number(netlink: Netlink, namespace: int) -> int | None:

@@ -161,7 +161,7 @@ class Info(Record, frozen=True, kw_only=True):
     rows_refused: dict[str, int] = {}
     """Rows kept without effect, by reason."""
     drift: int = 0
-    """Kernel objects mended since the daemon's start."""
+    """Repairs since the daemon's start: how often the kernel was found different although no wish had changed."""
     key_epoch: int = 0
     health: int = 0
     """Lifeguard's awareness score: 0 is healthy."""
