@@ -181,17 +181,20 @@ def test_up_that_was_killed_anywhere(computer: Computer, rng: random.Random) -> 
 
     points = int(os.environ.get("VXNET_KILL_POINTS", "24"))
     step = calls / points
+    whole_again = 0
     for point in range(points):
         last = int(point * step + rng.random() * step) + 1
         done = up(last)
-        if done.returncode == 0:  # threads do not make the same calls each time
-            assert last > calls * 0.8, f"of {calls} calls the {last}th was never made"
         computer.python(DOWN, "one")
+        if done.returncode == 0:  # waiting makes more calls or fewer, as the machine is busy or not
+            assert last > int(done.stdout.split()[0]), f"call {last} was made, and nobody was killed"
+            whole_again += 1
         try:
             computer.wait_as(before)
         except AssertionError as error:
             error.add_note(f"killed at call {last} of {calls}")
             raise
+    assert whole_again < points / 2
 
 
 # Private, or unmounting what hangs below would unmount it in its first place too.
