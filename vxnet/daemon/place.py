@@ -15,8 +15,7 @@ import asyncio
 import contextlib
 import ipaddress
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import structlog
 from msgspec.structs import replace
@@ -29,14 +28,14 @@ from vxnet.cluster.manager_api import serve_manager
 from vxnet.cluster.sqlite_store import SqliteStore
 from vxnet.core import applied, trust
 from vxnet.core import assignment as assignments
-from vxnet.core.assignment import Update
 from vxnet.core.members import Member
 from vxnet.core.timing import LAN
 from vxnet.daemon.manager import Manager
+from vxnet.daemon.managers import Here, Managers
 from vxnet.daemon.state import LastMembers, LocalNode, StateDirectory
 from vxnet.model.address import IPAddress
 from vxnet.model.api import EndpointView, Info, LeaseRequest, MemberStatus, NodeReport, NodeView
-from vxnet.model.cluster import GOSSIP_PORT, Assignment, Lease, Network, Signed
+from vxnet.model.cluster import GOSSIP_PORT, Assignment, Lease, Network
 from vxnet.model.errors import ForbiddenError, HostError, VxnetError
 from vxnet.model.host import HostFacts
 from vxnet.model.row import Applied, Endpoint, RowKey, Value, Version
@@ -75,42 +74,6 @@ def _or_later(what: str) -> Iterator[None]:
         yield
     except HostError as error:
         log.error("not kept", what=what, error=str(error))
-
-
-class Managers(Protocol):
-    """What a node asks of the managers, wherever they are."""
-
-    def follow(self, since: int | None) -> AsyncIterator[Update]: ...
-    async def lease(self, request: LeaseRequest) -> Signed: ...
-    async def release(self, leases: Sequence[Lease]) -> Signed: ...
-    async def report(self, report: NodeReport) -> None: ...
-    async def renew(self, csr: bytes) -> bytes: ...
-    async def leave(self) -> None: ...
-
-
-class _Here:
-    """The managers, on a manager: this process."""
-
-    def __init__(self, manager: Manager) -> None:
-        self._manager = manager
-
-    def follow(self, since: int | None) -> AsyncIterator[Update]:
-        return self._manager.assignments(self._manager.node_id, since)
-
-    async def lease(self, request: LeaseRequest) -> Signed:
-        return await self._manager.lease(self._manager.node_id, request)
-
-    async def release(self, leases: Sequence[Lease]) -> Signed:
-        return await self._manager.release(self._manager.node_id, leases)
-
-    async def report(self, report: NodeReport) -> None:
-        await self._manager.report(self._manager.node_id, report)
-
-    async def renew(self, csr: bytes) -> bytes:
-        return self._manager.renew(self._manager.node_id, csr)
-
-    async def leave(self) -> None:
-        """The last manager takes the cluster with it: there is nobody to tell."""
 
 
 class Place:
@@ -159,7 +122,7 @@ class Place:
             )
             self._managers: Managers = self._client
         else:
-            self._managers = _Here(manager)
+            self._managers = Here(manager)
         self.gossip = Gossip(
             node_id=self.node.id,
             name=self.node.name,

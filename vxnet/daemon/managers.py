@@ -1,0 +1,47 @@
+"""What a node asks of the managers: over 2377 (:class:`vxnet.cluster.control.ManagerClient`), or in its own process."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+from vxnet.core.assignment import Update
+from vxnet.daemon.manager import Manager
+from vxnet.model.api import LeaseRequest, NodeReport
+from vxnet.model.cluster import Lease, Signed
+
+
+class Managers(Protocol):
+    """What a node asks of the managers, wherever they are."""
+
+    def follow(self, since: int | None) -> AsyncIterator[Update]: ...
+    async def lease(self, request: LeaseRequest) -> Signed: ...
+    async def release(self, leases: Sequence[Lease]) -> Signed: ...
+    async def report(self, report: NodeReport) -> None: ...
+    async def renew(self, csr: bytes) -> bytes: ...
+    async def leave(self) -> None: ...
+
+
+class Here:
+    """The managers, on a manager: this process."""
+
+    def __init__(self, manager: Manager) -> None:
+        self._manager = manager
+
+    def follow(self, since: int | None) -> AsyncIterator[Update]:
+        return self._manager.assignments(self._manager.node_id, since)
+
+    async def lease(self, request: LeaseRequest) -> Signed:
+        return await self._manager.lease(self._manager.node_id, request)
+
+    async def release(self, leases: Sequence[Lease]) -> Signed:
+        return await self._manager.release(self._manager.node_id, leases)
+
+    async def report(self, report: NodeReport) -> None:
+        await self._manager.report(self._manager.node_id, report)
+
+    async def renew(self, csr: bytes) -> bytes:
+        return self._manager.renew(self._manager.node_id, csr)
+
+    async def leave(self) -> None:
+        """The last manager takes the cluster with it: there is nobody to tell."""
