@@ -15,7 +15,9 @@ import pytest
 
 from tests.gossip_cluster import VTEP, Cluster, Papers, endpoint
 from vxnet.cluster.gossip import Gossip
+from vxnet.core import wire
 from vxnet.model.errors import HostError
+from vxnet.model.row import Endpoint
 
 PORT = 17946
 _numbers = itertools.count(1)
@@ -164,6 +166,7 @@ async def test_leaving_takes_less_than_a_second_and_coming_back_works(field: Fie
     field.nodes[3].put("endpoint", "e1", endpoint("10.0.3.5", "web3"))
     await wait(lambda: all(names(node) == {"web3"} for node in nodes), "all rows everywhere")
     begun = time.monotonic()
+    field.nodes[3].delete("endpoint", "e1")
     await field.nodes[3].leave()
     assert time.monotonic() - begun < 1
     await field.kill(3)
@@ -261,3 +264,19 @@ async def test_strangers_cannot_fill_the_memory(field: Field, monkeypatch: pytes
     one.put("endpoint", "e1", endpoint("10.0.1.5", "web"))
     await wait(lambda: "web" in names(field.nodes[2]), "the cluster goes on")
     assert one._arriving == 0
+
+
+async def test_a_false_word_that_a_node_has_left_cuts_no_path(field: Field) -> None:
+    """Every member can say it of every other, again and again. Who really leaves deletes its rows."""
+    one, two = field.start(2)
+    two.put("endpoint", "e1", endpoint("10.0.2.5", "web"))
+    await wait(lambda: "web" in names(one), "the row came")
+    two_there = next(member for member in one.members() if member.name == "h2")
+    one.core.swim.hear_accusation(wire.Dead(two_there.incarnation, "h2", "h2"))
+    assert statuses(one)["h2"] == "left"
+    assert "web" not in names(one)
+    assert [value.name for _, _, value in one.paths() if isinstance(value, Endpoint)] == ["web"]
+    await wait(lambda: "web" in names(one), "it speaks for itself")
+    two.delete("endpoint", "e1")
+    await two.leave()
+    await wait(lambda: not one.paths(), "it has really left")

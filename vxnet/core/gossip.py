@@ -255,7 +255,8 @@ class GossipNode:
                 continue
             if member.present:
                 found.add(member.id)
-            elif member.status == "dead":
+            # "It has left" is nobody's signed word: only names follow from it. Who really leaves deletes its rows.
+            elif member.status == "dead" or paths:
                 kept_s = self._settings.paths_kept_s if paths else _restarting_s(member)
                 if now - member.since < kept_s:
                     found.add(member.id)
@@ -267,7 +268,7 @@ class GossipNode:
                 case MemberChanged(before, after):
                     self._members_changed = True
                     self.spread.member_changed(before, after)
-                    if after.status == "dead":
+                    if not after.present:
                         for delay in (_restarting_s(after), self._settings.paths_kept_s):
                             self._look_again(after.name, delay)
                 case UserMessage(payload, sender):

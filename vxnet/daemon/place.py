@@ -411,14 +411,13 @@ class Place:
         """Of each node that may send on the data path; of those not met yet as it was before the restart.
 
         A member's tags are its own word, which also a removed node can give under another name: an address counts that
-        a manager has certified.
+        a manager has certified. Nor does a word of others ("it has left") shut anybody out.
         """
-        members = [member for member in self.members() if member.status != "left"]
         found: dict[str, IPAddress] = {}
         if time.monotonic() < self._remembered_until:
-            unwelcome = {*self.assignment.revoked, *(m.id for m in self.members() if m.status == "left")}
-            found |= {node: vtep for node, vtep in self._remembered_vteps.items() if node not in unwelcome}
-        for member in members:
+            revoked = self.assignment.revoked
+            found |= {node: vtep for node, vtep in self._remembered_vteps.items() if node not in revoked}
+        for member in self.members():
             with contextlib.suppress(ValueError):
                 vtep = ipaddress.ip_address(member.tags.get("vtep", ""))
                 if vtep in self.gossip.places(member.id):
