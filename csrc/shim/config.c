@@ -156,6 +156,8 @@ static int config_field(struct config *config, const char *key, char *value)
 		return mount_begin(config, value);
 	if (strcmp(key, "source") == 0 || strcmp(key, "target") == 0)
 		return mount_path(config, *key == 's', value);
+	if (strcmp(key, "join") == 0)
+		return *value == '/' ? strings_add(&config->joins, value) : -EINVAL;
 	if (strcmp(key, "mask") == 0)
 		return *value == '/' ? strings_add(&config->masks, value) : -EINVAL;
 	if (strcmp(key, "sysctl") == 0)
@@ -243,6 +245,7 @@ void config_free(struct config *config)
 	program_free(&config->program);
 	free(config->mounts);
 	free(config->masks.at);
+	free(config->joins.at);
 	free(config->sysctls.at);
 	*config = (struct config){0};
 }

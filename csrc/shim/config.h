@@ -14,6 +14,7 @@
  *   stdin=1           standard input is kept open (`-i`)
  *   volatile=1        the writable layer need not survive a crash of the host (`--rm`)
  *   cgroup=/P         the container's cgroup v2 directory, made here and removed at the end; absent: none
+ *   join=/P …         a further cgroup (v1), made already: entered before anything else, removed at the end
  *   dns=A             IPv4 address on `lo` for the name server's sockets; absent: none
  *   caps=HEX          capability mask; default: Docker's without MKNOD
  *   seccomp=1         a descriptor comes with the message: a file of `struct sock_filter`s that the container's
@@ -68,6 +69,7 @@ struct config {
 	const char *rootfs; /* NULL: the host's / */
 	bool read_only;
 	const char *cgroup;
+	struct strings joins;
 	const char *dns;
 	uint64_t caps;
 	bool filtered;

@@ -203,8 +203,7 @@ static void container_ended(struct shim *shim, int wait_status)
 	source_forget(shim->epoll, &shim->listener);
 	close(shim->listener.fd);
 	unlink(shim->config.socket);
-	if (shim->config.cgroup != NULL)
-		cgroup_remove(shim->config.cgroup);
+	cgroups_remove(&shim->config);
 	write_exit(shim, status);
 	struct answer answer;
 	answer_begin(&answer, MESSAGE_EXIT, 0);

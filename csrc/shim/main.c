@@ -121,8 +121,7 @@ static int create(struct shim *shim, int control, struct failure *failure)
 		return 0;
 	if (shim->first.pid > 0)
 		kill(shim->first.pid, SIGKILL);
-	if (shim->config.cgroup != NULL)
-		cgroup_remove(shim->config.cgroup);
+	cgroups_remove(&shim->config);
 	unlink(shim->config.socket);
 	return error;
 }

@@ -137,7 +137,9 @@ static void first_main(const struct config *config, int gate, const int stdio[3]
 	setsid();
 	umask(0); /* modes here are meant as they stand */
 	int *terminal = fds + (config->dns != NULL ? 3 : 1), pty[3] = {-1, -1, -1};
-	int error = sandbox_network(config->dns, fds + 1, &ready.dns_port, &ready.failure);
+	int error = cgroups_join(config, &ready.failure);
+	if (error == 0)
+		error = sandbox_network(config->dns, fds + 1, &ready.dns_port, &ready.failure);
 	if (error == 0)
 		error = set_names(config, &ready.failure);
 	if (error == 0)
@@ -281,7 +283,9 @@ static void second_main(const struct config *config, int pidfd, const struct pro
 	signals_reset();
 	setsid();
 	int kinds = CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWCGROUP;
-	if (setns(pidfd, kinds) < 0) {
+	if (cgroups_join(config, &failure) < 0) {
+		/* said */
+	} else if (setns(pidfd, kinds) < 0) {
 		fail(&failure, 125, errno, "cannot enter the container's namespaces");
 	} else {
 		struct launch launch = {

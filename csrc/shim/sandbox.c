@@ -106,6 +106,32 @@ void cgroup_remove(const char *path)
 	rmdir(kill_path);
 }
 
+int cgroups_join(const struct config *config, struct failure *failure)
+{
+	for (size_t i = 0; i < config->joins.count; i++) {
+		char path[4096];
+		if (snprintf(path, sizeof(path), "%s/cgroup.procs", config->joins.at[i]) >= (int)sizeof(path))
+			return fail(failure, 125, ENAMETOOLONG, "cannot enter the cgroup %.64s", config->joins.at[i]);
+		int fd = open(path, O_WRONLY | O_CLOEXEC);
+		if (fd < 0 || write(fd, "0", 1) < 0) {
+			int error = errno;
+			if (fd >= 0)
+				close(fd);
+			return fail(failure, 125, error, "cannot enter the cgroup %s", config->joins.at[i]);
+		}
+		close(fd);
+	}
+	return 0;
+}
+
+void cgroups_remove(const struct config *config)
+{
+	if (config->cgroup != NULL)
+		cgroup_remove(config->cgroup);
+	for (size_t i = 0; i < config->joins.count; i++)
+		cgroup_remove(config->joins.at[i]);
+}
+
 int terminal_open(int devpts, int *master, int *slave)
 {
 	*slave = -1;

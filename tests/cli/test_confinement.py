@@ -91,3 +91,20 @@ def test_ps_by_label(server: Daemon, vxnet_: Vxnet) -> None:
     for wanted, names in (("tier", ["a", "b"]), ("tier=db", ["b"]), ("other=", ["c"]), ("nothing", [])):
         result = vxnet_("ps", "-a", "--format", "json", "--filter", f"label={wanted}")
         assert [json.loads(line)["name"] for line in result.stdout.splitlines()] == names
+
+
+def test_limits(server: Daemon, vxnet_: Vxnet) -> None:
+    wanted = spec(server, vxnet_, "-m", "64m", "--cpus", "1.5", "--pids-limit", "100")
+    assert (wanted.memory, wanted.cpus, wanted.pids_limit) == (64 << 20, 1.5, 100)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("7000000", 7000000), ("7000k", 7168000), ("1.5g", 3 << 29), ("2GiB", 2 << 30)]
+)
+def test_sizes(server: Daemon, vxnet_: Vxnet, text: str, size: int) -> None:
+    assert spec(server, vxnet_, "--memory", text).memory == size
+
+
+def test_sizes_that_are_none(vxnet_: Vxnet) -> None:
+    for text in ("much", "-5m", "5x"):
+        assert "such as 64m" in refusal(vxnet_, f"--memory={text}")

@@ -76,7 +76,7 @@ TABLE: list[tuple[str, int, str]] = [
     ("run -p 8080:80 true", 125, "`vxnet run --publish` is not built yet"),
     ("run --mount type=bind true", 125, "`vxnet run --mount` is not built yet"),
     ("run --group-add nobody true", 125, "`vxnet run --group-add` is not built yet"),
-    ("run --memory 1g true", 125, "`vxnet run --memory` is not built yet"),
+    ("run --ulimit 1 true", 125, "`vxnet run --ulimit` is not built yet"),
     ("run --privileged true", 125, "`vxnet run --privileged` is not built yet"),
     ("run --device /x true", 125, "`vxnet run --device` is not built yet"),
     ("run -it true", 125, "-t with -i needs a terminal as standard input; leave -t out when piping"),

@@ -1,4 +1,4 @@
-"""What ``run`` takes to bound a container: its user, names, files and powers, as fields of :class:`ContainerSpec`."""
+"""What ``run`` takes to bound a container: user, names, files, limits, powers, as fields of :class:`ContainerSpec`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from vxnet.cli.complete import words
-from vxnet.cli.options import address, pairs
+from vxnet.cli.options import address, octets, pairs
 from vxnet.model.capability import NAMES
 from vxnet.model.container import Mount
 from vxnet.model.errors import CallerError, UnsupportedError
@@ -44,6 +44,11 @@ _OPTIONS = (
     ),
     click.option("--read-only", is_flag=True, help="No writes but to /tmp, /run and what is mounted."),
     click.option("--rootfs", default="", metavar="DIRECTORY", help="Instead of this host's root; stays as it is."),
+    click.option(
+        "-m", "--memory", type=octets, default="0", metavar="SIZE", help="With b, k, m or g; default: no limit."
+    ),
+    click.option("--cpus", type=float, default=0.0, metavar="NUMBER", help="Processors' worth of time, such as 1.5."),
+    click.option("--pids-limit", type=int, default=0, metavar="NUMBER", help="Processes and threads."),
     click.option(
         "--cap-add",
         multiple=True,
@@ -81,6 +86,9 @@ def confinement(options: dict[str, Any]) -> dict[str, Any]:
         "mounts": (*map(_volume, options["volumes"]), *map(_tmpfs, options["tmpfs"])),
         "read_only": options["read_only"],
         "rootfs": os.path.abspath(options["rootfs"]) if options["rootfs"] else "",
+        "memory": options["memory"],
+        "cpus": options["cpus"],
+        "pids_limit": options["pids_limit"],
         "cap_add": options["cap_add"],
         "cap_drop": options["cap_drop"],
         "seccomp": _seccomp(options["security"]),

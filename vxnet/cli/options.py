@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -22,6 +23,14 @@ def address(text: str) -> IPAddress:
         return ipaddress.ip_address(text)
     except ValueError:
         raise click.BadParameter(f"expected an address such as 10.0.16.5, found {text!r}") from None
+
+
+def octets(text: str) -> int:
+    """An option's type: a size in Docker's notation, ``64m``, 1024 octets to a k."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([bkmgt]?)(i?b)?", text.strip().lower())
+    if not found:
+        raise click.BadParameter(f"expected a size such as 64m or 2g, found {text!r}")
+    return int(float(found[1]) * 1024 ** "bkmgt".index(found[2] or "b"))
 
 
 def prefix(text: str) -> IPNetwork:

@@ -73,12 +73,10 @@ def _failing_as_run() -> Iterator[None]:
 @confinement_options
 @session_options
 @not_built(
-    *("-p --publish", "--mount", "-m --memory", "--memory-swap"),
+    *("-p --publish", "--mount", "--memory-swap"),
     *(
-        "--cpus",
         "--cpuset-cpus",
         "-c --cpu-shares",
-        "--pids-limit",
         "--ulimit",
         "--shm-size",
         "--restart",

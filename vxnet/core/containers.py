@@ -20,6 +20,10 @@ _HOSTNAME: Final = re.compile(rf"(?=.{{1,63}}$){_LABEL}(\.{_LABEL})*")
 _USER: Final = re.compile(r"[^:\s\0]{1,100}(:[^:\s\0]{1,100})?")
 _WORD: Final = re.compile(r"[^\s\0#]{1,253}")
 _SYSCTL: Final = re.compile(r"net\.[a-zA-Z0-9_.-]{1,100}")
+MEMORY_MIN: Final = 6 << 20
+"""Docker's; a shell and its libraries take about so much."""
+CPUS_MIN: Final = 0.01
+"""1 ms of each 100 ms: the kernel's smallest quota."""
 _KERNELS: Final = ("/proc", "/sys")
 _TMPFS_OPTIONS: Final = ("size", "mode", "uid", "gid", "nr_inodes", "nr_blocks")
 
@@ -60,6 +64,10 @@ def check_spec(spec: ContainerSpec) -> None:
         if not _SYSCTL.fullmatch(name) or "\0" in value:
             raise CallerError(f'a container has no sysctl "{name}" of its own', hint="those that begin with net. are")
     _check_mounts(spec.mounts)
+    if spec.memory and spec.memory < MEMORY_MIN:
+        raise CallerError(f"a container cannot live on {spec.memory} octets", hint="give it 6m or more")
+    if spec.cpus < 0 or 0 < spec.cpus < CPUS_MIN:
+        raise CallerError(f"--cpus {spec.cpus:g} is too little", hint=f"give it {CPUS_MIN} or more")
     capabilities(spec.cap_add, spec.cap_drop)
 
 

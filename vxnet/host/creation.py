@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from vxnet.host import cgroups
 from vxnet.host.seccomp import filter_file
 from vxnet.model.capability import capabilities, mask
 from vxnet.model.container import Container, Mount
@@ -67,10 +68,11 @@ def prepare(container: Container, directory: Path, files: Mapping[str, str], soc
         fields += [("mount", "bind"), ("source", str(directory / name)), ("target", f"/etc/{name}")]
     for mount in spec.mounts:
         fields += _mount_fields(mount)
-    cgroup = _cgroup(container.id)
-    if cgroup is not None:
-        (directory / "cgroup").write_text(str(cgroup))
-        fields.append(("cgroup", str(cgroup)))
+    groups = cgroups.make(container.id, spec)
+    (directory / "cgroup").write_text("".join(f"{path}\n" for path in groups.all))
+    if groups.unified is not None:
+        fields.append(("cgroup", str(groups.unified)))
+    fields += [("join", str(path)) for path in groups.limits]
     with contextlib.suppress(KeyError):
         fields.append(("socket_gid", str(grp.getgrnam("vxnet").gr_gid)))
     return Creation(fields, descriptors)
@@ -104,18 +106,3 @@ def _masks(mounts: Sequence[Mount]) -> list[str]:
     return [
         place for place in (*MASKS, *seen) if not any(Path(place) in (target, *target.parents) for target in targets)
     ]
-
-
-def _cgroup(container_id: str) -> Path | None:
-    """Below this process's own cgroup, in the v2 tree; None where there is none to write to."""
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
-        mount, _, kind = line.partition(" - ")
-        if kind.startswith("cgroup2 "):
-            break
-    else:
-        return None
-    own = [line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")]
-    parent = Path(mount.split()[4] + (own[0] if own else ""))
-    if not os.access(parent / "cgroup.procs", os.W_OK):
-        return None
-    return parent / "vxnet" / container_id[:12]

@@ -26,7 +26,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from vxnet.host import creation
+from vxnet.host import cgroups, creation
 from vxnet.model import shim as protocol
 from vxnet.model.container import Container
 from vxnet.model.errors import ConflictError, HostError
@@ -301,7 +301,7 @@ def remove(container_id: str, directory: Path, run_directory: Path = RUN_DIRECTO
     """What an ended container left: files, socket, cgroup. Harmless twice. Blocks. Raises :class:`HostError`."""
     socket_path(container_id, run_directory).unlink(missing_ok=True)
     with contextlib.suppress(FileNotFoundError):
-        _remove_cgroup(Path((directory / "cgroup").read_text()))
+        cgroups.remove(Path(line) for line in (directory / "cgroup").read_text().splitlines())
     try:
         shutil.rmtree(directory)
     except FileNotFoundError:
@@ -338,22 +338,3 @@ def _spawn(container_id: str, control: socket.socket) -> None:
         raise HostError(f"cannot run {shim_path()}: {error.strerror}", hint="install vxnet again") from None
     if done.returncode != 0:
         raise HostError(f"{shim_path()} ended with {done.returncode}: no memory or no process left?")
-
-
-def _remove_cgroup(path: Path) -> None:
-    deadline = time.monotonic() + REMOVE_TIMEOUT_S
-    while True:
-        try:
-            (path / "cgroup.kill").write_text("1")
-        except OSError:
-            pass
-        try:
-            path.rmdir()
-        except FileNotFoundError:
-            with contextlib.suppress(OSError):  # not the last container's, or its shim was here first
-                path.parent.rmdir()
-            return
-        except OSError as error:  # its last processes are on their way
-            if time.monotonic() > deadline:
-                raise HostError(f"cannot remove the cgroup {path}: {error.strerror}") from None
-            time.sleep(0.005)

@@ -66,6 +66,12 @@ class ContainerSpec(Record, frozen=True, kw_only=True):
     """The root takes no writes; /dev, /run, /tmp and ``mounts`` may."""
     rootfs: str = ""
     """Path of a directory on the host; empty: the host's own root. What is written stays out of either."""
+    memory: int = 0
+    """Octets, and as many of swap; 0: no limit."""
+    cpus: float = 0.0
+    """Processors' worth of time; 0: no limit."""
+    pids_limit: int = 0
+    """Processes and threads; 0 or less: no limit."""
     cap_add: tuple[str, ...] = ()
     """Names of :mod:`vxnet.model.capability`, or ``ALL``."""
     cap_drop: tuple[str, ...] = ()
