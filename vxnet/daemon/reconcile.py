@@ -9,6 +9,7 @@ anew each time from the whole state, so that a lost or doubled wake-up costs at 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, NamedTuple, Protocol, TypeVar
@@ -44,7 +45,6 @@ class Plan(NamedTuple, Generic[S]):
 
 
 class _Request(NamedTuple):
-    sandbox: str | None
     done: asyncio.Future[Sequence[Change]]
 
 
@@ -61,10 +61,14 @@ class Reconciler(Generic[S]):
         self._rows = False
         self._full = True
         self._last: HostState | None = None
+        self._current: Plan[S] | None = None
+        """None: something changed since it was made."""
         # One thread for good: netlink handles belong to the thread that made them.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kernel")
         self.drift = 0
         """Repairs: how often the kernel was found different although the wish was the same."""
+        self.worked_at = -math.inf
+        """When a changed wish last changed the kernel; the event loop's time."""
 
     @property
     def settled(self) -> HostState | None:
@@ -73,23 +77,28 @@ class Reconciler(Generic[S]):
 
     def wake(self, *, full: bool = False) -> None:
         self._full |= full
+        self._current = None
         self._wake.set()
 
     async def settle(self, sandbox: str | None = None) -> Sequence[Change]:
         """Wait for a cycle that begins after this call, with ``sandbox`` looked at; what it changed or failed to."""
-        request = _Request(sandbox, asyncio.get_running_loop().create_future())
-        self._requests.append(request)
         if sandbox is not None:
             self._dirty.add(sandbox)
-        self._wake.set()
-        return await request.done
+        self._current = None
+        return await self._next_cycle()
 
     async def look(self, where: Look) -> None:
-        """Have the kernel looked at there. Raises what the cycle raised."""
+        """Have the kernel looked at there; the wish is the same. Raises what the cycle raised."""
         self._dirty |= where.sandboxes
         self._rows |= where.rows
         self._full |= where.everything
-        await self.settle()
+        await self._next_cycle()
+
+    async def _next_cycle(self) -> Sequence[Change]:
+        request = _Request(asyncio.get_running_loop().create_future())
+        self._requests.append(request)
+        self._wake.set()
+        return await request.done
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -101,6 +110,7 @@ class Reconciler(Generic[S]):
                         await self._wake.wait()
                 except TimeoutError:
                     self._full = True
+                    self._current = None
                 if self._full:
                     due = loop.time() + FULL_INTERVAL_S
                 self._wake.clear()
@@ -122,19 +132,21 @@ class Reconciler(Generic[S]):
         self._dirty.clear()
         loop = asyncio.get_running_loop()
         try:
-            plan = self._plan()
+            known = self._current
+            self._current = plan = known or self._plan()
             changes = await loop.run_in_executor(
                 self._thread, lambda: self._kernel.reconcile(plan.state, sandboxes, rows=rows)
             )
         except VxnetError as error:
             log.error("reconcile failed", error=str(error))
-            self._last = None
+            self._last = self._current = None
             for request in requests:
                 if not request.done.done():
                     request.done.set_exception(HostError(error.message, hint=error.hint))
             return
         self._count(plan.state, changes)
-        self._applied(plan.seen)
+        if known is None:
+            self._applied(plan.seen)
         for request in requests:
             if not request.done.done():
                 request.done.set_result(changes)
@@ -145,6 +157,8 @@ class Reconciler(Generic[S]):
             log.error("kernel refused", verb=change.verb, object=change.object, error=change.error)
         if state == self._last:
             self._repaired([change for change in changes if not change.error])
+        elif changes:
+            self.worked_at = asyncio.get_running_loop().time()
         # After a failure the same changes are tried again, and that is no drift.
         self._last = None if failed else state
 
