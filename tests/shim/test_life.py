@@ -256,7 +256,7 @@ async def test_shims_death_is_the_containers(boxes: Boxes) -> None:
     os.kill(int((await task.status())["shim"]), signal.SIGKILL)
     assert (await task.wait())._replace(finished_at=None) == Exit(None)
     await eventually(lambda: not Path(f"/proc/{task.pid}").exists(), "the container's end")
-    assert tasks.shims(box.run_directory) == [box.container.id[:12]]
+    assert Path(box.socket).exists()
     assert await box.adopt() is None
     await asyncio.to_thread(tasks.remove, box.container.id, box.directory, box.run_directory)
     assert traces(box) == []

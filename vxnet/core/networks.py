@@ -13,8 +13,6 @@ from vxnet.model.api import NetworkCreate
 from vxnet.model.cluster import Cluster, Network, Node, Subnet
 from vxnet.model.errors import CallerError, ConflictError, NotFoundError, UnsupportedError
 
-ID_LENGTH = 25
-"""Of network and node ids: digits and lower-case letters, as Swarm's."""
 DEFAULT_POOL = ipaddress.ip_network("10.0.0.0/8")
 RESERVED_NAMES = ("bridge", "host", "none", "vxnet_gw", "ingress")
 SMALLEST_SUBNET = 8

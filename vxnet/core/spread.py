@@ -107,10 +107,6 @@ class Spread:
         except MalformedError as error:
             self.dropped[str(error)] += 1
 
-    def compare_with_all(self) -> None:
-        """With everybody, at once: what was in doubt may not be any longer."""
-        self._compare_soon()
-
     def statistics(self) -> dict[str, int]:
         return {
             "ledgers": len(self._table.ledgers),

@@ -172,9 +172,6 @@ class Table:
         for ledger in self.ledgers.values():
             yield from ledger.batches()
 
-    def in_bucket(self, bucket: int) -> list[Ledger]:
-        return [ledger for ledger in self.ledgers.values() if bucket_of(ledger.key.owner) == bucket]
-
     @property
     def root(self) -> int:
         root = 0

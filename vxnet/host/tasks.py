@@ -62,11 +62,6 @@ def socket_path(container_id: str, run_directory: Path = RUN_DIRECTORY) -> Path:
     return run_directory / "c" / f"{container_id[:12]}.sock"
 
 
-def shims(run_directory: Path = RUN_DIRECTORY) -> list[str]:
-    """The first 12 digits of the ids whose shims left a socket: they live, or were killed. Blocks."""
-    return sorted(path.stem for path in (run_directory / "c").glob("*.sock"))
-
-
 class Task:
     """One container's shim, reached. Made by :func:`start` and :func:`adopt`."""
 
