@@ -20,8 +20,12 @@ from typing import NamedTuple
 
 import structlog
 from msgspec.structs import replace
+
+from vxnet import __version__
 from vxnet.cluster.dns import Resolver
+from vxnet.core import allocate, networks, plan
 from vxnet.core.names import view_of
+from vxnet.daemon import views, watch
 from vxnet.daemon.config import Config
 from vxnet.daemon.containers import Containers
 from vxnet.daemon.membership import Membership
@@ -36,6 +40,7 @@ from vxnet.model.api import (
     Info,
     InitRequest,
     JoinRequest,
+    LogRequest,
     NetworkConnect,
     NetworkCreate,
     NetworkView,
@@ -47,10 +52,6 @@ from vxnet.model.container import Container, ContainerSpec
 from vxnet.model.errors import ConflictError, HostError, NotFoundError, VxnetError
 from vxnet.model.host import GATEWAY_BRIDGE, Change, GatewayBridge, HostFacts
 from vxnet.model.row import RowKey, Value, Version
-
-from vxnet import __version__
-from vxnet.core import allocate, networks, plan
-from vxnet.daemon import watch
 
 log = structlog.get_logger()
 
@@ -303,7 +304,7 @@ class Agent:
     async def info(self) -> Info:
         place, containers = self._membership.place, self._containers.all()
         return replace(
-            place.info() if place is not None else Info(version=__version__, name=self._facts.hostname),
+            views.info(place) if place is not None else Info(version=__version__, name=self._facts.hostname),
             containers=len(containers),
             containers_running=sum(container.state == "running" for container in containers),
             segments=len(self._plan().state.segments),
@@ -343,13 +344,12 @@ class Agent:
         return await manager.rotate_token(role) if rotate else manager.join_token(role)
 
     async def nodes(self) -> tuple[NodeView, ...]:
-        self._membership.manager("node ls")
-        return self._membership.joined().node_views()
+        return views.nodes(self._membership.joined(), self._membership.manager("node ls"))
 
     async def node(self, ref: str) -> NodeView:
-        self._membership.manager("node inspect")
-        views = {view.node.id: view for view in self._membership.joined().node_views()}
-        return views[networks.find(ref, [view.node for view in views.values()], "node").id]
+        listed = views.nodes(self._membership.joined(), self._membership.manager("node inspect"))
+        wanted = networks.find(ref, [view.node for view in listed], "node").id
+        return next(view for view in listed if view.node.id == wanted)
 
     async def remove_node(self, ref: str, force: bool) -> None:
         await self._membership.manager("node rm").remove_node(ref, force)
@@ -366,7 +366,7 @@ class Agent:
                 return self._local_network(local)
         network = networks.find(ref, self._membership.networks.values(), "network")
         place = self._membership.joined()
-        endpoints = place.endpoint_views(network.id)
+        endpoints = views.endpoints(place, network.id)
         segment = next((seg for seg in self._plan().state.segments if seg.vni == network.vni), None)
         return NetworkView(
             network=network,
@@ -464,8 +464,8 @@ class Agent:
     async def remove(self, ref: str, force: bool) -> None:
         await self._containers.remove(ref, force)
 
-    def logs(self, ref: str, follow: bool) -> AsyncIterator[bytes]:
-        return self._containers.logs(ref, follow)
+    def logs(self, ref: str, request: LogRequest) -> AsyncIterator[bytes]:
+        return self._containers.logs(ref, request)
 
     async def shim(self, ref: str) -> str:
         return self._containers.shim(ref)

@@ -34,7 +34,7 @@ from vxnet.daemon.manager import Manager
 from vxnet.daemon.managers import Here, Managers
 from vxnet.daemon.state import LastMembers, LocalNode, StateDirectory
 from vxnet.model.address import IPAddress
-from vxnet.model.api import EndpointView, Info, LeaseRequest, MemberStatus, NodeReport, NodeView
+from vxnet.model.api import LeaseRequest, NodeReport
 from vxnet.model.cluster import GOSSIP_PORT, Assignment, Lease, Network
 from vxnet.model.errors import ForbiddenError, HostError, VxnetError
 from vxnet.model.host import HostFacts
@@ -54,15 +54,11 @@ CLOCK_S = 600.0
 SYNC_S = 0.5
 """From meeting a member to having its table: a push/pull over TCP and what follows from it."""
 
-REMOVED = "this node was removed from the cluster: `vxnet leave --force`, then join again"
-
 KNOWN_S = 0.5
 """Longest that a container's start waits for the others. It takes 20 ms, which the making of its sandbox hides; a
 daemon that hangs is waited for until it counts as dead."""
 ACKNOWLEDGED_NODES = LAN.direct_nodes
 """In a larger cluster news goes from hand to hand, which takes longer than a start should."""
-
-STATUS: Mapping[str, MemberStatus] = {"alive": "ready", "suspect": "suspect", "dead": "down", "left": "left"}
 
 
 @contextlib.contextmanager
@@ -361,7 +357,7 @@ class Place:
                 while self._unaware(row_ids):
                     await self._moved.wait()
         except TimeoutError:
-            names = self._names()
+            names = self.names()
             silent = ", ".join(sorted(names.get(node, node) for node in self._unaware(row_ids)))
             log.warning("the way back is not known everywhere yet", rows=", ".join(row_ids), by=silent)
 
@@ -429,70 +425,13 @@ class Place:
 
     def users_of(self, network_id: str) -> list[str]:
         """``web on h2``: whoever still uses a network."""
-        names = self._names()
+        names = self.names()
         return [
             f"{endpoint.name} on {names.get(owner, owner)}"
             for owner, endpoint in self.paths()
             if endpoint.network == network_id
         ]
 
-    # Views
-
-    def endpoint_views(self, network_id: str) -> tuple[EndpointView, ...]:
-        names = self._names()
-        views = [
-            EndpointView(
-                name=value.name,
-                node=names.get(key.owner, key.owner),
-                addresses=value.addresses,
-                mac=value.mac,
-                vtep=value.vtep,
-                state=value.state,
-                container=key.id.partition(".")[0],
-                aliases=value.aliases,
-            )
-            for key, _, value in self.rows()
-            if isinstance(value, Endpoint) and value.network == network_id
-        ]
-        return tuple(sorted(views, key=lambda view: (view.node, view.name)))
-
-    def node_views(self) -> tuple[NodeView, ...]:
-        """On a manager."""
-        assert self.manager is not None
-        status = {member.id: STATUS[member.status] for member in self.members()}
-        return tuple(
-            NodeView(
-                node=node,
-                status="ready" if node.id == self.node.id else status.get(node.id, "unknown"),
-                self=node.id == self.node.id,
-                leader=node.role == "manager",
-            )
-            for node in self.manager.nodes()
-        )
-
-    def info(self) -> Info:
-        members = self.members()
-        statistics = self.gossip.statistics()
-        return Info(
-            version=__version__,
-            name=self.node.name,
-            cluster=self.assignment.cluster.id,
-            node=self.node.id,
-            role=self.node.role,
-            advertise_addr=self.node.advertise_addr,
-            data_path_addr=self.node.data_path_addr,
-            data_port=self.assignment.cluster.data_port,
-            managers=tuple(f"{m.name} ({m.addr}:{m.port})" for m in self.assignment.managers),
-            manager_reachable=self.manager_reachable,
-            nodes=len(members),
-            nodes_alive=sum(member.present for member in members),
-            networks=len(self.networks),
-            rows=len(self.rows()),
-            rows_refused=dict(self.gossip.refused()),
-            key_epoch=self.assignment.keys[0].epoch if self.assignment.keys else 0,
-            health=statistics.get("health", 0),
-            warnings=(REMOVED,) if self.removed else (),
-        )
-
-    def _names(self) -> dict[str, str]:
+    def names(self) -> dict[str, str]:
+        """Host names by node id."""
         return {member.id: member.name for member in self.members()} | {self.node.id: self.node.name}

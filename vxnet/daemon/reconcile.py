@@ -134,6 +134,10 @@ class Reconciler(Generic[S]):
         try:
             known = self._current
             self._current = plan = known or self._plan()
+            if not requests and sandboxes == frozenset() and plan.state == self._last:
+                # What changed concerns names alone, which is what most wake-ups are about.
+                self._applied(plan.seen)
+                return
             changes = await loop.run_in_executor(
                 self._thread, lambda: self._kernel.reconcile(plan.state, sandboxes, rows=rows)
             )
