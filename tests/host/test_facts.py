@@ -28,7 +28,9 @@ def test_addresses_and_routes_without_vxnets_own(machine: Machine) -> None:
         "ip link add up0 type veth peer name down0; ip link set up0 up;"
         "ip addr add 192.0.2.1/24 dev up0; ip addr add 2001:db8::1/64 dev up0 nodad;"
         "ip addr add 198.51.100.1/24 dev down0;"
-        "ip route add default via 192.0.2.254; ip route add 203.0.113.0/24 via 192.0.2.253"
+        "ip route add default via 192.0.2.254; ip route add 203.0.113.0/24 via 192.0.2.253;"
+        "ip route add 0.0.0.0/1 via 192.0.2.252; ip route add 128.0.0.0/1 via 192.0.2.252;"
+        "ip route add 2000::/3 via 2001:db8::2"
     )
     assert errors(machine.reconcile(HostState(gateway=GATEWAY))) == []
     told = machine.do(facts.observe_host)

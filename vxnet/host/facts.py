@@ -21,6 +21,9 @@ from vxnet.model.errors import HostError
 from vxnet.model.host import GATEWAY_BRIDGE, GatewayBridge, HostAddress, HostFacts, HostState, Segment
 
 RESOLV_CONF = Path("/etc/resolv.conf")
+_DEFAULT_BITS = 3
+"""VPNs put 0.0.0.0/1 and 128.0.0.0/1 over the default route, others 2000::/3 in its place: they mean "everything else" as
+well. Taken for networks they would leave no address to the cluster."""
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "uts")
 
 
@@ -42,7 +45,9 @@ def observe_host() -> HostFacts:
             routes = {
                 route.destination
                 for route in addresses.dump_routes(netlink)
-                if route.destination.prefixlen and route.ifindex not in own and not _is_local(route.destination)
+                if route.destination.prefixlen > _DEFAULT_BITS
+                and route.ifindex not in own
+                and not _is_local(route.destination)
             }
     except OSError as error:
         raise HostError(f"cannot read addresses and routes: {error.strerror or error}") from error
