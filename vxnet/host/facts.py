@@ -22,8 +22,8 @@ from vxnet.model.host import GATEWAY_BRIDGE, GatewayBridge, HostAddress, HostFac
 
 RESOLV_CONF = Path("/etc/resolv.conf")
 _DEFAULT_BITS = 3
-"""VPNs put 0.0.0.0/1 and 128.0.0.0/1 over the default route, others 2000::/3 in its place: they mean "everything else" as
-well. Taken for networks they would leave no address to the cluster."""
+"""VPNs put 0.0.0.0/1 and 128.0.0.0/1 over the default route, others 2000::/3 in its place: they mean "all the rest" too.
+Taken for networks they would leave no address to the cluster."""
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "uts")
 
 
