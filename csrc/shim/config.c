@@ -2,6 +2,7 @@
 #include "config.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -156,6 +157,10 @@ static int config_field(struct config *config, const char *key, char *value)
 		return mount_begin(config, value);
 	if (strcmp(key, "source") == 0 || strcmp(key, "target") == 0)
 		return mount_path(config, *key == 's', value);
+	if (strcmp(key, "log_max") == 0)
+		return number_parse(value, 1, LONG_MAX, &config->log_max);
+	if (strcmp(key, "log_files") == 0)
+		return number_parse(value, 1, 100, &config->log_files);
 	if (strcmp(key, "join") == 0)
 		return *value == '/' ? strings_add(&config->joins, value) : -EINVAL;
 	if (strcmp(key, "mask") == 0)
@@ -188,7 +193,7 @@ static const char *config_missing(const struct config *config)
 
 int config_parse(struct config *config, struct fields fields, const char **culprit)
 {
-	*config = (struct config){.program.workdir = "/", .socket_gid = (gid_t)-1, .caps = CAPS_DEFAULT, .seccomp = -1};
+	*config = (struct config){.program.workdir = "/", .socket_gid = (gid_t)-1, .caps = CAPS_DEFAULT, .seccomp = -1, .log_files = 1};
 	*culprit = "message";
 	char *value;
 	int error;

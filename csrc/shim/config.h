@@ -14,6 +14,7 @@
  *   stdin=1           standard input is kept open (`-i`)
  *   volatile=1        the writable layer need not survive a crash of the host (`--rm`)
  *   cgroup=/P         the container's cgroup v2 directory, made here and removed at the end; absent: none
+ *   log_max=N log_files=N   octets of a log file before it is turned over, and how many are kept; default: no bound
  *   join=/P …         a further cgroup (v1), made already: entered before anything else, removed at the end
  *   dns=A             IPv4 address on `lo` for the name server's sockets; absent: none
  *   caps=HEX          capability mask; default: Docker's without MKNOD
@@ -70,6 +71,7 @@ struct config {
 	bool read_only;
 	const char *cgroup;
 	struct strings joins;
+	long log_max, log_files;
 	const char *dns;
 	uint64_t caps;
 	bool filtered;

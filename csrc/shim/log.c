@@ -9,9 +9,11 @@
 #include <time.h>
 #include <unistd.h>
 
-int log_open(struct log *log, const char *path)
+int log_open(struct log *log, const char *path, off_t max, int files)
 {
-	*log = (struct log){.fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600)};
+	*log = (struct log){
+		.fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600), .max = max, .files = files, .path = path,
+	};
 	if (log->fd < 0)
 		return -errno;
 	struct stat found;
@@ -19,9 +21,41 @@ int log_open(struct log *log, const char *path)
 	return 0;
 }
 
+/* The oldest is dropped by being renamed over, or with one file alone cut to nothing. Without room for
+ * a new file the old one goes on. */
+static void turn_over(struct log *log)
+{
+	char from[4096], to[4096];
+	if (log->files == 1) {
+		if (ftruncate(log->fd, 0) == 0)
+			log->size = 0;
+		return;
+	}
+	/* First what can fail: no descriptor or no room left. */
+	int used = snprintf(to, sizeof(to), "%s.next", log->path);
+	int fd = used < (int)sizeof(to) ? open(to, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0600) : -1;
+	if (fd < 0)
+		return;
+	for (int number = log->files - 1; number > 0; number--) {
+		if (number > 1)
+			snprintf(from, sizeof(from), "%s.%d", log->path, number - 1);
+		else
+			snprintf(from, sizeof(from), "%s", log->path);
+		snprintf(to, sizeof(to), "%s.%d", log->path, number);
+		(void)!rename(from, to);
+	}
+	snprintf(from, sizeof(from), "%s.next", log->path);
+	(void)!rename(from, log->path);
+	close(log->fd);
+	log->fd = fd;
+	log->size = 0;
+}
+
 static void flush(struct log *log)
 {
 	size_t done = 0;
+	if (log->fd >= 0 && log->max > 0 && log->size > 0 && log->size + (off_t)log->used > log->max)
+		turn_over(log);
 	while (done < log->used) {
 		ssize_t written = log->fd < 0 ? 0 : write(log->fd, log->out + done, log->used - done);
 		if (written < 0 && errno == EINTR)

@@ -3,7 +3,10 @@
  *   2026-01-31T12:00:00.123456789Z stdout F text
  *
  * F: the line ended there; P: more of it follows in the next entry of that stream (it is longer than LINE_MAX_LENGTH,
- * or the output ended without a newline), so that nothing is added or lost when it is put together again. */
+ * or the output ended without a newline), so that nothing is added or lost when it is put together again.
+ *
+ * A file that would grow beyond `max` is turned over between two entries: log becomes log.1, that log.2 and so on up to
+ * `files` of them, of which the oldest is lost. */
 #ifndef VXNET_SHIM_LOG_H
 #define VXNET_SHIM_LOG_H
 
@@ -18,6 +21,9 @@
 struct log {
 	int fd;		/* appended to; -1: nothing is kept */
 	off_t size;	/* up to the last whole entry */
+	off_t max;	/* 0: no bound */
+	int files;
+	const char *path;
 	uint64_t lost;	/* octets that the disk did not take */
 	size_t used;
 	char out[LINE_MAX_LENGTH + LOG_ENTRY_OVERHEAD];
@@ -30,8 +36,8 @@ struct log_line {
 	char text[LINE_MAX_LENGTH];
 };
 
-/* 0 or -errno. */
-int log_open(struct log *log, const char *path);
+/* `path` is borrowed. 0 or -errno. */
+int log_open(struct log *log, const char *path, off_t max, int files);
 
 /* Adds output, and writes all that is whole. Never fails: what the disk refuses is counted in `lost`, and the file
  * still ends with a whole entry. */

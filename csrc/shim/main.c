@@ -74,11 +74,12 @@ static void reserve_exit(const struct config *config)
 
 static int open_streams(struct shim *shim, struct failure *failure)
 {
-	char path[4096];
-	snprintf(path, sizeof(path), "%s/log", shim->config.dir);
-	int error = log_open(&shim->log, path);
+	if (asprintf(&shim->log_path, "%s/log", shim->config.dir) < 0)
+		return fail(failure, 125, ENOMEM, "cannot open the log");
+	const struct config *config = &shim->config;
+	int error = log_open(&shim->log, shim->log_path, config->log_max, (int)config->log_files);
 	if (error < 0)
-		return fail(failure, 125, -error, "cannot open %s", path);
+		return fail(failure, 125, -error, "cannot open %s", shim->log_path);
 	bool terminal = shim->config.program.terminal;
 	error = stream_open(&shim->output, shim->epoll, terminal ? shim->first.master : shim->first.stdio[1], "stdout",
 			    &shim->log);

@@ -52,6 +52,7 @@ struct shim {
 	int killed_by; /* a signal for which SIGKILL was sent; 0 */
 	struct timespec started_at;
 	struct log log;
+	char *log_path;
 	struct stream output, errors;
 	struct connection *connections;
 	struct execution *executions;

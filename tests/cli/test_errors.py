@@ -53,7 +53,7 @@ TABLE: list[tuple[str, int, str]] = [
     ("exec -e =x web ls", 1, "an environment variable is KEY=VALUE or KEY, found '=x'"),
     ("attach nobody", 1, "no such container: nobody"),
     ("logs nobody", 1, "no such container: nobody"),
-    ("logs --tail 5 web", 1, "`vxnet logs --tail` is not built yet"),
+    ("logs --until 5m web", 1, "`vxnet logs --until` is not built yet"),
     ("leave", 1, "containers run on this host; `--force` ends them"),
     ("node inspect self", 1, "this host is not in a cluster; `vxnet init` makes one, `vxnet join` joins one"),
     ("join --token wrong h1", 1, "the manager refused the join token"),

@@ -28,6 +28,7 @@ from vxnet.model.api import (
     Info,
     InitRequest,
     JoinRequest,
+    LogRequest,
     NetworkConnect,
     NetworkCreate,
     NetworkView,
@@ -66,6 +67,7 @@ class MemoryAgent:
         """Of networks, begun."""
         self.waiters = 0
         self.open_logs = 0
+        self.log_requests: list[LogRequest] = []
 
     def __str__(self) -> str:
         lines = [f"node {node.id[:12]} {node.name} {node.role}" for node in self.cluster_nodes.values()]
@@ -298,13 +300,14 @@ class MemoryAgent:
             self.changed.notify_all()
         self.members = {key: wish for key, wish in self.members.items() if key[1] != container.id}
 
-    async def logs(self, ref: str, follow: bool, /) -> AsyncIterator[bytes]:
+    async def logs(self, ref: str, request: LogRequest, /) -> AsyncIterator[bytes]:
+        self.log_requests.append(request)
         container_id = self._container(ref).id
         self.open_logs += 1
         try:
             for piece in list(self.log):
                 yield piece
-            if follow:
+            if request.follow:
                 async with self.changed:
                     await self.changed.wait_for(lambda: self.container_table[container_id].state == "exited")
         finally:

@@ -20,7 +20,7 @@ static uint64_t next(void)
 
 static const char *const pieces[] = {
 	"id=", "dir=/d", "socket=/s", "hostname=h", "arg=", "env=", "env=A=1", "env=A=2", "workdir=/", "user=1:2", "user=", "terminal=1", "stdin=0",
-	"volatile=", "cgroup=/c", "join=/j", "dns=127.0.0.11", "caps=a00425fb", "caps=ffffffffffffffffff", "mount=bind,ro", "mount=bind",
+	"volatile=", "cgroup=/c", "join=/j", "log_max=1", "log_files=101", "dns=127.0.0.11", "caps=a00425fb", "caps=ffffffffffffffffff", "mount=bind,ro", "mount=bind",
 	"mount=tmpfs,ro,exec,size=1m", "mount=tmpfs,exec", "rootfs=/r", "read_only=1", "mount=tmpfs", "mount=,", "source=/a", "target=/b", "target=", "mask=/m", "sysctl=net.a=1",
 	"socket_gid=0", "seccomp=1", "seccomp=2", "socket_gid=99999999999999999999", "=", "", "unknown=1", "signal=9",
 };

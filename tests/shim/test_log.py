@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import re
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.shim.conftest import Boxes, eventually
+from vxnet.host import creation
 
 pytestmark = pytest.mark.host
 
@@ -97,3 +99,50 @@ async def test_full_disk(boxes: Boxes, tmp_path: Path) -> None:
         await task.destroy()
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
+
+
+def kept(directory: Path) -> list[Path]:
+    """Oldest first."""
+    return [path for name in ("log.2", "log.1", "log") if (path := directory / name).exists()]
+
+
+async def test_size_is_bounded(boxes: Boxes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are turned over between entries; what is kept is the end, without a gap."""
+    monkeypatch.setattr(creation, "LOG_MAX", 50_000)
+    box = boxes("seq", "-w", "1", "10000")
+    task = await box.start()
+    await task.start_main()
+    assert (await task.wait()).status == 0
+    assert [path.name for path in kept(box.directory)] == ["log.2", "log.1", "log"]
+    assert sorted(path.name for path in box.directory.glob("log*")) == ["log", "log.1", "log.2"]
+    assert all(path.stat().st_size <= 50_000 for path in kept(box.directory))
+    lines = b"".join(path.read_bytes() for path in kept(box.directory)).decode().splitlines()
+    assert all(ENTRY.fullmatch(line) for line in lines)
+    numbers = [int(line.rsplit(" ", 1)[1]) for line in lines]
+    assert numbers == list(range(numbers[0], 10001)) and len(numbers) > 1000
+
+
+@pytest.mark.slow
+async def test_ten_megabytes_a_second(boxes: Boxes) -> None:
+    """Three seconds' worth and more as fast as it goes: the disk keeps 30 MB, the shim its megabyte."""
+    box = boxes("sh", "-c", "yes 'a line of the log that is neither long nor short, as they are' | head -c 60000000")
+    task = await box.start()
+    shim = (await task.status())["shim"]
+    begun = time.monotonic()
+    await task.start_main()
+    most = 0
+    while not task.ended:
+        most = max(most, sum(path.stat().st_size for path in kept(box.directory)))
+        if smaps := [line for line in _smaps(shim) if line.startswith("Rss:")]:
+            assert sum(int(line.split()[1]) for line in smaps) <= 1024
+        await asyncio.sleep(0.02)
+    assert (await task.wait()).status == 0
+    assert time.monotonic() - begun < 6, "10 MB/s at the least"
+    assert 20 << 20 < most <= 30 << 20
+
+
+def _smaps(pid: str) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:  # it has ended
+        return []

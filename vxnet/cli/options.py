@@ -5,10 +5,12 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar
 
 import click
 
+from vxnet.cli import output
 from vxnet.model.address import IPAddress, IPNetwork
 from vxnet.model.errors import CallerError, UnsupportedError
 
@@ -31,6 +33,36 @@ def octets(text: str) -> int:
     if not found:
         raise click.BadParameter(f"expected a size such as 64m or 2g, found {text!r}")
     return int(float(found[1]) * 1024 ** "bkmgt".index(found[2] or "b"))
+
+
+def tail(text: str) -> int:
+    """An option's type: a number of lines, or ``all`` (-1)."""
+    if text == "all":
+        return -1
+    if not text.isascii() or not text.isdecimal():
+        raise click.BadParameter(f"expected a number of lines or all, found {text!r}")
+    return int(text)
+
+
+def moment(text: str) -> str:
+    """An option's type: a time as logs have it, from RFC 3339 (here, if it names no zone), seconds since 1970, or how
+    long ago (``90s``, ``1h30m``).
+    """
+    if not text:
+        return ""
+    ago = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?", text)
+    try:
+        if ago:
+            days, hours, minutes, seconds = (float(part or 0) for part in ago.groups())
+            when = output.now() - (((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+            found = datetime.fromtimestamp(when, UTC)
+        elif re.fullmatch(r"\d+(\.\d+)?", text):
+            found = datetime.fromtimestamp(float(text), UTC)
+        else:
+            found = datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError, OSError):
+        raise click.BadParameter(f"expected a time such as 2026-01-31T12:00:00Z or 10m, found {text!r}") from None
+    return found.strftime("%Y-%m-%dT%H:%M:%S.%f") + "000Z"
 
 
 def prefix(text: str) -> IPNetwork:

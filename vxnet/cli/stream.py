@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 import click
 
 from vxnet.cli.complete import container_names, running_names
-from vxnet.cli.options import command_of, not_built, session_options
+from vxnet.cli.options import command_of, moment, not_built, session_options, tail
 from vxnet.cli.run import environment, need_terminal
 from vxnet.cluster.client import Client
 
@@ -73,21 +73,25 @@ def attach(client: Client, no_stdin: bool, sig_proxy: bool, detach_keys: str, co
 @click.command()
 @click.option("-f", "--follow", is_flag=True, help="Go on until the container has ended.")
 @click.option("-t", "--timestamps", is_flag=True, help="Begin each line with its time.")
+@click.option("-n", "--tail", type=tail, default="all", metavar="NUMBER", help="Only as many lines from the end.")
+@click.option(
+    "--since", type=moment, default="", metavar="TIME", help="A time, or how long ago: 2026-01-31T12:00:00Z, 10m."
+)
 @click.argument("container", shell_complete=container_names)
-@not_built("-n --tail", "--since", "--until", flags=["--details"])
+@not_built("--until", flags=["--details"])
 @click.pass_obj
-def logs(client: Client, follow: bool, timestamps: bool, container: str) -> None:
+def logs(client: Client, follow: bool, timestamps: bool, tail: int, since: str, container: str) -> None:
     """Show what a container has written.
 
     Its standard output and standard error each go to one of their own.
     """
     outputs = {b"stdout": sys.stdout.buffer, b"stderr": sys.stderr.buffer}
     begins = dict.fromkeys(outputs, True)
-    for line in lines(client.logs(container, follow=follow)):
-        moment, stream, tag, text = split_cri(line)
+    for line in lines(client.logs(container, follow=follow, tail=tail, since=since)):
+        time, stream, tag, text = split_cri(line)
         target = outputs[stream]
         if timestamps and begins[stream]:
-            target.write(moment + b" ")
+            target.write(time + b" ")
         target.write(text)
         # CRI cuts long lines: only the last part ends one (tag F).
         begins[stream] = tag == b"F"

@@ -132,9 +132,11 @@ class Client:
     def remove(self, ref: str, *, force: bool = False) -> None:
         self._call("DELETE", f"{_container(ref)}{_query(force=force)}")
 
-    def logs(self, ref: str, *, follow: bool = False) -> Iterator[bytes]:
+    def logs(self, ref: str, *, follow: bool = False, tail: int = -1, since: str = "") -> Iterator[bytes]:
         """The log as it is on disk (CRI lines), in pieces of any size; with ``follow`` until the container ends."""
-        target = f"/v1/{_container(ref)}/logs{_query(follow=follow)}"
+        words = [*("follow=1" for _ in range(follow)), *(f"tail={tail}" for _ in range(tail >= 0))]
+        words += [f"since={quote(since)}"] if since else []
+        target = f"/v1/{_container(ref)}/logs{'?' if words else ''}{'&'.join(words)}"
         timeout_s = None if follow else self._timeout_s
         with self._reached(timeout_s), Exchange(self.socket_path, "GET", target, None, timeout_s) as exchange:
             if exchange.status >= 400:

@@ -31,11 +31,12 @@ from vxnet.core.containers import check_aliases, check_spec
 from vxnet.core.etc import etc_files
 from vxnet.core.names import view_of
 from vxnet.daemon.attachments import Attachments, Cluster
+from vxnet.daemon.logs import read_log
 from vxnet.daemon.nicknames import nickname
 from vxnet.daemon.state import StateDirectory
 from vxnet.host import tasks
 from vxnet.model.address import IPInterface
-from vxnet.model.api import NetworkConnect
+from vxnet.model.api import LogRequest, NetworkConnect
 from vxnet.model.container import Container, ContainerSpec, NetworkWish
 from vxnet.model.errors import (
     CallerError,
@@ -54,9 +55,6 @@ KILL_TIMEOUT_S = 10.0
 """How long the kernel may take to end a process tree after SIGKILL before that is an error."""
 NOT_OVERLAYS = ("bridge", "none", "vxnet_gw")
 """``--network`` values that mean the way out alone, or nothing."""
-LOG_PIECE = 1 << 16
-LOG_POLL_S = 0.1
-"""How long a follower of the log may be behind it."""
 
 
 class Containers:
@@ -382,19 +380,10 @@ class Containers:
             raise ConflictError(f'container "{container.spec.name}" is not running')
         return str(tasks.socket_path(container.id, self._run_directory))
 
-    async def logs(self, ref: str, follow: bool) -> AsyncIterator[bytes]:
+    def logs(self, ref: str, request: LogRequest) -> AsyncIterator[bytes]:
         """The log as the shim writes it (CRI lines), in pieces."""
         container = self.find(ref)
-        ended = self._ended[container.id]
-        path = self._state.container_directory(container.id) / "log"
-        with await asyncio.to_thread(path.open, "rb") as file:
-            while True:
-                over = ended.done() or not follow
-                while piece := await asyncio.to_thread(file.read, LOG_PIECE):
-                    yield piece
-                if over:
-                    return
-                await asyncio.wait([ended], timeout=LOG_POLL_S)
+        return read_log(self._state.container_directory(container.id), request, self._ended[container.id])
 
     # Over restarts
 

@@ -28,6 +28,7 @@ from vxnet.model.api import (
     Info,
     InitRequest,
     JoinRequest,
+    LogRequest,
     NetworkConnect,
     NetworkCreate,
     NetworkView,
@@ -70,7 +71,7 @@ class AgentApi(Protocol):
     async def wait(self, ref: str, /) -> Container: ...
     async def remove(self, ref: str, force: bool, /) -> None: ...
 
-    def logs(self, ref: str, follow: bool, /) -> AsyncIterator[bytes]:
+    def logs(self, ref: str, request: LogRequest, /) -> AsyncIterator[bytes]:
         """CRI lines in pieces of any size; an async generator, closed when the reader goes."""
         ...
 
@@ -255,7 +256,12 @@ class _ContainerRoutes:
 
     @until_disconnect
     async def logs(self, request: web.Request) -> web.StreamResponse:
-        chunks = self._agent.logs(_ref(request), query_flag(request, "follow"))
+        wish = LogRequest(
+            follow=query_flag(request, "follow"),
+            tail=int(query_number(request, "tail", -1)),
+            since=request.query.get("since", ""),
+        )
+        chunks = self._agent.logs(_ref(request), wish)
         return await stream_response(request, chunks, "text/plain")
 
     async def shim(self, request: web.Request) -> web.Response:

@@ -16,6 +16,8 @@ from vxnet.model.capability import capabilities, mask
 from vxnet.model.container import Container, Mount
 from vxnet.model.errors import HostError
 
+LOG_MAX, LOG_FILES = 10 << 20, 3
+"""Octets of a log file, and how many are kept of a container."""
 NAME_SERVER = "127.0.0.11"
 MASKS = ("/var/lib/vxnet", "/etc/vxnet", "/run/vxnet", "/var/lib/vxnet-lab", "/run/vxnet-lab")
 """vxnet's secrets, hidden from containers; also the directories under the mounts of a lab's hosts."""
@@ -46,6 +48,8 @@ def prepare(container: Container, directory: Path, files: Mapping[str, str], soc
         ("dns", NAME_SERVER),
         ("terminal", str(int(spec.terminal))),
         ("stdin", str(int(spec.stdin))),
+        ("log_max", str(LOG_MAX)),
+        ("log_files", str(LOG_FILES)),
         ("volatile", str(int(spec.remove))),
         ("caps", f"{mask(power):x}"),
         *(("arg", argument) for argument in spec.argv),

@@ -121,6 +121,14 @@ class NetworkConnect(Record, frozen=True, kw_only=True):
     aliases: tuple[str, ...] = ()
 
 
+class LogRequest(Record, frozen=True, kw_only=True):
+    follow: bool = False
+    tail: int = -1
+    """Lines from the end; -1: all."""
+    since: str = ""
+    """RFC 3339 in UTC with nine digits of a second, as the log has it."""
+
+
 class ContainerView(Record, frozen=True, kw_only=True):
     """A line of ``ps``."""
 
