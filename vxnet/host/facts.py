@@ -22,7 +22,7 @@ from vxnet.model.host import GATEWAY_BRIDGE, GatewayBridge, HostAddress, HostFac
 
 RESOLV_CONF = Path("/etc/resolv.conf")
 _DEFAULT_BITS = 3
-"""VPNs put 0.0.0.0/1 and 128.0.0.0/1 over the default route, others 2000::/3 in its place: they mean "all the rest" too.
+"""VPNs put 0.0.0.0/1 and 128.0.0.0/1 over the default route, others 2000::/3 in its place: "all the rest" they mean.
 Taken for networks they would leave no address to the cluster."""
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "uts")
 
