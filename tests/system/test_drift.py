@@ -91,7 +91,9 @@ class Place:
         for word, value in self.words.items():
             command = command.replace(word, value)
         script = Path(__file__).parent / "damage.py"
-        out = self.session.lab.run("h1", [sys.executable, str(script), self.pid, self.address, command], check=True)
+        # -P: the folder of the script has an operator.py, too.
+        argv = [sys.executable, "-P", str(script), self.pid, self.address, command]
+        out = self.session.lab.run("h1", argv, check=True)
         self.times.append(float(out.stdout))
         return self.times[-1]
 
