@@ -163,7 +163,7 @@ static void first_main(const struct config *config, int gate, const int stdio[3]
 		_exit(125);
 	struct launch launch = {
 		.program = &config->program, .hostname = config->hostname, .caps = config->caps,
-		.seccomp = config->seccomp, .stdio = {stdio[0], stdio[1], stdio[2]},
+		.seccomp = config->seccomp, .gate = gate, .stdio = {stdio[0], stdio[1], stdio[2]},
 	};
 	if (config->program.terminal)
 		for (int i = 0; i < 3; i++)
@@ -290,7 +290,8 @@ static void second_main(const struct config *config, int pidfd, const struct pro
 	} else {
 		struct launch launch = {
 			.program = program, .base = &config->program, .hostname = config->hostname,
-			.caps = config->caps, .seccomp = config->seccomp, .stdio = {stdio[0], stdio[1], stdio[2]},
+			.caps = config->caps, .seccomp = config->seccomp, .gate = -1,
+			.stdio = {stdio[0], stdio[1], stdio[2]},
 		};
 		program_run(&launch, &failure);
 	}

@@ -13,6 +13,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -54,6 +55,15 @@ static int set_stdio(const struct launch *launch)
 	if (terminal && ioctl(0, TIOCSCTTY, 0) < 0)
 		return -errno;
 	return 0;
+}
+
+/* Anew, for the kernel forgets it when a process changes its user. If the shim died before, the gate says so. */
+static int die_with_shim(int gate)
+{
+	char word;
+	if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0)
+		return -errno;
+	return recv(gate, &word, 1, MSG_PEEK | MSG_DONTWAIT) == 0 ? -EPIPE : 0;
 }
 
 static int drop_bounding(uint64_t keep)
@@ -192,6 +202,8 @@ void program_run(const struct launch *launch, struct failure *failure)
 		error = drop_bounding(launch->caps);
 	if (error == 0)
 		error = user_become(&user);
+	if (error == 0 && launch->gate >= 0)
+		error = die_with_shim(launch->gate);
 	if (error == 0)
 		error = drop_capabilities(launch->caps);
 	if (error == 0)

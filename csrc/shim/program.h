@@ -10,6 +10,7 @@ struct launch {
 	const char *hostname;
 	uint64_t caps;
 	int seccomp; /* file of the filter; -1: none */
+	int gate;     /* of the first process, whose peer the shim holds: it ends with the shim; -1: another */
 	int stdio[3]; /* -1: /dev/null. With a terminal all three are the slave. */
 };
 
