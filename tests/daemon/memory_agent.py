@@ -33,6 +33,7 @@ from vxnet.model.api import (
     NetworkCreate,
     NetworkView,
     NodeView,
+    ProcessView,
 )
 from vxnet.model.cluster import Network, Node, Role, Subnet
 from vxnet.model.container import Container, ContainerSpec
@@ -299,6 +300,13 @@ class MemoryAgent:
             del self.container_table[container.id]
             self.changed.notify_all()
         self.members = {key: wish for key, wish in self.members.items() if key[1] != container.id}
+
+    async def top(self, ref: str, /) -> tuple[ProcessView, ...]:
+        container = self._container(ref)
+        if container.state != "running":
+            raise ConflictError(f"container {container.spec.name} does not run")
+        command = " ".join(container.spec.argv)
+        return (ProcessView(pid=71, ppid=70, uid=0, state="S", cpu_s=75.5, rss=3 << 19, command=command),)
 
     async def logs(self, ref: str, request: LogRequest, /) -> AsyncIterator[bytes]:
         self.log_requests.append(request)

@@ -155,3 +155,51 @@ def wait(client: Client, containers: tuple[str, ...]) -> None:
             failed = True
     if failed:
         raise click.exceptions.Exit(FAILED)
+
+
+@click.command()
+@click.argument("container", shell_complete=running_names)
+@click.option(
+    "--format", "form", type=click.Choice(["table", "json"]), default="table", help="json: a document a line."
+)
+@click.pass_obj
+def top(client: Client, form: Format, container: str) -> None:
+    """List a container's processes.
+
+    With the numbers that they have on this host.
+    """
+    views = client.top(container)
+    if form == "json":
+        output.json_lines(views)
+        return
+    rows = (
+        (
+            str(view.uid),
+            str(view.pid),
+            str(view.ppid),
+            view.state,
+            f"{int(view.cpu_s) // 60}:{int(view.cpu_s) % 60:02}",
+            f"{view.rss / (1 << 20):.1f}M",
+            output.printable(view.command),
+        )
+        for view in views
+    )
+    output.table(("UID", "PID", "PPID", "STATE", "TIME", "MEMORY", "COMMAND"), rows)
+
+
+@click.command()
+@click.option("-f", "--force", is_flag=True, help="Do not ask.")
+@filter_option("label", short=False)
+@click.pass_obj
+def prune(client: Client, force: bool, filters: dict[str, list[str]]) -> None:
+    """Remove all containers that have ended."""
+
+    def ended(view: ContainerView) -> bool:
+        tests = {"label": lambda text: label_matches(view.labels, text)}
+        return view.state in ("exited", "dead") and matches(filters, tests)
+
+    views = [view for view in client.containers(all=True) if ended(view)]
+    if views and not force:
+        names = ", ".join(view.name for view in views)
+        click.confirm(f"This removes what they wrote and their logs: {names}. Go on?", abort=True)
+    for_each((view.id for view in views), client.remove)

@@ -102,8 +102,8 @@ def session_options(command: F) -> F:
     return command
 
 
-def filter_option(*keys: str) -> Callable[[F], F]:
-    """``-f KEY=VALUE``, repeatable; see :func:`matches`."""
+def filter_option(*keys: str, short: bool = True) -> Callable[[F], F]:
+    """``-f KEY=VALUE``, repeatable; see :func:`matches`. Not ``short`` where ``-f`` is Docker's ``--force``."""
 
     def parse(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
@@ -115,7 +115,8 @@ def filter_option(*keys: str) -> Callable[[F], F]:
         return found
 
     text = f"Only those with KEY=VALUE; keys: {', '.join(keys)}."
-    return click.option("-f", "--filter", "filters", multiple=True, callback=parse, metavar="KEY=VALUE", help=text)
+    names = ("-f", "--filter", "filters") if short else ("--filter", "filters")
+    return click.option(*names, multiple=True, callback=parse, metavar="KEY=VALUE", help=text)
 
 
 def matches(filters: dict[str, list[str]], tests: dict[str, Callable[[str], bool]]) -> bool:

@@ -50,6 +50,8 @@ TABLE: Final[Table] = {
     "kill": "container:kill",
     "rm": "container:rm",
     "wait": "container:wait",
+    "top": "container:top",
+    "prune": "container:prune",
     "service": LATER,
     "events": LATER,
     "doctor": LATER,

@@ -25,6 +25,7 @@ from vxnet.model.api import (
     NetworkCreate,
     NetworkView,
     NodeView,
+    ProcessView,
 )
 from vxnet.model.cluster import Network, Node, Record, Role
 from vxnet.model.container import Container, ContainerSpec
@@ -142,6 +143,9 @@ class Client:
             if exchange.status >= 400:
                 raise failure_from_json(exchange.status, exchange.read())
             yield from exchange.chunks()
+
+    def top(self, ref: str) -> tuple[ProcessView, ...]:
+        return self._get(f"{_container(ref)}/top", tuple[ProcessView, ...])
 
     def shim(self, ref: str) -> str:
         """Path of the control socket of a container's shim."""

@@ -46,6 +46,7 @@ from vxnet.model.api import (
     NetworkView,
     NodeView,
     PeerView,
+    ProcessView,
 )
 from vxnet.model.cluster import Lease, Network, Node, Role, Subnet
 from vxnet.model.container import Container, ContainerSpec
@@ -463,6 +464,9 @@ class Agent:
 
     async def remove(self, ref: str, force: bool) -> None:
         await self._containers.remove(ref, force)
+
+    async def top(self, ref: str) -> tuple[ProcessView, ...]:
+        return await self._containers.top(ref)
 
     def logs(self, ref: str, request: LogRequest) -> AsyncIterator[bytes]:
         return self._containers.logs(ref, request)

@@ -35,8 +35,9 @@ from vxnet.daemon.logs import read_log
 from vxnet.daemon.nicknames import nickname
 from vxnet.daemon.state import StateDirectory
 from vxnet.host import tasks
+from vxnet.host.processes import processes_beside
 from vxnet.model.address import IPInterface
-from vxnet.model.api import LogRequest, NetworkConnect
+from vxnet.model.api import LogRequest, NetworkConnect, ProcessView
 from vxnet.model.container import Container, ContainerSpec, NetworkWish
 from vxnet.model.errors import (
     CallerError,
@@ -379,6 +380,13 @@ class Containers:
         if container.id not in self._tasks:
             raise ConflictError(f'container "{container.spec.name}" is not running')
         return str(tasks.socket_path(container.id, self._run_directory))
+
+    async def top(self, ref: str) -> tuple[ProcessView, ...]:
+        """Raises :class:`ConflictError` if it does not run."""
+        container = self.find(ref)
+        if container.state != "running":
+            raise ConflictError(f'container "{container.spec.name}" is not running')
+        return await asyncio.to_thread(processes_beside, container.pid)
 
     def logs(self, ref: str, request: LogRequest) -> AsyncIterator[bytes]:
         """The log as the shim writes it (CRI lines), in pieces."""

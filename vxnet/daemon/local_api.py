@@ -33,6 +33,7 @@ from vxnet.model.api import (
     NetworkCreate,
     NetworkView,
     NodeView,
+    ProcessView,
 )
 from vxnet.model.cluster import Network, Node, Role
 from vxnet.model.container import Container, ContainerSpec
@@ -70,6 +71,7 @@ class AgentApi(Protocol):
     async def kill(self, ref: str, signal: int, /) -> None: ...
     async def wait(self, ref: str, /) -> Container: ...
     async def remove(self, ref: str, force: bool, /) -> None: ...
+    async def top(self, ref: str, /) -> tuple[ProcessView, ...]: ...
 
     def logs(self, ref: str, request: LogRequest, /) -> AsyncIterator[bytes]:
         """CRI lines in pieces of any size; an async generator, closed when the reader goes."""
@@ -211,6 +213,7 @@ class _ContainerRoutes:
             web.post("/v1/containers/{ref}/stop", self.stop),
             web.post("/v1/containers/{ref}/kill", self.kill),
             web.post("/v1/containers/{ref}/wait", self.wait),
+            web.get("/v1/containers/{ref}/top", self.top),
             web.get("/v1/containers/{ref}/logs", self.logs),
             web.get("/v1/containers/{ref}/shim", self.shim),
         ]
@@ -249,6 +252,9 @@ class _ContainerRoutes:
     async def kill(self, request: web.Request) -> web.Response:
         await self._agent.kill(_ref(request), signal_number(request.query.get("signal", "KILL")))
         return empty_response()
+
+    async def top(self, request: web.Request) -> web.Response:
+        return json_response(await self._agent.top(_ref(request)))
 
     @until_disconnect
     async def wait(self, request: web.Request) -> web.Response:

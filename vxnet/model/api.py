@@ -145,6 +145,21 @@ class ContainerView(Record, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
 
 
+class ProcessView(Record, frozen=True, kw_only=True):
+    """A line of ``top``."""
+
+    pid: int
+    """As the host counts."""
+    ppid: int
+    uid: int
+    state: str
+    """The kernel's letter: R runs, S sleeps, Z has ended …"""
+    cpu_s: float
+    rss: int
+    """Octets of memory, those that it shares included."""
+    command: str
+
+
 class Info(Record, frozen=True, kw_only=True):
     version: str
     name: str

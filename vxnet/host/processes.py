@@ -1,0 +1,47 @@
+"""What runs in a container, read from this host's /proc."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from vxnet.model.api import ProcessView
+
+_STAT = re.compile(r"\d+ \((.*)\) (.*)", re.DOTALL)
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+def processes_beside(pid: int, proc: Path = Path("/proc")) -> tuple[ProcessView, ...]:
+    """All in the pid namespace of ``pid``, oldest first; none if that has ended. Blocks."""
+    try:
+        namespace = os.readlink(proc / str(pid) / "ns" / "pid")
+    except OSError:
+        return ()
+    found = []
+    for entry in proc.iterdir():
+        if not entry.name.isdecimal():
+            continue
+        try:
+            if os.readlink(entry / "ns" / "pid") == namespace:
+                found.append(_read(entry))
+        except OSError:  # it has just ended
+            continue
+    return tuple(sorted(found, key=lambda process: process.pid))
+
+
+def _read(entry: Path) -> ProcessView:
+    """proc(5), ``stat``: pid (name) state ppid … with the name in whatever characters it likes."""
+    parts = _STAT.match((entry / "stat").read_text(errors="replace"))
+    assert parts
+    numbers = parts[2].split()
+    command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    return ProcessView(
+        pid=int(entry.name),
+        ppid=int(numbers[1]),
+        uid=entry.stat().st_uid,
+        state=numbers[0],
+        cpu_s=(int(numbers[11]) + int(numbers[12])) / _TICKS_PER_S,
+        rss=int(numbers[21]) * os.sysconf("SC_PAGE_SIZE"),
+        command=command or f"[{parts[1]}]",
+    )
