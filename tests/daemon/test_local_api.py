@@ -82,6 +82,7 @@ CONVERSATION: list[tuple[str, str, object, int, object]] = [
     ("GET", "containers", None, 200, 1),
     ("GET", f"containers/{make_id('web')[:6]}", None, 200, {"pid": 4711}),
     ("GET", "containers/web/shim", None, 200, {"socket": f"/run/vxnet/c/{make_id('web')[:12]}.sock"}),
+    ("GET", "containers/web/top", None, 200, 1),
     ("POST", "containers/web/kill?signal=HUP", None, 204, b""),
     ("POST", "containers/web/kill?signal=NOPE", None, 400, "invalid"),
     ("DELETE", "containers/web", None, 409, "conflict"),
