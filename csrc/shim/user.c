@@ -82,6 +82,13 @@ static bool group_find(const char *wanted, const char *name, struct user *user)
 	return found;
 }
 
+static int absent(struct failure *failure, const char *kind, const char *name, const char *file)
+{
+	failure->status = 126;
+	snprintf(failure->text, sizeof(failure->text), "no %s %.64s in the container's %s", kind, name, file);
+	return -ENOENT;
+}
+
 int user_find(const char *wish, struct user *user, struct failure *failure)
 {
 	*user = (struct user){.home = "/root"};
@@ -98,7 +105,7 @@ int user_find(const char *wish, struct user *user, struct failure *failure)
 	bool numeric = number_parse(wanted, 0, ID_MAX, &number) == 0;
 	if (!passwd_find(wanted, numeric, number, user, name)) {
 		if (!numeric)
-			return fail(failure, 126, ENOENT, "no user %s in the container's /etc/passwd", wanted);
+			return absent(failure, "user", wanted, "/etc/passwd");
 		user->uid = (uid_t)number;
 		strcpy(user->home, "/");
 	}
@@ -110,7 +117,7 @@ int user_find(const char *wish, struct user *user, struct failure *failure)
 	if (number_parse(group, 0, ID_MAX, &number) == 0)
 		user->gid = (gid_t)number;
 	else if (!group_find(group, name, user))
-		return fail(failure, 126, ENOENT, "no group %s in the container's /etc/group", group);
+		return absent(failure, "group", group, "/etc/group");
 	return 0;
 }
 
