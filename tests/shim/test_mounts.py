@@ -86,11 +86,11 @@ async def test_tmpfs(boxes: Boxes) -> None:
 @pytest.mark.host
 async def test_read_only_root(boxes: Boxes, place: Path) -> None:  # noqa: F811
     script = """
-    pwd; for place in / /etc /root /work; do touch $place/x && echo wrote in $place; done
+    pwd; for place in / /etc /root /job; do touch $place/x && echo wrote in $place; done
     for place in /tmp /run /dev/shm /bound /memory; do touch $place/x || echo no $place; done; echo x >/dev/null
     """
     mounts = (bind(place, "/bound"), Mount(kind="tmpfs", target="/memory"))
-    assert await run(boxes, script, read_only=True, workdir="/work/here", mounts=mounts) == "/work/here\n"
+    assert await run(boxes, script, read_only=True, workdir="/job/here", mounts=mounts) == "/job/here\n"
     assert (place / "x").exists()
 
 
