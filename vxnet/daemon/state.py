@@ -67,6 +67,7 @@ class StateDirectory:
     def __init__(self, path: Path = STATE_DIRECTORY) -> None:
         self.path = path
         self.containers_path = path / "containers"
+        self._gateway: GatewayChoice | None = None
         try:
             self.containers_path.mkdir(parents=True, exist_ok=True)
             if path.stat().st_mode & 0o777 != 0o711:  # a disk may have become read-only
@@ -134,14 +135,19 @@ class StateDirectory:
             (self.path / name).unlink(missing_ok=True)
         for path in self.path.glob("store.db*"):
             path.unlink(missing_ok=True)
+        self._gateway = None
 
     # The gateway
 
     def gateway(self) -> GatewayChoice | None:
-        return self._read("gateway.json", GatewayChoice)
+        """Read once: every plan asks for it."""
+        if self._gateway is None:
+            self._gateway = self._read("gateway.json", GatewayChoice)
+        return self._gateway
 
     def save_gateway(self, choice: GatewayChoice) -> None:
         self._write("gateway.json", to_json(choice))
+        self._gateway = choice
 
     # Containers
 
