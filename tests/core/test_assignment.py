@@ -97,14 +97,14 @@ def test_streams_that_begin_wrongly_are_the_peers_fault(first):
 
 
 def test_what_is_not_understood_is_kept_until_it_is(monkeypatch):
-    service = Item(kind="service", id="s1", value=msgspec.Raw(b'{"name":"web"}'))
+    service = Item(kind="gadget", id="s1", value=msgspec.Raw(b'{"name":"web"}'))
     strange = Item(kind="network", id="n9", value=msgspec.Raw(b'{"id":"n9","name":"x","driver":"future"}'))
     current = apply(None, over_the_wire(snapshot(5, service, strange, item("network", "a", network("a")))))
     assert current.others == {"service/s1": '{"name":"web"}', "network/n9": bytes(strange.value).decode()}
     assert current.networks == (network("a"),)
     kept = from_json(to_json(current), type(current))
     assert kept == current
-    newer = {**assignment._KINDS, "service": assignment._KINDS["revoked"]._replace(type=dict)}
+    newer = {**assignment._KINDS, "gadget": assignment._KINDS["revoked"]._replace(type=dict)}
     monkeypatch.setattr(assignment, "_KINDS", newer)
     understood = reread(kept)
     assert "service/s1" not in understood.others and "s1" in understood.revoked
@@ -112,8 +112,8 @@ def test_what_is_not_understood_is_kept_until_it_is(monkeypatch):
 
 
 def test_a_kept_item_goes_when_it_is_gone():
-    current = apply(None, snapshot(5, Item(kind="service", id="s1", value=msgspec.Raw(b"1"))))
-    assert apply(current, Update(revision=6, items=(item("service", "s1", None),))).others == {}
+    current = apply(None, snapshot(5, Item(kind="gadget", id="s1", value=msgspec.Raw(b"1"))))
+    assert apply(current, Update(revision=6, items=(item("gadget", "s1", None),))).others == {}
 
 
 @given(st.one_of(st.binary(max_size=200), st.text(max_size=200).map(str.encode)))

@@ -18,9 +18,11 @@ from typing import Any, NamedTuple, cast
 import msgspec
 from msgspec.structs import replace
 
-from vxnet.model.cluster import Assignment, Cluster, GossipKey, LeaseSet, Manager, Network, Record, Signed
+from vxnet.model.assignment import Assignment
+from vxnet.model.cluster import Cluster, GossipKey, LeaseSet, Manager, Network, Record, Signed
 from vxnet.model.codec import from_json, to_json
 from vxnet.model.errors import PeerError
+from vxnet.model.service import PublicService, Task
 
 _GONE = msgspec.Raw(b"null")
 
@@ -143,6 +145,8 @@ def _newest(field: Signed | None, values: dict[str, Any]) -> Signed | None:
 _KINDS = {
     "cluster": _Kind(Cluster, "cluster", _only),
     "network": _Kind(Network, "networks", _by_id),
+    "service": _Kind(PublicService, "services", _by_id),
+    "task": _Kind(Task, "tasks", _by_id),
     "leases": _Kind(Signed, "leases", _newest),
     "keys": _Kind(tuple[GossipKey, ...], "keys", _only),
     "roots": _Kind(tuple[bytes, ...], "roots", _only),

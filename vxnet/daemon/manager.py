@@ -32,7 +32,8 @@ from vxnet.core.wishes import JoinSecret, Signer, Wishes
 from vxnet.daemon.mirror import Mirror
 from vxnet.model.address import IPAddress, IPNetwork
 from vxnet.model.api import JoinClaim, JoinGrant, LeaseRequest, NetworkCreate, NodeReport
-from vxnet.model.cluster import DATA_PORT, Assignment, Cluster, Lease, LeaseSet, Network, Node, Role, Signed
+from vxnet.model.assignment import Assignment
+from vxnet.model.cluster import DATA_PORT, Cluster, Lease, LeaseSet, Network, Node, Role, Signed
 from vxnet.model.codec import to_json
 from vxnet.model.errors import ConflictError, NotFoundError, UnsupportedError, VxnetError
 

@@ -33,7 +33,8 @@ from vxnet.daemon.place import Place
 from vxnet.daemon.state import LocalNode, StateDirectory
 from vxnet.model.address import IPAddress
 from vxnet.model.api import InitRequest, JoinClaim, JoinRequest, LeaseRequest
-from vxnet.model.cluster import CONTROL_PORT, GOSSIP_PORT, Assignment, Lease, Network, Node
+from vxnet.model.assignment import Assignment
+from vxnet.model.cluster import CONTROL_PORT, GOSSIP_PORT, Lease, Network, Node
 from vxnet.model.errors import (
     CallerError,
     ConflictError,

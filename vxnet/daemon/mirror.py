@@ -11,7 +11,8 @@ from vxnet.cluster.store import Snapshot, Store
 from vxnet.core import assignment
 from vxnet.core.assignment import Item, Update
 from vxnet.core.wishes import Delta, Wishes
-from vxnet.model.cluster import Assignment, Signed
+from vxnet.model.assignment import Assignment
+from vxnet.model.cluster import Signed
 from vxnet.model.errors import ForbiddenError, UnavailableError, VxnetError
 
 LOG_LENGTH = 1000

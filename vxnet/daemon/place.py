@@ -35,7 +35,8 @@ from vxnet.daemon.managers import Here, Managers
 from vxnet.daemon.state import LastMembers, LocalNode, StateDirectory
 from vxnet.model.address import IPAddress
 from vxnet.model.api import LeaseRequest, NodeReport
-from vxnet.model.cluster import GOSSIP_PORT, Assignment, Lease, Network
+from vxnet.model.assignment import Assignment
+from vxnet.model.cluster import GOSSIP_PORT, Lease, Network
 from vxnet.model.errors import ForbiddenError, HostError, VxnetError
 from vxnet.model.host import HostFacts
 from vxnet.model.row import Applied, Endpoint, RowKey, Value, Version

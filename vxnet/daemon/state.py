@@ -24,7 +24,8 @@ import msgspec
 import structlog
 
 from vxnet.model.address import IPAddress, IPInterface
-from vxnet.model.cluster import Assignment, Lease, Node, Record
+from vxnet.model.assignment import Assignment
+from vxnet.model.cluster import Lease, Node, Record
 from vxnet.model.codec import from_json, to_json
 from vxnet.model.container import Container
 from vxnet.model.errors import HostError

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from vxnet.model.address import IPAddress, IPNetwork
-from vxnet.model.cluster import DATA_PORT, Assignment, Driver, Network, Node, Record, Role
+from vxnet.model.assignment import Assignment
+from vxnet.model.cluster import DATA_PORT, Driver, Network, Node, Record, Role
 from vxnet.model.container import ContainerState
 
 MemberStatus = Literal["ready", "suspect", "down", "left", "unknown"]

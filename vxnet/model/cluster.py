@@ -78,7 +78,7 @@ class Network(Record, frozen=True, kw_only=True):
 
 
 class Lease(Record, frozen=True, kw_only=True):
-    """A block of a network's subnet that one node may hand out. Never ended by silence."""
+    """A block of a network's subnet that one node may hand out, or a service's virtual IP. Never ended by silence."""
 
     network: str
     vni: int
@@ -86,6 +86,8 @@ class Lease(Record, frozen=True, kw_only=True):
     node: str
     epoch: int
     """Grows with each lease of a network: of two that claim an address, the higher is right."""
+    service: str = ""
+    """Id of the service whose virtual IP this one address is; ``node`` is empty then."""
 
 
 class LeaseSet(Record, frozen=True, kw_only=True):
@@ -118,22 +120,3 @@ class Manager(Record, frozen=True, kw_only=True):
     name: str
     addr: IPAddress
     port: int = CONTROL_PORT
-
-
-class Assignment(Record, frozen=True, kw_only=True):
-    """Everything that one node has to know of the wishes; kept on its disk."""
-
-    revision: int
-    cluster: Cluster
-    networks: tuple[Network, ...] = ()
-    leases: Signed | None = None
-    """A :class:`LeaseSet` in JSON."""
-    keys: tuple[GossipKey, ...] = ()
-    """Newest first; all are accepted, the first is used."""
-    roots: tuple[bytes, ...] = ()
-    """CA certificates, DER."""
-    managers: tuple[Manager, ...] = ()
-    revoked: tuple[str, ...] = ()
-    """Ids of removed nodes: their certificates count for nothing."""
-    others: dict[str, str] = {}
-    """What a newer manager told and this version cannot read: JSON by ``kind/id``."""

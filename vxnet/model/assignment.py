@@ -1,0 +1,29 @@
+"""Everything that one node has to know of the wishes."""
+
+from __future__ import annotations
+
+from vxnet.model.cluster import Cluster, GossipKey, Manager, Network, Record, Signed
+from vxnet.model.service import PublicService, Task
+
+
+class Assignment(Record, frozen=True, kw_only=True):
+    """As the assignment stream brings it; kept on the node's disk."""
+
+    revision: int
+    cluster: Cluster
+    networks: tuple[Network, ...] = ()
+    services: tuple[PublicService, ...] = ()
+    """All of the cluster: a container may come to any network at any time, also without a manager."""
+    tasks: tuple[Task, ...] = ()
+    """Of this node, those that are to stop too."""
+    leases: Signed | None = None
+    """A :class:`LeaseSet` in JSON."""
+    keys: tuple[GossipKey, ...] = ()
+    """Newest first; all are accepted, the first is used."""
+    roots: tuple[bytes, ...] = ()
+    """CA certificates, DER."""
+    managers: tuple[Manager, ...] = ()
+    revoked: tuple[str, ...] = ()
+    """Ids of removed nodes: their certificates count for nothing."""
+    others: dict[str, str] = {}
+    """What a newer manager told and this version cannot read: JSON by ``kind/id``."""
