@@ -97,17 +97,17 @@ def test_streams_that_begin_wrongly_are_the_peers_fault(first):
 
 
 def test_what_is_not_understood_is_kept_until_it_is(monkeypatch):
-    service = Item(kind="gadget", id="s1", value=msgspec.Raw(b'{"name":"web"}'))
+    gadget = Item(kind="gadget", id="s1", value=msgspec.Raw(b'{"name":"web"}'))
     strange = Item(kind="network", id="n9", value=msgspec.Raw(b'{"id":"n9","name":"x","driver":"future"}'))
-    current = apply(None, over_the_wire(snapshot(5, service, strange, item("network", "a", network("a")))))
-    assert current.others == {"service/s1": '{"name":"web"}', "network/n9": bytes(strange.value).decode()}
+    current = apply(None, over_the_wire(snapshot(5, gadget, strange, item("network", "a", network("a")))))
+    assert current.others == {"gadget/s1": '{"name":"web"}', "network/n9": bytes(strange.value).decode()}
     assert current.networks == (network("a"),)
     kept = from_json(to_json(current), type(current))
     assert kept == current
     newer = {**assignment._KINDS, "gadget": assignment._KINDS["revoked"]._replace(type=dict)}
     monkeypatch.setattr(assignment, "_KINDS", newer)
     understood = reread(kept)
-    assert "service/s1" not in understood.others and "s1" in understood.revoked
+    assert "gadget/s1" not in understood.others and "s1" in understood.revoked
     assert apply(understood, Update(revision=6, items=(item("network", "n9", None),))).others == {}
 
 
