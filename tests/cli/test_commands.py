@@ -31,7 +31,11 @@ def test_every_command_explains_itself(vxnet_: Vxnet, words: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [words for words in commands() if len(words) < 2 and (not words or words[0] in ("node", "network", "lab"))],
+    [
+        words
+        for words in commands()
+        if len(words) < 2 and (not words or words[0] in ("node", "network", "gossip", "lab"))
+    ],
     ids=str,
 )
 def test_summaries_are_not_cut(vxnet_: Vxnet, words: list[str]) -> None:

@@ -13,8 +13,9 @@ from msgspec.structs import replace
 
 from vxnet.core import assignment
 from vxnet.core.assignment import Item, Update, apply, decode_update, item, lease_set, reread, with_leases
+from vxnet.core.rotation import GossipKeys
 from vxnet.core.trust import CertificateAuthority
-from vxnet.core.wishes import KeyRing, RemovedNode, Signer, Wishes, lease_key
+from vxnet.core.wishes import RemovedNode, Signer, Wishes, lease_key
 from vxnet.model.cluster import Cluster, GossipKey, Lease, LeaseSet, Network, Node, Signed
 from vxnet.model.codec import from_json, to_json
 from vxnet.model.errors import HostError, PeerError
@@ -160,7 +161,7 @@ def random_commits(rng, count):
             {
                 "cluster": CLUSTER,
                 "ca/1": CertificateAuthority(certificate=b"r1", key=b"k"),
-                "gossip/keys": KeyRing(keys=(GossipKey(epoch=1, secret=b"k" * 16),)),
+                "gossip/keys": GossipKeys(keys=(GossipKey(epoch=1, secret=b"k" * 16),)),
                 "node/m": node("m", "manager"),
             },
         )

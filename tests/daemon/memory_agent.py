@@ -15,7 +15,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from msgspec.structs import replace
 
@@ -25,15 +25,22 @@ from vxnet.daemon.local_api import AgentApi, build_app
 from vxnet.model.api import (
     ContainerView,
     EndpointView,
+    GossipKeyView,
+    GossipMember,
+    GossipView,
     Info,
     InitRequest,
     JoinRequest,
     LogRequest,
     NetworkConnect,
     NetworkCreate,
+    NetworkDigest,
     NetworkView,
     NodeView,
+    OwnerRows,
     ProcessView,
+    RotateKeys,
+    Rotation,
 )
 from vxnet.model.cluster import Network, Node, Role, Subnet
 from vxnet.model.container import Container, ContainerSpec
@@ -58,6 +65,9 @@ class MemoryAgent:
         self.members: dict[tuple[str, str], NetworkConnect] = {}
         """(network id, container id) → how it was connected."""
         self.rotations = 0
+        self.key_epoch = 1
+        self.ring: dict[int, Literal["in use", "next", "old"]] = {1: "in use"}
+        self.rotate_requests: list[RotateKeys] = []
         self.log: list[bytes] = []
         self.signals: list[tuple[str, int]] = []
         self.info_warnings: tuple[str, ...] = ()
@@ -152,6 +162,66 @@ class MemoryAgent:
     def _node_view(self, node: Node) -> NodeView:
         own = node.id == self.self_id
         return NodeView(node=node, status="ready" if own else "down", self=own, leader=own and node.role == "manager")
+
+    # gossip
+
+    async def gossip(self) -> GossipView:
+        self._joined()
+        return GossipView(
+            node="h1",
+            key_epoch=self.key_epoch,
+            members=(
+                GossipMember(
+                    name="h1",
+                    node=self.self_id,
+                    address=ip_address("192.168.56.11"),
+                    port=7946,
+                    status="alive",
+                    since_s=90.0,
+                    incarnation=2,
+                    tags={"role": "manager", "vtep": "192.168.56.11", "datapath": "kernel", "version": "0.1.0"},
+                ),
+                GossipMember(
+                    name="s1", address=ip_address("fd00::9"), port=7946, status="dead", since_s=5.0, incarnation=1
+                ),
+            ),
+            rows=(
+                OwnerRows(node="h1", network="", rows=2, newest="1.2"),
+                OwnerRows(node="h1", network="blue", rows=1, newest="1.3"),
+            ),
+            digests=(NetworkDigest(network="blue", rows=1, digest="00c0ffee00c0ffee"),),
+            dropped={"no key opens it": 3},
+        )
+
+    async def gossip_keys(self) -> tuple[GossipKeyView, ...]:
+        self._joined()
+        return tuple(
+            GossipKeyView(epoch=epoch, key="AAAAAAAAAAAAAAAAAAAAAA==", bits=128, use=use)
+            for epoch, use in self.ring.items()
+        )
+
+    async def rotation(self) -> Rotation:
+        """Moves on with each look."""
+        self._joined()
+        if self.key_epoch not in self.ring:
+            self.key_epoch = max(self.ring)
+        waiting = ("h2",) if self.ring[max(self.ring)] == "next" else ()
+        found = Rotation(epoch=max(self.ring), in_use=not waiting, made_at=CREATED_AT, waiting=waiting)
+        self.ring = {max(self.ring): "in use", self.key_epoch: "old"} if waiting else self.ring
+        self.key_epoch = max(self.ring)
+        return found
+
+    async def rotate_keys(self, request: RotateKeys, /) -> Rotation:
+        self._joined()
+        self.rotate_requests.append(request)
+        if request.key and len(request.key) not in (16, 24, 32):
+            raise CallerError(f"a gossip key has 16, 24 or 32 octets, not {len(request.key)}")
+        self.ring = {self.key_epoch: "in use", self.key_epoch + 1: "next"}
+        return Rotation(epoch=self.key_epoch + 1, in_use=False, made_at=CREATED_AT, waiting=("h2",))
+
+    def _joined(self) -> None:
+        if not self.self_id:
+            raise ConflictError("this host is in no cluster", hint="`vxnet init` makes one, `vxnet join` enters one")
 
     # networks
 

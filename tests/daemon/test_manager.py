@@ -14,7 +14,7 @@ from vxnet.cluster.sqlite_store import SqliteStore
 from vxnet.core import trust
 from vxnet.core.assignment import apply, lease_set
 from vxnet.daemon.manager import Manager
-from vxnet.model.api import JoinClaim, LeaseRequest, NetworkCreate, NodeReport
+from vxnet.model.api import JoinClaim, LeaseRequest, NetworkCreate, NodeReport, RotateKeys, Rotation
 from vxnet.model.errors import (
     CallerError,
     ConflictError,
@@ -619,6 +619,61 @@ async def test_streams_end_with_the_manager(cluster, manager):
 
 
 # Certificates, disk
+
+
+async def test_gossip_keys_turn_when_all_that_are_here_have_reported(cluster, manager):
+    alive = {"h2"}
+    manager.alive = lambda node_id: node_id == manager.node_id or manager._wishes.nodes[node_id].name in alive
+    grants = [await cluster.join(number) for number in (2, 3)]
+    ids = (manager.node_id, grants[0].node.id)
+
+    def ring():
+        return tuple(key.epoch for key in manager.assignment_of(ids[1]).keys)
+
+    async def report(*node_ids):
+        for node_id in node_ids:
+            await manager.report(node_id, NodeReport(key_epochs=ring()))
+
+    await report(*ids)
+    rotation = await manager.rotate_keys(RotateKeys(bits=128))
+    assert (rotation.epoch, rotation.in_use, rotation.waiting) == (2, False, ("h1", "h2"))
+    assert ring() == (1, 2) and len(manager.assignment_of(ids[1]).keys[1].secret) == 16
+    await report(ids[0])
+    assert manager.rotation().waiting == ("h2",)
+    await report(ids[1])
+    await wait_until(lambda: ring() == (2, 1))
+    # The old one stays until all use the new one, and a while longer.
+    cluster.time += 3600
+    await report(ids[0])
+    await manager.turn_keys()
+    assert ring() == (2, 1)
+    await report(ids[1])
+    await wait_until(lambda: ring() == (2,))
+    assert manager.rotation() == Rotation(epoch=2, in_use=True, made_at=START)
+    # 12 hours after it was made, another; a removed node's knowledge is worth nothing 10 s later.
+    cluster.time = START + 12 * 3600
+    await wait_until(lambda: ring() == (2, 3))
+    await report(*ids)
+    await wait_until(lambda: ring() == (3, 2))
+    await manager.remove_node("h3", force=True)
+    cluster.time += 11
+    await wait_until(lambda: ring() == (3, 2, 4))
+    alive.clear()
+    await report(ids[0])
+    await wait_until(lambda: ring() == (4, 3))
+
+
+async def test_a_key_can_be_given_and_forced(cluster, manager):
+    await cluster.join(2)
+    with pytest.raises(CallerError, match="not 5"):
+        await manager.rotate_keys(RotateKeys(key=b"short"))
+    rotation = await manager.rotate_keys(RotateKeys(key=b"k" * 24, force=True))
+    assert rotation.in_use and rotation.waiting == ("h1", "h2")
+    assert manager.assignment_of(manager.node_id).keys[0].secret == b"k" * 24
+    # A ring survives a restart of the manager, between its phases too.
+    await manager.rotate_keys(RotateKeys())
+    manager = await cluster.reopen()
+    assert [key.epoch for key in manager.assignment_of(manager.node_id).keys] == [2, 1, 3]
 
 
 async def test_renewal(cluster, manager):

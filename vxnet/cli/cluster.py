@@ -31,6 +31,7 @@ ROLES = click.Choice(["worker", "manager"])
     "--default-addr-pool", "pools", type=prefix, multiple=True, metavar="CIDR", help="Where subnets come from."
 )
 @click.option("--store", default="", metavar="URL", help="Where the managers keep the cluster; default: on this host.")
+@click.option("--gossip-label", default="", metavar="NAME", help="Drop gossip of clusters with another label.")
 @not_built("--listen-addr", "--cert-expiry", "--external-ca", flags=["--autolock", "--force-new-cluster"])
 @click.pass_obj
 def init(
@@ -40,6 +41,7 @@ def init(
     data_path_port: int,
     pools: tuple[IPNetwork, ...],
     store: str,
+    gossip_label: str,
 ) -> None:
     """Make a cluster with this host as its first manager."""
     request = InitRequest(
@@ -48,6 +50,7 @@ def init(
         data_path_port=data_path_port,
         default_addr_pool=pools,
         store=store,
+        gossip_label=gossip_label,
     )
     node = client.init(request)
     click.echo(f"Cluster initialized: current node ({output.short(node.id)}) is now a manager.\n")
@@ -130,6 +133,7 @@ def _info_lines(info: Info) -> list[tuple[str, object]]:
             (" Data path address", info.data_path_addr),
             (" Data path port", info.data_port),
             (" Gossip health", f"{info.health} (0 is healthy)"),
+            (" Gossip queue", info.queue),
             (" Gossip key epoch", info.key_epoch),
             (" Endpoint rows", info.rows),
             *((f" Rows refused, {reason}", count) for reason, count in sorted(info.rows_refused.items())),

@@ -22,10 +22,12 @@ INTERRUPTED: Final = 130
 
 
 class Section(NamedTuple):
-    """A command that only has commands: ``vxnet network``."""
+    """A command that has commands: ``vxnet network``."""
 
     help: str
     table: Table
+    alone: str = ""
+    """What it does without any of them; empty: it says which there are."""
 
 
 class Later:
@@ -62,13 +64,38 @@ class Group(click.Group):
                 return None
             case Later():
                 return _later(cmd_name)
-            case Section(help=text, table=table):
+            case Section(help=text, table=table, alone=""):
                 return Group(cmd_name, help=text, table=table)
+            case Section(help=text, table=table, alone=alone):
+                return _section(cmd_name, text, table, _load(alone))
             case _:
-                module, _, attribute = entry.partition(":")
-                command = getattr(importlib.import_module(f"vxnet.cli.{module}"), attribute)
-                assert isinstance(command, click.Command)
-                return command
+                return _load(entry)
+
+
+def _load(entry: str) -> click.Command:
+    module, _, attribute = entry.partition(":")
+    command = getattr(importlib.import_module(f"vxnet.cli.{module}"), attribute)
+    assert isinstance(command, click.Command)
+    return command
+
+
+def _section(name: str, text: str, table: Table, alone: click.Command) -> Group:
+    """``alone`` with commands below it."""
+
+    def act(**options: Any) -> None:
+        context = click.get_current_context()
+        if context.invoked_subcommand is None:
+            context.invoke(alone, **options)
+
+    more = (alone.help or "").partition("\n\n")[2]
+    return Group(
+        name,
+        help="\n\n".join(filter(None, (text, more))),
+        table=table,
+        params=alone.params,
+        callback=act,
+        invoke_without_command=True,
+    )
 
 
 def _later(name: str) -> click.Command:

@@ -40,6 +40,11 @@ TABLE: Final[Table] = {
             "prune": LATER,
         },
     ),
+    "gossip": Section(
+        "The gossip on 7946: members, rows, keys.",
+        {"keys": "gossip:keys", "rotate-keys": "gossip:rotate_keys"},
+        "gossip:show",
+    ),
     "run": "run:run",
     "ps": "container:ps",
     "inspect": "container:inspect",

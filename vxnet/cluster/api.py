@@ -21,6 +21,7 @@ import os
 import socket
 import ssl
 import stat
+import struct
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -108,6 +109,16 @@ def query_number(request: web.Request, name: str, default: float) -> float:
     if not 0 <= number < float("inf"):
         raise CallerError(f"?{name}= takes a number that is not negative, found {text!r}")
     return number
+
+
+def peer_uid(request: web.Request) -> int | None:
+    """Who is at the other end of a unix socket (SO_PEERCRED, unix(7)); None: gone already, or another kind."""
+    peer = request.transport.get_extra_info("socket") if request.transport is not None else None
+    if peer is None or peer.family != socket.AF_UNIX:
+        return None
+    credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, uid, _ = struct.unpack("3i", credentials)
+    return int(uid)
 
 
 # ----------------------------------------------------------------------------------------------------------- answers

@@ -18,6 +18,8 @@ from vxnet.cluster.http1 import BrokenAnswerError, Exchange, quote
 from vxnet.model import codec
 from vxnet.model.api import (
     ContainerView,
+    GossipKeyView,
+    GossipView,
     Info,
     InitRequest,
     JoinRequest,
@@ -26,6 +28,8 @@ from vxnet.model.api import (
     NetworkView,
     NodeView,
     ProcessView,
+    RotateKeys,
+    Rotation,
 )
 from vxnet.model.cluster import Network, Node, Record, Role
 from vxnet.model.container import Container, ContainerSpec
@@ -84,6 +88,21 @@ class Client:
 
     def remove_node(self, ref: str, *, force: bool = False) -> None:
         self._call("DELETE", f"nodes/{_segment('node', ref)}{_query(force=force)}")
+
+    # -------------------------------------------------------------------------------------------------------- gossip
+
+    def gossip(self) -> GossipView:
+        return self._get("gossip", GossipView)
+
+    def gossip_keys(self) -> tuple[GossipKeyView, ...]:
+        """For root; :class:`ForbiddenError` for others."""
+        return self._get("gossip/keys", tuple[GossipKeyView, ...])
+
+    def rotation(self) -> Rotation:
+        return self._get("gossip/rotation", Rotation)
+
+    def rotate_keys(self, request: RotateKeys) -> Rotation:
+        return self._post("gossip/rotate-keys", Rotation, request)
 
     # ------------------------------------------------------------------------------------------------------ networks
 

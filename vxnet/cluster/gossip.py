@@ -24,6 +24,7 @@ from vxnet.core.evidence import EffectiveRow
 from vxnet.core.gossip import GossipNode
 from vxnet.core.members import Address, Member
 from vxnet.core.stream import Stream
+from vxnet.core.table import Table
 from vxnet.core.timing import LAN, Settings
 from vxnet.core.wire import RECEIVE_LIMIT
 from vxnet.model.address import IPAddress
@@ -220,6 +221,14 @@ class Gossip:
     def dropped(self) -> Counter[str]:
         """Packets and messages that were of no use, by reason."""
         return self.core.dropped()
+
+    def age_s(self, member: Member) -> float:
+        """How long its status is what it is."""
+        return self.core.age_s(member)
+
+    def table(self) -> Table:
+        """All rows as received; to look at only."""
+        return self.core.table
 
     def statistics(self) -> dict[str, int]:
         return {**self.core.statistics(), "unsent": self._unsent}

@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from vxnet.core import allocate, networks, trust
+from vxnet.core import allocate, networks, rotation, trust
 from vxnet.core.nodes import check_claim
-from vxnet.core.wishes import Counter, JoinSecret, KeyRing, RemovedNode, Wishes, lease_key
+from vxnet.core.rotation import GossipKeys
+from vxnet.core.wishes import Counter, JoinSecret, RemovedNode, Wishes, lease_key
 from vxnet.model.address import IPAddress, IPNetwork
 from vxnet.model.api import JoinClaim, LeaseRequest, NetworkCreate, NodeReport
 from vxnet.model.cluster import Cluster, GossipKey, Lease, Network, Node
@@ -52,7 +53,9 @@ def found(
         "cluster": cluster,
         "ca/1": ca,
         "token/worker": JoinSecret(secret=trust.make_secret(secret)),
-        "gossip/keys": KeyRing(keys=(GossipKey(epoch=1, secret=gossip_key),)),
+        "gossip/keys": GossipKeys(
+            keys=(GossipKey(epoch=1, secret=gossip_key),), made_at=cluster.created_at, turned_at=cluster.created_at
+        ),
         f"node/{node.id}": node,
     }
     return Founding(Decision(changes, ["cluster"]), node, certify(ca, node, csr, serial, cluster.created_at))
@@ -142,7 +145,7 @@ def join(
 
 def report(wishes: Wishes, node_id: str, news: NodeReport) -> tuple[Decision, None]:
     node = member(wishes, node_id)
-    changed = replace(node, routes=news.routes, version=news.version)
+    changed = replace(node, routes=news.routes, version=news.version, key_epochs=news.key_epochs)
     return Decision({f"node/{node_id}": changed} if changed != node else {}, [f"node/{node_id}"]), None
 
 
@@ -177,6 +180,39 @@ def member(wishes: Wishes, node_id: str) -> Node:
             f"node {node_id} was removed from the cluster", hint="`vxnet leave --force`, then join again"
         )
     return node
+
+
+# Gossip keys
+
+
+def rotate_keys(wishes: Wishes, secret: bytes, now: float, *, at_once: bool) -> tuple[Decision, GossipKeys]:
+    """A new key is put into all rings, or the one that is on its way already. ``at_once``: it is used without waiting
+    for those that do not have it yet. Raises :class:`CallerError` on a key that cannot be.
+    """
+    ring = _ring(wishes)
+    changed = rotation.install(ring, secret, now)
+    if at_once:
+        changed = rotation.use(changed, now)
+    return _turned(ring, changed), changed
+
+
+def turn_keys(wishes: Wishes, secret: bytes, alive: Callable[[str], bool], now: float) -> tuple[Decision, GossipKeys]:
+    """The next step of a rotation, or the first of the one that is due."""
+    ring = _ring(wishes)
+    changed = rotation.step(ring, wishes.nodes, alive, now)
+    if changed == ring and rotation.is_due(ring, (one.removed_at for one in wishes.removed.values()), now):
+        changed = rotation.install(ring, secret, now)
+    return _turned(ring, changed), changed
+
+
+def _ring(wishes: Wishes) -> GossipKeys:
+    if wishes.ring is None:
+        raise NotFoundError("the store holds no gossip keys", hint="restore a backup")
+    return wishes.ring
+
+
+def _turned(before: GossipKeys, after: GossipKeys) -> Decision:
+    return Decision({"gossip/keys": after} if after != before else {}, ["gossip/keys"])
 
 
 # Leases

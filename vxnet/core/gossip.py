@@ -230,6 +230,10 @@ class GossipNode:
         everybody who has the key can say anything under any name."""
         return self.judge.addresses(self.table, node_id, wall)
 
+    def age_s(self, member: Member) -> float:
+        """How long its status is what it is."""
+        return max(0.0, self.swim.agenda.now - member.since)
+
     def statistics(self) -> dict[str, int]:
         rows = sum(len(ledger.rows) for ledger in self.table.ledgers.values())
         return {**self.swim.statistics(), **self.spread.statistics(), "rows": rows}

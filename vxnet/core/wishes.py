@@ -6,7 +6,7 @@ key                       record
 ``cluster``               :class:`Cluster`
 ``ca/<number>``           :class:`CertificateAuthority`; the highest number signs, all are roots
 ``token/<role>``          :class:`JoinSecret`
-``gossip/keys``           :class:`KeyRing`
+``gossip/keys``           :class:`GossipKeys`
 ``network/<id>``          :class:`Network`
 ``node/<id>``             :class:`Node`
 ``removed/<id>``          :class:`RemovedNode`: its certificate counts for nothing
@@ -23,20 +23,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from vxnet.core.assignment import Item, item
+from vxnet.core.rotation import GossipKeys
 from vxnet.core.trust import CertificateAuthority
 from vxnet.model.address import IPNetwork
-from vxnet.model.cluster import Cluster, GossipKey, Lease, Manager, Network, Node, Record, Role
+from vxnet.model.cluster import Cluster, Lease, Manager, Network, Node, Record, Role
 from vxnet.model.codec import from_json
 from vxnet.model.errors import HostError
 
 
 class JoinSecret(Record, frozen=True, kw_only=True):
     secret: str
-
-
-class KeyRing(Record, frozen=True, kw_only=True):
-    keys: tuple[GossipKey, ...]
-    """Newest first."""
 
 
 class RemovedNode(Record, frozen=True, kw_only=True):
@@ -59,7 +55,7 @@ _TYPES: dict[str, Any] = {
     "cluster": Cluster,
     "ca": CertificateAuthority,
     "token": JoinSecret,
-    "gossip": KeyRing,
+    "gossip": GossipKeys,
     "network": Network,
     "node": Node,
     "removed": RemovedNode,
@@ -92,7 +88,7 @@ class Wishes:
         self.cluster: Cluster | None = None
         self.authorities: dict[str, CertificateAuthority] = {}
         self.secrets: dict[str, JoinSecret] = {}
-        self.keys: tuple[GossipKey, ...] = ()
+        self.ring: GossipKeys | None = None
         self.networks: dict[str, Network] = {}
         self.nodes: dict[str, Node] = {}
         self.removed: dict[str, RemovedNode] = {}
@@ -198,7 +194,7 @@ class Wishes:
         if kind == "cluster":
             self.cluster = record
         elif kind == "gossip":
-            self.keys = record.keys if record is not None else ()
+            self.ring = record
         elif kind == "lease":
             self._put_lease(key, record)
         elif kind in tables:
@@ -220,7 +216,7 @@ class Wishes:
             elif kind == "ca":
                 yield item("roots", "", self.roots)
             elif kind == "gossip":
-                yield item("keys", "", self.keys)
+                yield item("keys", "", self.ring.keys if self.ring is not None else ())
             elif kind == "network":
                 yield item("network", rest, self.networks.get(rest))
             elif kind == "node":

@@ -37,6 +37,8 @@ from vxnet.model.address import IPAddress, IPInterface, IPNetwork
 from vxnet.model.api import (
     ContainerView,
     EndpointView,
+    GossipKeyView,
+    GossipView,
     Info,
     InitRequest,
     JoinRequest,
@@ -47,6 +49,8 @@ from vxnet.model.api import (
     NodeView,
     PeerView,
     ProcessView,
+    RotateKeys,
+    Rotation,
 )
 from vxnet.model.cluster import Lease, Network, Node, Role, Subnet
 from vxnet.model.container import Container, ContainerSpec
@@ -354,6 +358,20 @@ class Agent:
 
     async def remove_node(self, ref: str, force: bool) -> None:
         await self._membership.manager("node rm").remove_node(ref, force)
+
+    # Gossip
+
+    async def gossip(self) -> GossipView:
+        return views.gossip(self._membership.joined())
+
+    async def gossip_keys(self) -> tuple[GossipKeyView, ...]:
+        return views.gossip_keys(self._membership.joined())
+
+    async def rotation(self) -> Rotation:
+        return self._membership.manager("gossip rotate-keys").rotation()
+
+    async def rotate_keys(self, request: RotateKeys) -> Rotation:
+        return await self._membership.manager("gossip rotate-keys").rotate_keys(request)
 
     # Networks
 

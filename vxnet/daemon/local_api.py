@@ -16,6 +16,7 @@ from vxnet.cluster.api import (
     empty_response,
     json_response,
     make_app,
+    peer_uid,
     query_flag,
     query_number,
     read_record,
@@ -25,6 +26,8 @@ from vxnet.cluster.api import (
 from vxnet.cluster.client import ShimAnswer, TokenAnswer
 from vxnet.model.api import (
     ContainerView,
+    GossipKeyView,
+    GossipView,
     Info,
     InitRequest,
     JoinRequest,
@@ -34,10 +37,12 @@ from vxnet.model.api import (
     NetworkView,
     NodeView,
     ProcessView,
+    RotateKeys,
+    Rotation,
 )
 from vxnet.model.cluster import Network, Node, Role
 from vxnet.model.container import Container, ContainerSpec
-from vxnet.model.errors import CallerError
+from vxnet.model.errors import CallerError, ForbiddenError
 
 STOP_S: Final = 10.0
 """From SIGTERM to SIGKILL, as Docker's."""
@@ -57,6 +62,10 @@ class AgentApi(Protocol):
     async def nodes(self) -> tuple[NodeView, ...]: ...
     async def node(self, ref: str, /) -> NodeView: ...
     async def remove_node(self, ref: str, force: bool, /) -> None: ...
+    async def gossip(self) -> GossipView: ...
+    async def gossip_keys(self) -> tuple[GossipKeyView, ...]: ...
+    async def rotation(self) -> Rotation: ...
+    async def rotate_keys(self, request: RotateKeys, /) -> Rotation: ...
     async def networks(self) -> tuple[Network, ...]: ...
     async def network(self, ref: str, verbose: bool, /) -> NetworkView: ...
     async def create_network(self, request: NetworkCreate, /) -> Network: ...
@@ -84,8 +93,8 @@ class AgentApi(Protocol):
 
 def build_app(agent: AgentApi) -> web.Application:
     app = make_app()
-    for routes in (_ClusterRoutes(agent).table(), _NetworkRoutes(agent).table(), _ContainerRoutes(agent).table()):
-        app.router.add_routes(routes)
+    for routes in (_ClusterRoutes, _GossipRoutes, _NetworkRoutes, _ContainerRoutes):
+        app.router.add_routes(routes(agent).table())
     return app
 
 
@@ -159,6 +168,39 @@ def _role(request: web.Request) -> Role:
             return "manager"
         case other:
             raise CallerError(f"a role is worker or manager, found {other!r}")
+
+
+class _GossipRoutes:
+    def __init__(self, agent: AgentApi) -> None:
+        self._agent = agent
+
+    def table(self) -> list[web.RouteDef]:
+        return [
+            web.get("/v1/gossip", self.gossip),
+            web.get("/v1/gossip/keys", self.keys),
+            web.get("/v1/gossip/rotation", self.rotation),
+            web.post("/v1/gossip/rotate-keys", self.rotate),
+        ]
+
+    async def gossip(self, request: web.Request) -> web.Response:
+        return json_response(await self._agent.gossip())
+
+    async def keys(self, request: web.Request) -> web.Response:
+        _check_root(request, "the gossip's keys are shown")
+        return json_response(await self._agent.gossip_keys())
+
+    async def rotation(self, request: web.Request) -> web.Response:
+        return json_response(await self._agent.rotation())
+
+    async def rotate(self, request: web.Request) -> web.Response:
+        _check_root(request, "the gossip's keys are changed")
+        return json_response(await self._agent.rotate_keys(await read_record(request, RotateKeys)))
+
+
+def _check_root(request: web.Request, what: str) -> None:
+    """The group vxnet may use this host's daemon; who has the gossip's keys can speak as any host."""
+    if peer_uid(request) != 0:
+        raise ForbiddenError(f"{what} to root only", hint="use sudo")
 
 
 class _NetworkRoutes:

@@ -15,6 +15,7 @@ networks) is mended by :meth:`Manager.run`, whoever left it so.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -24,14 +25,14 @@ import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from vxnet.cluster.store import Leadership, Store
-from vxnet.core import decisions, trust
+from vxnet.core import decisions, rotation, trust
 from vxnet.core.assignment import Update
 from vxnet.core.decisions import Decision
 from vxnet.core.networks import DEFAULT_POOL
 from vxnet.core.wishes import JoinSecret, Signer, Wishes
 from vxnet.daemon.mirror import Mirror
 from vxnet.model.address import IPAddress, IPNetwork
-from vxnet.model.api import JoinClaim, JoinGrant, LeaseRequest, NetworkCreate, NodeReport
+from vxnet.model.api import JoinClaim, JoinGrant, LeaseRequest, NetworkCreate, NodeReport, RotateKeys, Rotation
 from vxnet.model.assignment import Assignment
 from vxnet.model.cluster import DATA_PORT, Cluster, Lease, LeaseSet, Network, Node, Role, Signed
 from vxnet.model.codec import to_json
@@ -41,6 +42,10 @@ ATTEMPTS = 5
 """At a decision that another manager's commits outrun."""
 MEND_AGAIN_S = 10.0
 """After the store refused to be written."""
+KEYS_LOOK_S = 2.0
+"""How often is looked whether the gossip's keys are to be turned: nodes die and come back without the store's word."""
+KEYS_PAUSE_S = 0.05
+"""Between two looks when the store moves: a thousand nodes report at once."""
 
 R = TypeVar("R")
 log = structlog.get_logger(__name__)
@@ -97,6 +102,7 @@ class Manager:
         pool_prefixlen: int = 20,
         routes: Sequence[IPNetwork] = (),
         version: str = "",
+        gossip_label: str = "",
         now: Callable[[], float] = time.time,
         entropy: Callable[[int], bytes] = os.urandom,
     ) -> Manager:
@@ -109,6 +115,7 @@ class Manager:
             pools=tuple(pools) or (DEFAULT_POOL,),
             pool_prefixlen=pool_prefixlen,
             created_at=now(),
+            gossip_label=gossip_label,
         )
         first = Node(
             id=trust.make_id(entropy(16)),
@@ -166,6 +173,7 @@ class Manager:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._mirror.run())
                 tasks.create_task(self._keep_mending())
+                tasks.create_task(self._keep_turning_keys())
         except* VxnetError as errors:
             raise errors.exceptions[0] from None
 
@@ -188,6 +196,28 @@ class Manager:
     async def mend(self) -> None:
         while await self._decide(lambda wishes: decisions.mend(wishes, self._now())):
             pass
+
+    async def _keep_turning_keys(self) -> None:
+        while True:
+            seen = self._wishes.revision
+            try:
+                await self.turn_keys()
+            except VxnetError as error:
+                log.warning("gossip keys not turned", error=str(error))
+                await asyncio.sleep(MEND_AGAIN_S)
+            await asyncio.sleep(KEYS_PAUSE_S)
+            if self._wishes.revision == seen:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(KEYS_LOOK_S):
+                        await self._mirror.wait_moved()
+
+    async def turn_keys(self) -> None:
+        """The next step of the change of the gossip's keys, if it is time for one."""
+        before = self._wishes.ring
+        secret, now = self._entropy(32), self._now()
+        ring = await self._decide(lambda wishes: decisions.turn_keys(wishes, secret, self.alive, now))
+        if ring != before:
+            log.info("gossip keys turned", accepted=[key.epoch for key in ring.keys], used=ring.keys[0].epoch)
 
     # Questions
 
@@ -214,6 +244,14 @@ class Manager:
 
     def nodes(self) -> tuple[Node, ...]:
         return tuple(sorted(self._wishes.nodes.values(), key=lambda node: node.name))
+
+    def rotation(self) -> Rotation:
+        """How far the change of the gossip's keys is."""
+        ring = self._wishes.ring
+        assert ring is not None
+        waiting = () if ring.settled else rotation.unready(ring, self._wishes.nodes, self.alive)
+        names = sorted(self._wishes.nodes[node_id].name for node_id in waiting)
+        return Rotation(epoch=ring.newest.epoch, in_use=not ring.installing, made_at=ring.made_at, waiting=tuple(names))
 
     def assignment_of(self, node_id: str) -> Assignment:
         return self._mirror.assignment_of(node_id)
@@ -247,6 +285,13 @@ class Manager:
         await self._put(f"token/{role}", secret)
         log.info("join token rotated", role=role)
         return self.join_token(role)
+
+    async def rotate_keys(self, request: RotateKeys) -> Rotation:
+        """Another gossip key begins its way into all rings. Raises :class:`CallerError` on one that cannot be."""
+        secret, now = request.key or self._entropy(request.bits // 8), self._now()
+        ring = await self._decide(lambda wishes: decisions.rotate_keys(wishes, secret, now, at_once=request.force))
+        log.info("gossip key asked for", epoch=ring.newest.epoch, at_once=request.force)
+        return self.rotation()
 
     async def join(self, claim: JoinClaim, peer: str = "") -> JoinGrant:
         """``peer`` is for the log."""

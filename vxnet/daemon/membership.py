@@ -26,6 +26,7 @@ from vxnet import __version__
 from vxnet.cluster import control
 from vxnet.cluster.sqlite_store import SqliteStore
 from vxnet.core import trust
+from vxnet.core.wire import LABEL_LIMIT
 from vxnet.daemon.addresses import choose_address
 from vxnet.daemon.config import Config
 from vxnet.daemon.manager import Manager
@@ -166,6 +167,8 @@ class Membership:
             advertise, data_path = self._addresses(request.advertise_addr, request.data_path_addr)
             if not 1024 <= request.data_path_port <= 49151:
                 raise CallerError(f"--data-path-port {request.data_path_port}: use one from 1024 to 49151")
+            if len(request.gossip_label.encode()) > LABEL_LIMIT:
+                raise CallerError(f"--gossip-label is longer than {LABEL_LIMIT} octets")
             await asyncio.to_thread(check_ports, advertise)
             key = trust.node_key(secrets.token_bytes(32))
             if self._state.store_path.exists():
@@ -187,6 +190,7 @@ class Membership:
                     pools=request.default_addr_pool,
                     routes=facts.routes,
                     version=__version__,
+                    gossip_label=request.gossip_label,
                 )
                 self._state.save_credentials(trust.certificate_to_pem(manager.certificate), trust.key_to_pem(key))
                 local = LocalNode(node=manager.node, row_incarnation=1)

@@ -138,6 +138,7 @@ class Place:
             roots=assignment.roots,
             leases=assignment.leases,
             incarnation=local.row_incarnation,
+            label=assignment.cluster.gossip_label,
             journal=Journal(state.rows_path),
         )
         self._learn(assignment)
@@ -243,6 +244,8 @@ class Place:
             revoked=assignment.revoked,
             leases=assignment.leases,
         )
+        # The managers wait for this before they have a new key used.
+        self._report_due.set()
         self._changed()
 
     async def lease(self, request: LeaseRequest) -> None:
@@ -278,7 +281,8 @@ class Place:
         while True:
             gateway = self._state.gateway()
             own = tuple(address.network for address in gateway.addresses) if gateway is not None else ()
-            report = NodeReport(routes=(*self._facts().routes, *own), version=__version__)
+            epochs = tuple(key.epoch for key in self.assignment.keys)
+            report = NodeReport(routes=(*self._facts().routes, *own), version=__version__, key_epochs=epochs)
             try:
                 if report != last:
                     await self._managers.report(report)

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 
 from vxnet import __version__
+from vxnet.core.holdings import NO_NETWORK, by_network, holdings
+from vxnet.core.rotation import use_of
 from vxnet.daemon.manager import Manager
 from vxnet.daemon.place import Place
-from vxnet.model.api import EndpointView, Info, MemberStatus, NodeView
+from vxnet.model.api import (
+    EndpointView,
+    GossipKeyView,
+    GossipMember,
+    GossipView,
+    Info,
+    MemberStatus,
+    NetworkDigest,
+    NodeView,
+    OwnerRows,
+)
 from vxnet.model.row import Endpoint
 
 STATUS: Mapping[str, MemberStatus] = {"alive": "ready", "suspect": "suspect", "dead": "down", "left": "left"}
@@ -46,6 +59,79 @@ def nodes(place: Place, manager: Manager) -> tuple[NodeView, ...]:
     )
 
 
+def gossip(place: Place) -> GossipView:
+    """What this host knows by gossip, and how the gossip is."""
+    names, networks = place.names(), {network.id: network.name for network in place.networks.values()}
+    held = holdings(place.gossip.table())
+    statistics = place.gossip.statistics()
+    return GossipView(
+        node=place.node.name,
+        label=place.assignment.cluster.gossip_label,
+        encrypted=bool(place.assignment.keys),
+        key_epoch=key_epoch(place),
+        health=statistics["health"],
+        queue=queue(statistics),
+        members=tuple(
+            GossipMember(
+                name=member.name,
+                node=member.id,
+                address=member.address,
+                port=member.port,
+                status=member.status,
+                since_s=round(place.gossip.age_s(member), 3),
+                incarnation=member.incarnation,
+                tags=dict(sorted(member.tags.items())),
+            )
+            for member in sorted(place.gossip.members(), key=lambda member: member.name)
+        ),
+        rows=tuple(
+            sorted(
+                (
+                    OwnerRows(
+                        node=names.get(owner, owner),
+                        network=networks.get(network, network),
+                        rows=one.rows,
+                        newest=f"{one.newest.incarnation}.{one.newest.seq}",
+                    )
+                    for (owner, network), one in held.items()
+                ),
+                key=lambda rows: (rows.node, rows.network),
+            )
+        ),
+        digests=tuple(
+            NetworkDigest(network=networks.get(network, network), rows=one.rows, digest=f"{one.digest:016x}")
+            for network, one in sorted(by_network(held).items(), key=lambda item: networks.get(item[0], item[0]))
+            if network != NO_NETWORK
+        ),
+        rows_refused=dict(place.gossip.refused()),
+        dropped=dict(place.gossip.dropped()),
+        statistics=statistics,
+    )
+
+
+def gossip_keys(place: Place) -> tuple[GossipKeyView, ...]:
+    """The ring, the key in use first."""
+    keys = place.assignment.keys
+    return tuple(
+        GossipKeyView(
+            epoch=key.epoch,
+            key=base64.b64encode(key.secret).decode(),
+            bits=8 * len(key.secret),
+            use=use_of(key, keys),
+        )
+        for key in keys
+    )
+
+
+def key_epoch(place: Place) -> int:
+    """Of the key in use."""
+    return place.assignment.keys[0].epoch if place.assignment.keys else 0
+
+
+def queue(statistics: Mapping[str, int]) -> int:
+    return statistics["news"] + statistics["row_queue"]
+
+
 def info(place: Place) -> Info:
     members = place.members()
     statistics = place.gossip.statistics()
@@ -65,7 +151,8 @@ def info(place: Place) -> Info:
         networks=len(place.networks),
         rows=len(place.rows()),
         rows_refused=dict(place.gossip.refused()),
-        key_epoch=place.assignment.keys[0].epoch if place.assignment.keys else 0,
-        health=statistics.get("health", 0),
+        key_epoch=key_epoch(place),
+        health=statistics["health"],
+        queue=queue(statistics),
         warnings=(REMOVED,) if place.removed else (),
     )

@@ -19,7 +19,7 @@ class Assignment(Record, frozen=True, kw_only=True):
     leases: Signed | None = None
     """A :class:`LeaseSet` in JSON."""
     keys: tuple[GossipKey, ...] = ()
-    """Newest first; all are accepted, the first is used."""
+    """All are accepted, the first is used; which is the newest, except while it is on its way to everybody."""
     roots: tuple[bytes, ...] = ()
     """CA certificates, DER."""
     managers: tuple[Manager, ...] = ()

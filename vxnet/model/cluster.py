@@ -34,6 +34,8 @@ class Cluster(Record, frozen=True, kw_only=True):
     pool_prefixlen: int = 20
     created_at: float
     """Seconds since 1970, as all ``*_at``."""
+    gossip_label: str = ""
+    """memberlist's cluster label: packets with another one are dropped. Empty: none, as agents before it need it."""
 
 
 class Node(Record, frozen=True, kw_only=True):
@@ -52,6 +54,8 @@ class Node(Record, frozen=True, kw_only=True):
     """Of vxnet on it, as last reported."""
     key: str = ""
     """SHA-256 of the public key it joined with: a join that is tried again is the same node."""
+    key_epochs: tuple[int, ...] = ()
+    """Of the gossip keys that it accepts, as last reported, the one it uses first."""
 
 
 class Subnet(Record, frozen=True, kw_only=True):
