@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import random
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -18,7 +19,7 @@ from vxnet.model.row import Endpoint
 NETWORK = "net1"
 VNI = 65536
 VTEP: IPAddress = ipaddress.ip_address("192.0.2.1")
-"""Of all nodes: their certificates name it, so that their rows may."""
+"""Of all nodes, unless told otherwise: their certificates name it, so that their rows may."""
 
 
 class Papers(NamedTuple):
@@ -37,11 +38,11 @@ class Cluster:
         self.roots = (self.ca.certificate,)
         self.manager = self.papers("manager0", "manager")
 
-    def papers(self, node_id: str, role: Role = "worker") -> Papers:
+    def papers(self, node_id: str, role: Role = "worker", addresses: Sequence[IPAddress] = (VTEP,)) -> Papers:
         key = trust.node_key(self.rng.randbytes(32))
         csr = trust.make_csr(key, node_id)
         identity = trust.Identity(node=node_id, role=role)
-        certificate = trust.issue(self.ca, csr, identity, node_id, (VTEP,), self.rng.randbytes(8), self.now)
+        certificate = trust.issue(self.ca, csr, identity, node_id, addresses, self.rng.randbytes(8), self.now)
         return Papers(node_id, key, certificate)
 
     def leases(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 
-from vxnet.core.applied import acknowledgement, unaware
+from vxnet.core.applied import Acknowledgements
 from vxnet.model.row import Applied, Endpoint, EndpointState, RowKey, Value, Version
 
 Row = tuple[RowKey, Version, Value]
+
+acknowledgement, unaware = Acknowledgements().to_tell, Acknowledgements().unaware
 
 
 def endpoint(owner: str, id_: str, seq: int, vni: int = 65536, state: EndpointState = "ready") -> Row:

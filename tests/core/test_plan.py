@@ -11,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from vxnet.core.facts import NO_FACTS, Facts
 from vxnet.core.plan import PORT_NAME_MAX, plan, port_name
 from vxnet.model import codec
 from vxnet.model.address import IPAddress
 from vxnet.model.cluster import Cluster, Network, Node, Subnet
 from vxnet.model.container import Attachment, Container, ContainerSpec
 from vxnet.model.host import GatewayBridge, HostState, Interface, Remote, Sandbox, Segment
-from vxnet.model.row import Endpoint
+from vxnet.model.row import Endpoint, RowKey, Version
 
 A, B, C = (ip_address(f"192.168.56.1{number}") for number in (1, 2, 3))
 SELF = Node(id="node-a", name="h1", role="manager", advertise_addr=A, data_path_addr=A, joined_at=0.0)
@@ -65,6 +66,12 @@ def endpoint(number: int, vtep: IPAddress, network: str = "net-a", vni: int = 65
     )
 
 
+def facts(endpoints: Sequence[tuple[str, Endpoint]]) -> Facts:
+    return Facts.gather(
+        (RowKey(owner, "endpoint", str(at)), Version(1, at), row) for at, (owner, row) in enumerate(endpoints)
+    )
+
+
 def planned(
     *containers: Container,
     endpoints: tuple[tuple[str, Endpoint], ...] = (),
@@ -76,7 +83,7 @@ def planned(
         cluster=CLUSTER,
         networks=NETWORKS,
         containers=containers,
-        endpoints=endpoints,
+        facts=facts(endpoints),
         members={"node-a": A, "node-b": B},
         underlay_mtu=mtu,
         gateway=GATEWAY,
@@ -200,7 +207,7 @@ def test_no_gateway_no_way_out() -> None:
         cluster=CLUSTER,
         networks=NETWORKS,
         containers=[container(attachment(3), gateway=WAY_OUT)],
-        endpoints=(),
+        facts=NO_FACTS,
         members={},
         underlay_mtu=1500,
         gateway=None,

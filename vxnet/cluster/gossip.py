@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from vxnet.cluster.journal import Journal
-from vxnet.core.evidence import EffectiveRow
+from vxnet.core.facts import Facts
 from vxnet.core.gossip import GossipNode
 from vxnet.core.members import Address, Member
 from vxnet.core.stream import Stream
@@ -202,11 +202,11 @@ class Gossip:
         """Oneself and the gone included."""
         return self.core.members()
 
-    def rows(self) -> tuple[EffectiveRow, ...]:
+    def rows(self) -> Facts:
         """(key, version, value) of every row that counts, of nodes that are here."""
         return self.core.rows(time.time())
 
-    def paths(self) -> tuple[EffectiveRow, ...]:
+    def paths(self) -> Facts:
         """The same, and for 30 minutes of nodes whose daemon fell silent."""
         return self.core.paths(time.time())
 

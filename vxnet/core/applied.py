@@ -12,44 +12,73 @@ Without it the first packet races with gossip, and on a busy host loses now and 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from typing import NamedTuple
 
-from vxnet.model.row import Applied, Endpoint, RowKey, Value, Version
+from vxnet.core.facts import ByOwner, Fact, Facts
+from vxnet.model.row import Applied, Endpoint, Version
 
-
-def acknowledgement(rows: Iterable[tuple[RowKey, Version, Value]], node: str, vnis: Collection[int]) -> Applied | None:
-    """What ``node`` tells when its kernel carries ``rows`` in its segments ``vnis``; None: nobody waits to hear it."""
-    waiting: set[str] = set()
-    newest: dict[str, Version] = {}
-    for key, version, value in rows:
-        if key.owner == node or not isinstance(value, Endpoint):
-            continue
-        newest[key.owner] = max(version, newest.get(key.owner, version))
-        if value.state == "starting" and value.vni in vnis:
-            waiting.add(key.owner)
-    if not waiting:
-        return None
-    return Applied(versions=tuple((owner, *newest[owner]) for owner in sorted(waiting)))
+NEVER = Version(0, 0)
 
 
-def unaware(rows: Iterable[tuple[RowKey, Version, Value]], node: str, ids: Collection[str]) -> frozenset[str]:
-    """The nodes on the networks of ``node``'s starting rows ``ids`` that have not told yet that they carry them all."""
-    mine: list[tuple[Version, int]] = []
-    residents: dict[int, set[str]] = {}
-    told: dict[str, Version] = {}
+class _Summary(NamedTuple):
+    """Of one owner's rows."""
+
+    newest: Version
+    """Of its endpoints."""
+    residences: frozenset[int]
+    """VNIs in which it has endpoints."""
+    starting: tuple[tuple[str, int, Version], ...]
+    """Id, VNI and version of those that wait."""
+    told: Applied | None
+
+
+class Acknowledgements:
+    """Asked again and again over all rows; who has not changed since is read once."""
+
+    def __init__(self) -> None:
+        self._summaries = ByOwner(_summarize)
+
+    def to_tell(self, rows: Iterable[Fact], node: str, vnis: Collection[int]) -> Applied | None:
+        """What ``node`` tells when its kernel carries ``rows`` in its segments ``vnis``; None: nobody waits to hear."""
+        waiting = [
+            (owner, *summary.newest)
+            for owner, summary in self._summaries.of(Facts.gather(rows)).items()
+            if owner != node and any(vni in vnis for _id, vni, _version in summary.starting)
+        ]
+        return Applied(versions=tuple(sorted(waiting))) if waiting else None
+
+    def unaware(self, rows: Iterable[Fact], node: str, ids: Collection[str]) -> frozenset[str]:
+        """The nodes on the networks of ``node``'s starting rows ``ids`` that have not told yet that they carry them."""
+        summaries = self._summaries.of(Facts.gather(rows))
+        own = summaries.get(node)
+        mine = [(vni, version) for id_, vni, version in own.starting if id_ in ids] if own is not None else []
+        if not mine:
+            return frozenset()
+        return frozenset(
+            owner
+            for owner, summary in summaries.items()
+            if owner != node
+            and any(vni in summary.residences and _told(summary, node) < version for vni, version in mine)
+        )
+
+
+def _summarize(owner: str, rows: Iterable[Fact]) -> _Summary:
+    newest = NEVER
+    residences: set[int] = set()
+    starting = []
+    told = None
     for key, version, value in rows:
         if isinstance(value, Applied):
-            for owner, incarnation, seq in value.versions:
-                if owner == node:
-                    told[key.owner] = Version(incarnation, seq)
-        elif not isinstance(value, Endpoint):
-            continue
-        elif key.owner != node:
-            residents.setdefault(value.vni, set()).add(key.owner)
-        elif key.id in ids and value.state == "starting":
-            mine.append((version, value.vni))
-    return frozenset(
-        resident
-        for version, vni in mine
-        for resident in residents.get(vni, ())
-        if told.get(resident, Version(0, 0)) < version
-    )
+            told = value
+        elif isinstance(value, Endpoint):
+            newest = max(newest, version)
+            residences.add(value.vni)
+            if value.state == "starting":
+                starting.append((key.id, value.vni, version))
+    return _Summary(newest, frozenset(residences), tuple(starting), told)
+
+
+def _told(summary: _Summary, node: str) -> Version:
+    """Up to where it carries ``node``'s rows."""
+    versions = summary.told.versions if summary.told is not None else ()
+    return next((Version(incarnation, seq) for owner, incarnation, seq in versions if owner == node), NEVER)

@@ -10,8 +10,8 @@ counted by reason.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import NamedTuple, TypeAlias, TypeVar
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -19,10 +19,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from vxnet.core import trust
 from vxnet.core.allocate import mac_of
-from vxnet.core.table import Ledger, Table
+from vxnet.core.facts import Fact, Facts
+from vxnet.core.table import Entry, Ledger, Table
 from vxnet.model import codec
 from vxnet.model.address import IPAddress
-from vxnet.model.cluster import Lease, LeaseSet, Signed
+from vxnet.model.cluster import LeaseSet, Signed
 from vxnet.model.errors import PeerError
 from vxnet.model.row import Applied, Certificate, Endpoint, Gateway, Leases, RowKey, Value, Version
 
@@ -33,17 +34,36 @@ RECHECK_S = 3600.0
 DOUBT_S = 60.0
 """… and one that was not."""
 _CACHE_LIMIT = 50_000
+NEVER = Version(0, 0)
 VALUES: Mapping[str, type[Value]] = {"endpoint": Endpoint, "gateway": Gateway, "applied": Applied}
 
-EffectiveRow: TypeAlias = tuple[RowKey, Version, Value]
+
+class _Verdict(NamedTuple):
+    """On one row."""
+
+    fact: Fact | None
+    """None: it does not count."""
+    claims: tuple[tuple[bytes, int], ...]
+    """Each address that it claims, with its VNI, and the epoch of the lease."""
+    refused: str
 
 
-class _Judged(NamedTuple):
-    rows: tuple[tuple[RowKey, Version, Value, tuple[int, ...]], ...]
-    """The last: the lease's epoch of each address."""
-    refused: tuple[str, ...]
-    until: float
+class _Opinion(NamedTuple):
+    """Of one ledger, as long as it is as it is."""
+
     revision: int
+    until: float
+    doubt: str | None
+    """Why it is not its owner's at all."""
+    basis: tuple[LeaseSet | None, frozenset[IPAddress]] = (None, frozenset())
+    """What each verdict follows from, beside the row."""
+    verdicts: Mapping[Entry, _Verdict] = {}
+    rows: tuple[Fact, ...] = ()
+    refused: tuple[str, ...] = ()
+    places: frozenset[bytes] = frozenset()
+    """All that it claims."""
+    twice: frozenset[bytes] = frozenset()
+    """What it claims for several rows."""
 
 
 class _Holder(NamedTuple):
@@ -62,8 +82,8 @@ class Judge:
         self.revision = 0
         self._holders: dict[bytes, _Holder] = {}
         self._lease_sets: dict[Leases, tuple[LeaseSet | None, float]] = {}
-        self._judged: dict[Ledger, _Judged] = {}
-        self._result: tuple[tuple[EffectiveRow, ...], Counter[str]] = ((), Counter())
+        self._opinions: dict[Ledger, _Opinion] = {}
+        self._result: tuple[Facts, Counter[str]] = (Facts({}), Counter())
         self._result_of: tuple[int, int] = (-1, -1)
         self._until = 0.0
 
@@ -75,58 +95,91 @@ class Judge:
             self.revision += 1
             self._holders.clear()
             self._lease_sets.clear()
-            self._judged.clear()
+            self._opinions.clear()
 
     def is_proven(self, ledger: Ledger, wall: float) -> bool:
-        return self._doubt(ledger, wall) is None
+        return self._doubt(ledger, wall)[0] is None
 
     def addresses(self, table: Table, owner: str, wall: float) -> frozenset[IPAddress]:
         """Where a manager has certified ``owner`` to be; empty if nothing proves it."""
-        good = [ledger for ledger in table.of_owner(owner) if self._doubt(ledger, wall) is None]
-        return self._addresses(max(good, key=lambda ledger: ledger.newest), wall) if good else frozenset()
+        good = [ledger for ledger in table.of_owner(owner) if self._doubt(ledger, wall)[0] is None]
+        return self._addresses(_latest(good), wall) if good else frozenset()
 
-    def effective(self, table: Table, wall: float) -> tuple[tuple[EffectiveRow, ...], Counter[str]]:
+    def effective(self, table: Table, wall: float) -> tuple[Facts, Counter[str]]:
         """(rows that count, how many do not by reason). ``wall``: seconds since 1970."""
         if self._result_of != (table.revision, self.revision) or wall >= self._until:
             self._result = self._compute(table, wall)
             self._result_of = (table.revision, self.revision)
         return self._result
 
-    def _compute(self, table: Table, wall: float) -> tuple[tuple[EffectiveRow, ...], Counter[str]]:
+    def _compute(self, table: Table, wall: float) -> tuple[Facts, Counter[str]]:
         refused: Counter[str] = Counter()
-        chosen: list[_Judged] = []
-        self._judged = {ledger: judged for ledger, judged in self._judged.items() if ledger.key in table.ledgers}
+        opinions: dict[Ledger, _Opinion] = {}
+        chosen: dict[str, _Opinion] = {}
         self._until = wall + RECHECK_S
         for owner in table.owners():
             good: list[Ledger] = []
             for ledger in table.of_owner(owner):
-                doubt = self._doubt(ledger, wall)
-                if doubt is None:
+                opinions[ledger] = opinion = self._opinion(ledger, wall)
+                self._until = min(self._until, opinion.until)
+                if opinion.doubt is None:
                     good.append(ledger)
                 else:
-                    refused[doubt] += len(ledger.rows)
-                    self._until = min(self._until, wall + DOUBT_S)
+                    refused[opinion.doubt] += len(ledger.rows)
             if good:
-                # A node that was given a new key has two; the later life is right.
-                judged = self._judge(max(good, key=lambda ledger: ledger.newest), wall)
-                self._until = min(self._until, judged.until)
-                refused.update(judged.refused)
-                chosen.append(judged)
-        return _settle_claims(chosen, refused), refused
+                chosen[owner] = opinion = opinions[_latest(good)]
+                refused.update(opinion.refused)
+        self._opinions = opinions
+        return Facts(_settle_claims(chosen, refused)), refused
 
-    def _doubt(self, ledger: Ledger, wall: float) -> str | None:
-        """Why the ledger is not its owner's; None if it is."""
+    def _opinion(self, ledger: Ledger, wall: float) -> _Opinion:
+        held = self._opinions.get(ledger)
+        if held is not None and held.revision == ledger.revision and wall < held.until:
+            return held
+        doubt, until = self._doubt(ledger, wall)
+        if doubt is not None:
+            return _Opinion(ledger.revision, until, doubt)
+        leases, leases_until = self._leases(ledger, wall)
+        basis = leases, self._addresses(ledger, wall)
+        # A row that was judged on the same grounds is not judged again: an owner may have thousands, and one is new.
+        before = held.verdicts if held is not None and held.basis == basis else {}
+        blocks = _blocks(leases)
+        verdicts = {
+            entry: before.get(entry) or _judge(ledger.key.owner, entry, blocks, basis[1])
+            for entry in ledger.rows.values()
+            if entry.row.value is not None and entry.row.kind in VALUES
+        }
+        claimed = [place for verdict in verdicts.values() for place, _epoch in verdict.claims]
+        places = frozenset(claimed)
+        twice = (place for place, times in Counter(claimed).items() if times > 1) if len(places) < len(claimed) else ()
+        rows = tuple(verdict.fact for verdict in verdicts.values() if verdict.fact is not None)
+        if held is not None and held.rows == rows:
+            rows = held.rows
+        return _Opinion(
+            revision=ledger.revision,
+            until=min(until, leases_until),
+            doubt=None,
+            basis=basis,
+            verdicts=verdicts,
+            rows=rows,
+            refused=tuple(verdict.refused for verdict in verdicts.values() if verdict.refused),
+            places=places,
+            twice=frozenset(twice),
+        )
+
+    def _doubt(self, ledger: Ledger, wall: float) -> tuple[str | None, float]:
+        """(why the ledger is not its owner's, or None if it is; until when that holds)."""
         if ledger.key.owner in self._revoked:
-            return "node was removed"
+            return "node was removed", wall + RECHECK_S
         certificate = _decode(ledger.get("certificate"), Certificate)
         if certificate is None:
-            return "no certificate"
+            return "no certificate", wall + RECHECK_S
         holder = self._holder(certificate.der, wall)
         if holder.identity is None:
-            return "certificate is not this cluster's"
+            return "certificate is not this cluster's", holder.until
         if holder.identity.node != ledger.key.owner or holder.key != ledger.key.key:
-            return "certificate is another's"
-        return None
+            return "certificate is another's", holder.until
+        return None, holder.until
 
     def _addresses(self, ledger: Ledger, wall: float) -> frozenset[IPAddress]:
         certificate = _decode(ledger.get("certificate"), Certificate)
@@ -173,82 +226,97 @@ class Judge:
         self._lease_sets[leases] = (found, until)
         return found, until
 
-    def _judge(self, ledger: Ledger, wall: float) -> _Judged:
-        held = self._judged.get(ledger)
-        if held is not None and held.revision == ledger.revision and wall < held.until:
-            return held
-        leases, until = self._leases(ledger, wall)
-        by_network: dict[tuple[str, int], list[Lease]] = {}
-        for lease in leases.leases if leases is not None else ():
-            by_network.setdefault((lease.network, lease.vni), []).append(lease)
-        places = self._addresses(ledger, wall)
-        rows: list[tuple[RowKey, Version, Value, tuple[int, ...]]] = []
-        refused: list[str] = []
-        for (kind, id_), entry in ledger.rows.items():
-            if entry.row.value is None or kind not in VALUES:
-                continue
-            value = _decode(entry.row.value, VALUES[kind])
-            if value is None:
-                refused.append("unreadable")
-                continue
-            epochs = () if isinstance(value, Applied) else _epochs(value, by_network, places)
-            if isinstance(epochs, str):
-                refused.append(epochs)
-            else:
-                rows.append((RowKey(ledger.key.owner, kind, id_), entry.version, value, epochs))
-        judged = _Judged(tuple(rows), tuple(refused), until, ledger.revision)
-        self._judged[ledger] = judged
-        return judged
+
+class _Block(NamedTuple):
+    version: int
+    first: int
+    last: int
+    epoch: int
 
 
-def _epochs(
-    value: Endpoint | Gateway, leases: Mapping[tuple[str, int], Sequence[Lease]], places: frozenset[IPAddress]
-) -> tuple[int, ...] | str:
-    """The lease's epoch of each address, or why the row has no effect."""
-    blocks = leases.get((value.network, value.vni), ())
-    epochs = []
+_Blocks = Mapping[tuple[str, int], Sequence[_Block]]
+"""By network and VNI."""
+
+
+def _blocks(leases: LeaseSet | None) -> _Blocks:
+    found: dict[tuple[str, int], list[_Block]] = {}
+    for lease in leases.leases if leases is not None else ():
+        prefix = lease.prefix
+        block = _Block(prefix.version, int(prefix.network_address), int(prefix.broadcast_address), lease.epoch)
+        found.setdefault((lease.network, lease.vni), []).append(block)
+    return found
+
+
+def _judge(owner: str, entry: Entry, blocks: _Blocks, places: frozenset[IPAddress]) -> _Verdict:
+    row = entry.row
+    value = _decode(row.value, VALUES[row.kind])
+    if value is None:
+        return _Verdict(None, (), "unreadable")
+    claims = () if isinstance(value, Applied) else _claims(value, blocks, places)
+    if isinstance(claims, str):
+        return _Verdict(None, (), claims)
+    return _Verdict((RowKey(owner, row.kind, row.id), entry.version, value), claims, "")
+
+
+def _claims(
+    value: Endpoint | Gateway, blocks: _Blocks, places: frozenset[IPAddress]
+) -> tuple[tuple[bytes, int], ...] | str:
+    """Each address with the epoch of its lease, or why the row has no effect."""
+    leased = blocks.get((value.network, value.vni), ())
+    vni = value.vni.to_bytes(4, "big")
+    claims = []
     for address in value.addresses:
-        found = [block.epoch for block in blocks if address.version == block.prefix.version and address in block.prefix]
-        if not found:
+        number, version = int(address), address.version
+        epochs = [block.epoch for block in leased if block.first <= number <= block.last and block.version == version]
+        if not epochs:
             return "address is not leased to the owner"
-        epochs.append(max(found))
+        claims.append((vni + address.packed, max(epochs)))
     # Else a row could draw another container's frames to itself.
-    if value.mac not in {mac_of(value.vni, address) for address in value.addresses}:
+    if not any(value.mac == mac_of(value.vni, address) for address in value.addresses):
         return "MAC does not follow from the address"
     # Else it could send others' frames to a third host, and have that one let in.
     if value.vtep not in places:
         return "VTEP is not the owner's"
-    return tuple(epochs)
+    return tuple(claims)
 
 
-def _settle_claims(chosen: Iterable[_Judged], refused: Counter[str]) -> tuple[EffectiveRow, ...]:
+def _settle_claims(chosen: Mapping[str, _Opinion], refused: Counter[str]) -> dict[str, tuple[Fact, ...]]:
     """Of several rows that claim an address the one with the higher epoch, then the newer version."""
-    best: dict[tuple[int, IPAddress], tuple[int, str, Version]] = {}
-    judged = list(chosen)
-    for group in judged:
-        for key, version, value, epochs in group.rows:
-            for address, epoch in zip(_addresses(value), epochs, strict=True):
-                claim = (epoch, key.owner, version)
-                place = (_vni(value), address)
-                if place not in best or claim > best[place]:
-                    best[place] = claim
-    rows: list[EffectiveRow] = []
-    for group in judged:
-        for key, version, value, epochs in group.rows:
-            claims = zip(_addresses(value), epochs, strict=True)
-            if all(best[_vni(value), address] == (epoch, key.owner, version) for address, epoch in claims):
-                rows.append((key, version, value))
-            else:
-                refused["address was given anew"] += 1
-    return tuple(rows)
+    seen: set[bytes] = set()
+    contested: set[bytes] = set()
+    for opinion in chosen.values():
+        contested |= opinion.twice
+        if not seen.isdisjoint(opinion.places):
+            contested |= seen & opinion.places
+        seen |= opinion.places
+    best: dict[bytes, tuple[int, str, Version]] = {}
+    for owner, opinion in chosen.items():
+        if not contested.isdisjoint(opinion.places):
+            for entry, verdict in opinion.verdicts.items():
+                for place, epoch in verdict.claims:
+                    if place in contested:
+                        best[place] = max(best.get(place, (0, "", NEVER)), (epoch, owner, entry.version))
+    rows = {}
+    for owner, opinion in chosen.items():
+        kept = opinion.rows
+        if not contested.isdisjoint(opinion.places):
+            lost = {
+                RowKey(owner, entry.row.kind, entry.row.id)
+                for entry, verdict in opinion.verdicts.items()
+                for place, epoch in verdict.claims
+                if place in contested and best[place] != (epoch, owner, entry.version)
+            }
+            if lost:
+                kept = tuple(fact for fact in kept if fact[0] not in lost)
+                refused["address was given anew"] += len(lost)
+        if kept:
+            rows[owner] = kept
+    return rows
 
 
-def _addresses(value: Value) -> tuple[IPAddress, ...]:
-    return () if isinstance(value, Applied) else value.addresses
-
-
-def _vni(value: Value) -> int:
-    return 0 if isinstance(value, Applied) else value.vni
+def _latest(ledgers: Sequence[Ledger]) -> Ledger:
+    """A node that was given a new key has two; the later life is right."""
+    return ledgers[0] if len(ledgers) == 1 else max(ledgers, key=lambda ledger: ledger.newest)
 
 
 def _decode(packed: bytes | None, kind: type[T]) -> T | None:

@@ -19,8 +19,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from vxnet.core.author import Author
-from vxnet.core.evidence import EffectiveRow, Judge
+from vxnet.core.evidence import Judge
 from vxnet.core.exchange import Contacted
+from vxnet.core.facts import Facts
 from vxnet.core.keyring import KeyRing
 from vxnet.core.members import Address, Member
 from vxnet.core.oldpack import MalformedError
@@ -213,11 +214,11 @@ class GossipNode:
         members = self.swim.members.values()
         return tuple(member for member in members if not member.id or member.id not in self._revoked)
 
-    def rows(self, wall: float) -> tuple[EffectiveRow, ...]:
+    def rows(self, wall: float) -> Facts:
         """Rows that count, of owners that are here."""
         return self._of_visible(wall, paths=False)
 
-    def paths(self, wall: float) -> tuple[EffectiveRow, ...]:
+    def paths(self, wall: float) -> Facts:
         """Rows that count, also of owners whose daemon fell silent not long ago: their containers may well live."""
         return self._of_visible(wall, paths=True)
 
@@ -241,11 +242,10 @@ class GossipNode:
     def dropped(self) -> Counter[str]:
         return self.swim.dropped + self.spread.dropped
 
-    def _of_visible(self, wall: float, *, paths: bool) -> tuple[EffectiveRow, ...]:
+    def _of_visible(self, wall: float, *, paths: bool) -> Facts:
         self._wall = wall
         effective, _ = self.judge.effective(self.table, wall)
-        owners = self._owners(paths=paths)
-        return tuple(row for row in effective if row[0].owner in owners)
+        return effective.of(self._owners(paths=paths))
 
     def _owners(self, *, paths: bool) -> frozenset[str]:
         """Whose rows are shown."""

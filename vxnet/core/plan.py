@@ -10,13 +10,14 @@ encapsulation adds: 14 inner Ethernet + 8 VXLAN + 8 UDP + 20 IPv4 or 40 IPv6 (RF
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from vxnet.core.facts import Facts
+from vxnet.core.remotes import Groups
 from vxnet.model.address import IPAddress
 from vxnet.model.cluster import Cluster, Network, Node
 from vxnet.model.container import Attachment, Container
-from vxnet.model.host import GatewayBridge, HostState, Interface, Remote, Sandbox, Segment
-from vxnet.model.row import Endpoint
+from vxnet.model.host import GatewayBridge, HostState, Interface, Sandbox, Segment
 
 OVERHEAD_IPV4 = 50
 OVERHEAD_IPV6 = 70
@@ -31,17 +32,19 @@ def plan(
     cluster: Cluster | None,
     networks: Mapping[str, Network],
     containers: Sequence[Container],
-    endpoints: Iterable[tuple[str, Endpoint]],
+    facts: Facts,
     members: Mapping[str, IPAddress],
     underlay_mtu: int | Callable[[Sequence[IPAddress]], int],
     gateway: GatewayBridge | None,
     dns_ports: Mapping[str, int],
+    groups: Groups | None = None,
 ) -> HostState:
     """The desired state. A host in no cluster (``self_node`` and ``cluster`` None) has its containers' way out alone.
 
-    ``containers``: of this host, with a living first process. ``endpoints``: (id of the owner, row), judged good; rows
-    of this host's own are passed over. ``members``: VTEP of each node that may send, by node id. ``underlay_mtu``: of
-    the paths to the VTEPs, or a function of them. ``dns_ports``: where each container's resolver listens.
+    ``containers``: of this host, with a living first process. ``facts``: judged good; rows of this host's own are
+    passed over. ``members``: VTEP of each node that may send, by node id. ``underlay_mtu``: of the paths to the VTEPs,
+    or a function of them. ``dns_ports``: where each container's resolver listens. ``groups``: what earlier calls made
+    of the facts, for speed; the result is the same without.
     """
     if self_node is None or cluster is None:
         sandboxes = _sandboxes(containers, networks, {}, gateway, dns_ports)
@@ -60,15 +63,24 @@ def plan(
                 mtus[network.id] = network.mtu or inner_mtu
                 residents.setdefault(network.id, []).append(attachment)
 
-    elsewhere: dict[str, list[tuple[str, Endpoint]]] = {network: [] for network in residents}
-    for owner, endpoint in endpoints:
-        rows = elsewhere.get(endpoint.network)
-        if rows is not None and owner != self_node.id and endpoint.vtep != local:
-            rows.append((owner, endpoint))
+    groups = Groups() if groups is None else groups
+    elsewhere = groups.of(facts, {(network, networks[network].vni) for network in residents})
+
+    def segment(network: Network) -> Segment:
+        here = residents[network.id]
+        key = network.id, network.vni
+        there = [
+            group
+            for group in elsewhere[key]
+            # A tunnel's ends are of one family: the kernel refuses others.
+            if group.owner != self_node.id and group.vtep != local and group.vtep.version == local.version
+        ]
+        addresses = (interface.ip for attachment in here for interface in attachment.addresses)
+        known = groups.settle(key, there, (attachment.mac for attachment in here), addresses)
+        return Segment(vni=network.vni, mtu=mtus[network.id], local=local, remotes=known.remotes, flood=known.vteps)
 
     segments = tuple(
-        _segment(networks[network], local, mtus[network], residents[network], elsewhere[network])
-        for network in sorted(residents, key=lambda network: networks[network].vni)
+        segment(networks[network]) for network in sorted(residents, key=lambda network: networks[network].vni)
     )
     senders = {vtep for segment in segments for vtep in segment.flood}
     return HostState(
@@ -79,38 +91,6 @@ def plan(
         # Also of nodes that are gone from the members but whose containers are still kept on the paths.
         vteps=_sorted_addresses({*vteps, *senders}),
     )
-
-
-def _segment(
-    network: Network, local: IPAddress, mtu: int, here: list[Attachment], there: list[tuple[str, Endpoint]]
-) -> Segment:
-    """Of two that claim a MAC or an address, one that lives here is right; then the first by node id."""
-    macs = {attachment.mac for attachment in here}
-    addresses = {interface.ip for attachment in here for interface in attachment.addresses}
-    remotes = []
-    for _owner, endpoint in sorted(there, key=_owner_and_mac):
-        free = tuple(address for address in endpoint.addresses if address not in addresses)
-        if endpoint.vni != network.vni or endpoint.mac in macs or not free:
-            continue
-        if endpoint.vtep.version != local.version:
-            continue  # a tunnel's ends are of one family: the kernel refuses others
-        macs.add(endpoint.mac)
-        addresses.update(free)
-        # The row's own tuple where it is whole: who compares plans then sees at a glance that nothing changed.
-        whole = len(free) == len(endpoint.addresses)
-        remotes.append(Remote(mac=endpoint.mac, addresses=endpoint.addresses if whole else free, vtep=endpoint.vtep))
-    remotes.sort(key=lambda remote: remote.mac)
-    return Segment(
-        vni=network.vni,
-        mtu=mtu,
-        local=local,
-        remotes=tuple(remotes),
-        flood=_sorted_addresses({remote.vtep for remote in remotes}),
-    )
-
-
-def _owner_and_mac(row: tuple[str, Endpoint]) -> tuple[str, str]:
-    return row[0], row[1].mac
 
 
 def _sandboxes(

@@ -59,7 +59,7 @@ class BatchContent(msgspec.Struct, frozen=True, array_like=True):
     live: tuple[int, ...] = ()
 
 
-class Batch(msgspec.Struct, frozen=True, array_like=True, tag="b"):
+class Batch(msgspec.Struct, frozen=True, array_like=True, tag="b", gc=False):
     """As its owner made it; relays pass on these very octets."""
 
     content: bytes

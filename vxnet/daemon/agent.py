@@ -24,7 +24,9 @@ from msgspec.structs import replace
 from vxnet import __version__
 from vxnet.cluster.dns import Resolver
 from vxnet.core import allocate, networks, plan
+from vxnet.core.facts import NO_FACTS, Facts
 from vxnet.core.names import view_of
+from vxnet.core.remotes import Groups
 from vxnet.daemon import views, watch
 from vxnet.daemon.config import Config
 from vxnet.daemon.containers import Containers
@@ -56,7 +58,6 @@ from vxnet.model.cluster import Lease, Network, Node, Role, Subnet
 from vxnet.model.container import Container, ContainerSpec
 from vxnet.model.errors import ConflictError, HostError, NotFoundError, VxnetError
 from vxnet.model.host import GATEWAY_BRIDGE, Change, GatewayBridge, HostFacts
-from vxnet.model.row import RowKey, Value, Version
 
 log = structlog.get_logger()
 
@@ -84,7 +85,7 @@ HOST_INTERVAL_S = 30.0
 class _Seen(NamedTuple):
     """From what a plan was made: what may be told once the kernel carries it."""
 
-    rows: tuple[tuple[RowKey, Version, Value], ...]
+    rows: Facts
     networks: Mapping[str, Network]
     vnis: frozenset[int]
     """Of the segments on this host."""
@@ -102,6 +103,7 @@ class Agent:
         self._resolver = resolver
         self._kernel = Kernel()
         self._underlay_mtu = FALLBACK_MTU
+        self._groups = Groups()
         self._vteps: frozenset[IPAddress] = frozenset()
         """To which the MTU was measured."""
         self._nodes_changed = asyncio.Event()
@@ -185,14 +187,15 @@ class Agent:
             cluster=place.assignment.cluster if place is not None else None,
             networks=self._membership.networks,
             containers=live,
-            endpoints=place.paths() if place is not None else (),
+            facts=place.paths() if place is not None else NO_FACTS,
             members=place.vteps() if place is not None else {},
             underlay_mtu=self._underlay_mtu,
             gateway=self._gateway_bridge() if needed else None,
             dns_ports=self._containers.dns_ports(),
+            groups=self._groups,
         )
         vnis = frozenset(segment.vni for segment in state.segments)
-        return Plan(state, _Seen(place.rows() if place is not None else (), self._membership.networks, vnis))
+        return Plan(state, _Seen(place.rows() if place is not None else NO_FACTS, self._membership.networks, vnis))
 
     def _applied(self, seen: _Seen) -> None:
         """A name is told only once its path is there."""

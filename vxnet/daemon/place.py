@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import ipaddress
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import structlog
 from msgspec.structs import replace
@@ -26,8 +26,10 @@ from vxnet.cluster.gossip import Gossip
 from vxnet.cluster.journal import Journal
 from vxnet.cluster.manager_api import serve_manager
 from vxnet.cluster.sqlite_store import SqliteStore
-from vxnet.core import applied, trust
 from vxnet.core import assignment as assignments
+from vxnet.core import trust
+from vxnet.core.applied import Acknowledgements
+from vxnet.core.facts import Facts
 from vxnet.core.members import Member
 from vxnet.core.timing import LAN
 from vxnet.daemon.manager import Manager
@@ -39,7 +41,7 @@ from vxnet.model.assignment import Assignment
 from vxnet.model.cluster import GOSSIP_PORT, Lease, Network
 from vxnet.model.errors import ForbiddenError, HostError, VxnetError
 from vxnet.model.host import HostFacts
-from vxnet.model.row import Applied, Endpoint, RowKey, Value, Version
+from vxnet.model.row import Applied, Endpoint
 
 log = structlog.get_logger()
 
@@ -102,6 +104,7 @@ class Place:
         """Set, and replaced, whenever gossip tells something new."""
         self._saved: Assignment | None = None
         self._published: dict[str, Endpoint] = {}
+        self._acknowledgements = Acknowledgements()
         self._told: Applied | None = None
         self._remembered_vteps = state.last_members().vteps
         self._remembered_until = time.monotonic() + LAN.paths_kept_s
@@ -346,11 +349,11 @@ class Place:
                 self.gossip.put("endpoint", row_id, endpoint)
         self._published = dict(endpoints)
 
-    def acknowledge(self, seen: Iterable[tuple[RowKey, Version, Value]], vnis: Collection[int]) -> None:
+    def acknowledge(self, seen: Facts, vnis: Collection[int]) -> None:
         """Tell those who wait for it that this host's kernel carries ``seen`` in its segments ``vnis``."""
         if len(self.members()) > ACKNOWLEDGED_NODES:
             return
-        told = applied.acknowledgement(seen, self.node.id, vnis)
+        told = self._acknowledgements.to_tell(seen, self.node.id, vnis)
         if told is not None and told != self._told:
             self._told = told
             self.gossip.put("applied", "", told)
@@ -369,7 +372,7 @@ class Place:
     def _unaware(self, row_ids: Collection[str]) -> frozenset[str]:
         if len(self.members()) > ACKNOWLEDGED_NODES:
             return frozenset()
-        return applied.unaware(self.rows(), self.node.id, row_ids)
+        return self._acknowledgements.unaware(self.rows(), self.node.id, row_ids)
 
     async def _watch_gossip(self) -> None:
         """Managers and last members are where to begin; from then on, whatever changes is passed on."""
@@ -401,12 +404,12 @@ class Place:
         """Of vxnet's; foreign agents in the gossip have no part in networks."""
         return tuple(member for member in self.gossip.members() if member.id)
 
-    def rows(self) -> tuple[tuple[RowKey, Version, Value], ...]:
-        return tuple(self.gossip.rows())
+    def rows(self) -> Facts:
+        return self.gossip.rows()
 
-    def paths(self) -> Iterable[tuple[str, Endpoint]]:
+    def paths(self) -> Facts:
         """Like rows, and those of hosts whose daemon is silent: their containers may well live."""
-        return [(key.owner, value) for key, _, value in self.gossip.paths() if isinstance(value, Endpoint)]
+        return self.gossip.paths()
 
     def vteps(self) -> dict[str, IPAddress]:
         """Of each node that may send on the data path; of those not met yet as it was before the restart.
@@ -432,9 +435,9 @@ class Place:
         """``web on h2``: whoever still uses a network."""
         names = self.names()
         return [
-            f"{endpoint.name} on {names.get(owner, owner)}"
-            for owner, endpoint in self.paths()
-            if endpoint.network == network_id
+            f"{value.name} on {names.get(key.owner, key.owner)}"
+            for key, _, value in self.paths()
+            if isinstance(value, Endpoint) and value.network == network_id
         ]
 
     def names(self) -> dict[str, str]:

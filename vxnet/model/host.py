@@ -22,7 +22,7 @@ GATEWAY_BRIDGE = "vxnet_gw"
 NFT_TABLE = "vxnet"
 
 
-class Remote(Record, frozen=True, kw_only=True):
+class Remote(Record, frozen=True, kw_only=True, gc=False):
     """An endpoint of this segment on another host: two FDB rows and a neighbour for each address."""
 
     mac: MAC

@@ -28,7 +28,7 @@ class RowKey(NamedTuple):
     id: str
 
 
-class Endpoint(msgspec.Struct, frozen=True, array_like=True, tag="endpoint", kw_only=True):
+class Endpoint(msgspec.Struct, frozen=True, array_like=True, tag="endpoint", kw_only=True, gc=False):
     """One container on one network. FDB, neighbours, names and load balancing all follow from these."""
 
     network: str
@@ -84,7 +84,7 @@ class Leases(msgspec.Struct, frozen=True, array_like=True, tag="leases"):
 Evidence = Certificate | Leases
 
 
-class Row(msgspec.Struct, frozen=True, array_like=True):
+class Row(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """As it travels. ``value`` is packed, and None for a tombstone: a kind that this version does not know is passed on
     all the same.
     """
