@@ -74,6 +74,10 @@ class Agenda:
         return None if due is None else due + self._lost
 
     def _next(self) -> float | None:
-        while self._heap and self._live.get(self._heap[0].key) != self._heap[0].order:
-            heapq.heappop(self._heap)
-        return self._heap[0].due if self._heap else None
+        heap, live = self._heap, self._live
+        while heap:
+            due, order, key, _ = heap[0]
+            if live.get(key) == order:
+                return due
+            heapq.heappop(heap)
+        return None

@@ -120,7 +120,7 @@ class Exchange:
         self._swim.agenda.after(self._swim.settings.push_pull_s(self._swim.present), "push/pull", self._push_pull)
 
     def _reconnect(self) -> None:
-        for member in self._swim.pick(1, lambda member: member.status == "dead"):
+        for member in self._swim.members.pick_absent(self._swim.rng, 1, lambda member: member.status == "dead"):
             self._swim.send(member.endpoint, self._swim.claim(member))
             self._swim.prober.greet(member)
         self._swim.agenda.after(self._swim.settings.reconnect_interval_s, "reconnect", self._reconnect)

@@ -114,9 +114,11 @@ class _Opening:
             elif kind == Type.USER:
                 self.found.append(User(body))
             else:
-                self.found.append(decode(kind, unpack_all(body)))
+                self.found.append(decode(kind, data, 1))
         except MalformedError as error:
             self.found.append(error)
+        except IncompleteError:
+            self.found.append(MalformedError("ends in the middle"))
 
 
 def _split(body: bytes) -> list[bytes]:
@@ -253,8 +255,7 @@ class StreamReader:
             self._head = head
             self._step = self._states if kind == Type.PUSH_PULL else self._user
             return self._step()
-        value, _ = unpack(self._data, 1)
-        return decode(kind, value)
+        return decode(kind, self._data, 1)
 
     def _user(self) -> Message:
         return User(self._rest(b"UserMsgLen"))
@@ -264,8 +265,8 @@ class StreamReader:
         if count > NODES_LIMIT:
             raise MalformedError("too many nodes")
         while len(self._nodes) < count:
-            value, self._at = unpack(self._data, self._at)
-            self._nodes.append(decode_node_state(value))
+            node, self._at = decode_node_state(self._data, self._at)
+            self._nodes.append(node)
         join = to_flag(self._head.get(b"Join", False))
         return PushPull(join, tuple(self._nodes), self._rest(b"UserStateLen"))
 

@@ -25,6 +25,7 @@ from vxnet.core.facts import Facts
 from vxnet.core.keyring import KeyRing
 from vxnet.core.members import Address, Member
 from vxnet.core.oldpack import MalformedError
+from vxnet.core.roster import Roster
 from vxnet.core.rows import Batch, decode_content
 from vxnet.core.spread import Spread
 from vxnet.core.stream import Stream
@@ -65,8 +66,11 @@ class GossipNode:
         revoked: Collection[str] = (),
         label: str = "",
         settings: Settings = LAN,
+        roster: Roster | None = None,
+        table: Table | None = None,
     ) -> None:
         """``keys``: of the key ring, the one to use first; none: unencrypted. ``key`` is the certificate's.
+        ``roster`` and ``table``: what it knows already.
         Raises :class:`CallerError` on bad keys and tags that are too long.
         """
         self._tags = {**tags, "id": node_id, VXNET_TAG: "1"}
@@ -81,8 +85,9 @@ class GossipNode:
             now=now,
             label=label,
             settings=settings,
+            roster=roster,
         )
-        self.table = Table()
+        self.table = Table() if table is None else table
         self.author = Author(node_id, key, incarnation)
         self.judge = Judge(roots, revoked)
         self._wall = wall

@@ -29,30 +29,34 @@ class IncompleteError(Exception):
 
 def pack(value: Packable) -> bytes:
     out = bytearray()
-    _pack(out, value)
+    pack_into(out, value)
     return bytes(out)
 
 
-def _pack(out: bytearray, value: Packable) -> None:
-    if value is None:
+def pack_into(out: bytearray, value: Packable) -> None:
+    """:func:`pack` at the end of ``out``."""
+    if isinstance(value, (bytes, str)):
+        raw = value.encode() if isinstance(value, str) else value
+        if len(raw) < 32:
+            out.append(0xA0 | len(raw))
+        else:
+            _pack_head(out, len(raw), 0xA0, 32, 0xDA)
+        out += raw
+    elif value is None:
         out.append(0xC0)
     elif isinstance(value, bool):
         out.append(0xC3 if value else 0xC2)
     elif isinstance(value, int):
         _pack_int(out, value)
-    elif isinstance(value, (bytes, str)):
-        raw = value.encode() if isinstance(value, str) else value
-        _pack_head(out, len(raw), 0xA0, 32, 0xDA)
-        out += raw
     elif isinstance(value, Mapping):
         _pack_head(out, len(value), 0x80, 16, 0xDE)
         for key, item in value.items():
-            _pack(out, key)
-            _pack(out, item)
+            pack_into(out, key)
+            pack_into(out, item)
     else:
         _pack_head(out, len(value), 0x90, 16, 0xDC)
         for item in value:
-            _pack(out, item)
+            pack_into(out, item)
 
 
 def _pack_head(out: bytearray, length: int, fix: int, fix_limit: int, wide: int) -> None:
@@ -178,5 +182,10 @@ def _map(data: bytes, at: int, count: int, depth: int) -> tuple[dict[bytes, Unpa
         key, at = _unpack(data, at, depth + 1)
         if not isinstance(key, bytes):
             raise MalformedError("a map's key is no text")
-        items[key], at = _unpack(data, at, depth + 1)
+        # Most values are small numbers.
+        if at < len(data) and data[at] < 0x80:
+            items[key] = data[at]
+            at += 1
+        else:
+            items[key], at = _unpack(data, at, depth + 1)
     return items, at

@@ -5,7 +5,7 @@
     0 ─── ping ──────────── timeout ── 3 indirect pings and TCP ────────── interval ── no ack: suspect
                                                                             └ fewer nacks than asked for: it is me
 
-Round robin over a shuffled list, so that every node is probed at least once in 2 (n − 1) intervals (SWIM, section 4.3).
+Round robin in a random order, so that every node is probed at least once in 2 (n − 1) intervals (SWIM, section 4.3).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from vxnet.core import wire
 from vxnet.core.lifeguard import Awareness, Suspicion
 from vxnet.core.members import Address, Member
+from vxnet.core.roster import Round
 from vxnet.core.stream import Stream
 
 if TYPE_CHECKING:
@@ -52,8 +53,7 @@ class Prober:
         self._probes: dict[int, Probe] = {}
         self._relays: dict[int, Relay] = {}
         self._suspicions: dict[str, Suspicion] = {}
-        self._round: list[str] = []
-        self._at = 0
+        self._round = Round(swim.rng)
         swim.agenda.after(swim.rng.random() * self._interval_s(), "probe", self._tick)
 
     # What others say
@@ -127,11 +127,6 @@ class Prober:
 
     # Probing
 
-    def enlist(self, name: str) -> None:
-        """A new member takes a random place in what is left of the round."""
-        place = self._at + self._swim.rng.randrange(max(1, len(self._round) - self._at + 1))
-        self._round.insert(place, name)
-
     def forget(self) -> None:
         """This process stood still: the silence it notices is its own."""
         for seq in list(self._probes):
@@ -164,19 +159,10 @@ class Prober:
             self.probe(member)
 
     def _next(self) -> Member | None:
-        for _ in range(len(self._round) + 2):
-            if self._at >= len(self._round):
-                self._round = [
-                    name for name, m in self._swim.members.items() if m.present and name != self._swim.me.name
-                ]
-                self._swim.rng.shuffle(self._round)
-                self._at = 0
-                if not self._round:
-                    return None
-            name = self._round[self._at]
-            self._at += 1
-            found = self._swim.members.get(name)
-            if found is not None and found.present:
+        members = self._swim.members
+        for _ in range(2 * len(members) if members.present > 1 else 0):
+            found = members.nth(self._round.next(len(members)))
+            if found.present and found.name != self._swim.me.name:
                 return found
         return None
 
@@ -209,7 +195,7 @@ class Prober:
         return self._seq
 
     def _interval_s(self) -> float:
-        return self.awareness.scale(self._swim.settings.probe_interval_s(self._swim.present))
+        return self.awareness.scale(self._swim.probe_interval_s)
 
     def _timeout_s(self) -> float:
         return self._interval_s() * self._swim.settings.probe_timeout_fraction

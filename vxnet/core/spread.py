@@ -16,6 +16,7 @@ from vxnet.core.author import Author
 from vxnet.core.broadcast import BroadcastQueue
 from vxnet.core.members import Address, Member
 from vxnet.core.oldpack import MalformedError
+from vxnet.core.roster import Round
 from vxnet.core.rows import Batch, Batches, Buckets, Digest, Have, Held, LedgerKey, Offer, Want
 from vxnet.core.swim import Swim
 from vxnet.core.table import Ledger, Table, check_signature
@@ -52,7 +53,7 @@ class Spread:
         self._author = author
         self._queue = BroadcastQueue()
         self._fresh: list[bytes] = []
-        self._round: list[str] = []
+        self._round = Round(swim.rng)
         self._soon_s = SOON_S
         self._doubts = 0
         self._absent_since: dict[str, float] = {}
@@ -68,8 +69,8 @@ class Spread:
 
     def flush(self) -> None:
         for batch in self._author.flush():
-            self._table.receive(batch)
-            self._spread(batch, at_once=True)
+            if self._table.receive(batch) is not None:
+                self._spread(batch, at_once=True)
         if self._author.tombstones and "floor" not in self._swim.agenda:
             self._swim.agenda.after(TOMBSTONE_S, "floor", self._raise_floor)
 
@@ -220,13 +221,10 @@ class Spread:
         self._greet_next()
 
     def _greet_next(self) -> None:
-        for _ in range(len(self._round) + 2):
-            if not self._round:
-                self._round = [member.name for member in self._peers(len(self._swim.members))]
-                if not self._round:
-                    return
-            member = self._swim.members.get(self._round.pop())
-            if member is not None and member.present and member.is_vxnet:
+        members = self._swim.members
+        for _ in range(2 * len(members) if members.present > 1 else 0):
+            member = members.nth(self._round.next(len(members)))
+            if member.present and member.is_vxnet and member.name != self._swim.me.name:
                 self._greet(member.name)
                 return
 

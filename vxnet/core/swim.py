@@ -20,11 +20,12 @@ from typing import NamedTuple, Protocol, TypeAlias
 from vxnet.core import frame, serf, wire
 from vxnet.core.agenda import Agenda
 from vxnet.core.exchange import Contacted, Exchange
-from vxnet.core.keyring import KeyRing
-from vxnet.core.members import Address, Member, Verdict, hash_member, judge, kind_of, may_move, parse_address, read_tags
+from vxnet.core.keyring import NONCE, KeyRing
+from vxnet.core.members import Address, Member, Verdict, judge, kind_of, may_move, parse_address, read_tags
 from vxnet.core.news import News
 from vxnet.core.oldpack import MalformedError
 from vxnet.core.probe import Prober
+from vxnet.core.roster import Roster
 from vxnet.core.stream import Stream
 from vxnet.core.timing import LAN, Settings
 from vxnet.model.address import IPAddress
@@ -42,7 +43,6 @@ class Random(Protocol):
     def random(self) -> float: ...
     def randrange(self, stop: int, /) -> int: ...
     def randbytes(self, n: int, /) -> bytes: ...
-    def shuffle(self, x: list[str], /) -> None: ...
 
 
 class MemberChanged(NamedTuple):
@@ -71,8 +71,10 @@ class Swim:
         now: float,
         label: str = "",
         settings: Settings = LAN,
+        roster: Roster | None = None,
     ) -> None:
-        """``address`` and ``port``: where others reach it. Raises :class:`CallerError` if the tags are too long."""
+        """``address`` and ``port``: where others reach it. ``roster``: whom it knows already. Raises
+        :class:`CallerError` if the tags are too long."""
         meta = serf.encode_tags(tags)
         if len(label.encode()) > wire.LABEL_LIMIT:
             raise CallerError(f"a cluster's label has at most {wire.LABEL_LIMIT} octets")
@@ -81,12 +83,10 @@ class Swim:
         self.me = Member(
             name, tags.get("id", ""), address, dict(tags), "alive", 1, port, meta, wire.VERSIONS, self.agenda.now
         )
-        self.members: dict[str, Member] = {name: self.me}
+        self.members = Roster() if roster is None else roster
+        is_known = name in self.members
         """By name, oneself and the gone included. Read only."""
-        self.present = 1
-        """How many of them are alive or suspect."""
-        self.present_hash = hash_member(self.me)
-        """XOR over them: equal where two nodes see the same ones, with the same incarnations."""
+        self.members.put(self.me)
         self.ring = ring
         self.settings = settings
         self.dropped: Counter[str] = Counter()
@@ -97,14 +97,17 @@ class Swim:
         self._outbox: dict[Address, list[bytes]] = {}
         self._events: deque[Event] = deque()
         self._streams: deque[Stream] = deque()
-        self.by_endpoint: dict[Address, str] = {}
         self._accused_at: dict[str, float] = {}
         self._hearsay: dict[str, int] = {}
+        self._observed = -1.0
+        self._interval_of = 0
+        self._interval_s = 0.0
         self.leaving = False
         self.prober = Prober(self)
         self._news = News(self)
         self._exchange = Exchange(self)
-        self.introduce()
+        if not is_known:
+            self.introduce()
 
     # The verbs
 
@@ -130,14 +133,19 @@ class Swim:
 
     def datagrams_to_send(self, now: float) -> list[tuple[bytes, Address]]:
         self._observe(now)
+        if not self._outbox:
+            return []
         outbox, self._outbox = self._outbox, {}
         packets = []
         for addr, messages in outbox.items():
-            to = self.at(addr)
+            if len(self._news):
+                room = wire.PACKET_CONTENT - sum(len(message) + 2 for message in messages) - 2
+                messages += self._news.take(room)
+            to = self.at(addr) if self.ring is None else None
             crc = to is not None and to.speaks_crc
-            room = wire.PACKET_CONTENT - sum(len(message) + 2 for message in messages) - 2
-            for packet in frame.compound([*messages, *self._news.take(room)]):
-                sealed = frame.seal_packet(packet, self.ring, self._label, self.rng.randbytes(12), crc=crc)
+            for packet in messages if len(messages) == 1 else frame.compound(messages):
+                nonce = b"" if self.ring is None else self.rng.randbytes(NONCE)
+                sealed = frame.seal_packet(packet, self.ring, self._label, nonce, crc=crc)
                 packets.append((sealed, addr))
                 self.sent_octets += len(sealed)
         return packets
@@ -148,6 +156,8 @@ class Swim:
     # Streams
 
     def streams_to_open(self) -> list[Stream]:
+        if not self._streams:
+            return []
         streams, self._streams = list(self._streams), deque()
         return streams
 
@@ -196,7 +206,7 @@ class Swim:
         if self.me.status == "left":
             self._news.tell(self.me.name, dead)
         self.me = self.me._replace(status="left")
-        self.members[self.me.name] = self.me
+        self.members.put(self.me)
 
     def send_user(self, addr: Address, payload: bytes) -> None:
         """By datagram: ``payload`` must fit into one (:data:`wire.PACKET_CONTENT` less one)."""
@@ -217,21 +227,33 @@ class Swim:
 
     # For the parts
 
+    @property
+    def present(self) -> int:
+        """How many members are alive or suspect."""
+        return self.members.present
+
+    @property
+    def present_hash(self) -> int:
+        """Of them all: equal where two nodes see the same ones, with the same incarnations."""
+        return self.members.present_hash
+
+    @property
+    def probe_interval_s(self) -> float:
+        """For so many members as there are, for a node in good health."""
+        n = self.members.present
+        if n != self._interval_of:
+            self._interval_of, self._interval_s = n, self.settings.probe_interval_s(n)
+        return self._interval_s
+
     def send(self, addr: Address, message: bytes) -> None:
         self._outbox.setdefault(addr, []).append(message)
 
     def pick(self, count: int, wanted: Callable[[Member], bool], besides: Sequence[str] = ()) -> list[Member]:
         """Up to ``count`` random members for which ``wanted`` holds."""
-        found = [m for m in self.members.values() if m.name != self.me.name and m.name not in besides and wanted(m)]
-        chosen: list[Member] = []
-        while found and len(chosen) < count:
-            at = self.rng.randrange(len(found))
-            found[at], found[-1] = found[-1], found[at]
-            chosen.append(found.pop())
-        return chosen
+        return self.members.pick(self.rng, count, wanted, (self.me.name, *besides))
 
     def at(self, addr: Address) -> Member | None:
-        return self.members.get(self.by_endpoint.get(addr, ""))
+        return self.members.at(addr)
 
     def pull_from(self, addr: Address) -> None:
         """Membership in full, unless that was just done."""
@@ -272,8 +294,10 @@ class Swim:
     # Messages
 
     def _observe(self, now: float) -> None:
-        tolerance = self.settings.stall_fraction * self.settings.probe_interval_s(self.present)
-        if self.agenda.observe(now, tolerance):
+        if now == self._observed:
+            return
+        self._observed = now
+        if self.agenda.observe(now, self.settings.stall_fraction * self.probe_interval_s):
             self.prober.forget()
 
     def _receive(self, message: wire.Message, addr: Address) -> None:
@@ -373,10 +397,8 @@ class Swim:
     def _assert_myself(self, beats: int) -> None:
         """Alive, with an incarnation above ``beats``."""
         incarnation = min(max(self.me.incarnation, beats) + 1, _LAST_INCARNATION)
-        self.present_hash ^= hash_member(self.me)
         self.me = self.me._replace(incarnation=incarnation)
-        self.present_hash ^= hash_member(self.me)
-        self.members[self.me.name] = self.me
+        self.members.put(self.me)
         self.introduce()
 
     def _answer_with_accusation(self, member: Member, addr: Address) -> None:
@@ -396,22 +418,12 @@ class Swim:
         return wire.encode(wire.Dead(member.incarnation, member.name, source))
 
     def replace(self, before: Member | None, after: Member) -> None:
-        self.members[after.name] = after
-        was = before is not None and before.present
-        self.present += after.present - was
-        for member in (before, after):
-            if member is not None and member.present:
-                self.present_hash ^= hash_member(member)
-        if before is not None and before.endpoint != after.endpoint:
-            self.by_endpoint.pop(before.endpoint, None)
-        self.by_endpoint[after.endpoint] = after.name
+        self.members.put(after)
         if after.status != "suspect":
             self.prober.settle(after.name)
-        if after.present and not was:
-            self.prober.enlist(after.name)
-            if before is not None and before.status == "dead":
-                # Back from the other side of a partition, perhaps: it knows others.
-                self._exchange.pull_from(after.endpoint, join=False)
+        if after.present and before is not None and before.status == "dead":
+            # Back from the other side of a partition, perhaps: it knows others.
+            self._exchange.pull_from(after.endpoint, join=False)
         if not after.present:
             self.agenda.after(self.settings.dead_kept_s, ("forget", after.name), lambda: self._forget(after.name))
         else:
@@ -419,8 +431,6 @@ class Swim:
         self._events.append(MemberChanged(before, after))
 
     def _forget(self, name: str) -> None:
-        member = self.members.pop(name, None)
-        if member is not None:
-            self.by_endpoint.pop(member.endpoint, None)
-            self._accused_at.pop(name, None)
-            self._hearsay.pop(name, None)
+        self.members.remove(name)
+        self._accused_at.pop(name, None)
+        self._hearsay.pop(name, None)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from vxnet.core.layered import Layered
 from vxnet.core.oldpack import MalformedError
 from vxnet.core.rows import BUCKETS, Batch, BatchContent, LedgerKey, bucket_of, decode_content, row_hash, to_be_signed
 from vxnet.model.row import Row, Version
@@ -53,6 +54,15 @@ class Ledger:
         self.octets = 0
         self._floor_hash = 0
         self._batches: Counter[Batch] = Counter()
+
+    def copy(self) -> Ledger:
+        other = Ledger(self.key)
+        other.rows = dict(self.rows)
+        other.floor, other.live, other.floor_batch = self.floor, self.live, self.floor_batch
+        other.hash, other.revision, other.octets = self.hash, self.revision, self.octets
+        other._floor_hash = self._floor_hash
+        other._batches = Counter(self._batches)
+        return other
 
     @property
     def newest(self) -> Version:
@@ -149,20 +159,21 @@ class Ledger:
 
 
 class Table:
-    def __init__(self) -> None:
-        self.ledgers: dict[LedgerKey, Ledger] = {}
-        self.buckets = [0] * BUCKETS
+    def __init__(self, base: Table | None = None) -> None:
+        """``base``: one whose rows this one begins with; it must not change any more."""
+        self.ledgers: Layered[LedgerKey, Ledger] = Layered(None if base is None else base.ledgers)
+        self.buckets: list[int] = [0] * BUCKETS if base is None else list(base.buckets)
         self.revision = 0
         """Changes with every change."""
-        self.octets = 0
+        self.octets: int = 0 if base is None else base.octets
         self.proven: Callable[[Ledger], bool] = lambda ledger: False
         """Which ledgers must not make room for others."""
         self.received: Callable[[Batch], None] = lambda batch: None
         """Called with each batch that brought news."""
-        self._by_owner: dict[str, dict[LedgerKey, Ledger]] = {}
+        self._by_owner: Layered[str, tuple[LedgerKey, ...]] = Layered(None if base is None else base._by_owner)
 
     def of_owner(self, owner: str) -> Iterable[Ledger]:
-        return self._by_owner.get(owner, {}).values()
+        return [self.ledgers[key] for key in self._by_owner.get(owner) or ()]
 
     def owners(self) -> Iterator[str]:
         return iter(tuple(self._by_owner))
@@ -190,6 +201,8 @@ class Table:
         check_signature(batch, content)
         if ledger is None:
             ledger = self._make_room(key)
+        elif self.ledgers.is_shared(key):
+            self.ledgers[key] = ledger = ledger.copy()
         octets, hash_ = ledger.octets, ledger.hash
         if self.octets + _octets(batch) > TABLE_OCTETS_LIMIT and not self._evict(ledger):
             raise MalformedError("more rows than the table holds")
@@ -207,9 +220,10 @@ class Table:
             self.octets -= ledger.octets
             self.buckets[bucket_of(key.owner)] ^= ledger.hash
             self.revision += 1
-            siblings = self._by_owner[key.owner]
-            del siblings[key]
-            if not siblings:
+            siblings = tuple(other for other in self._by_owner[key.owner] if other != key)
+            if siblings:
+                self._by_owner[key.owner] = siblings
+            else:
                 del self._by_owner[key.owner]
 
     def remove_owner(self, owner: str) -> None:
@@ -217,15 +231,15 @@ class Table:
             self.remove(ledger.key)
 
     def _make_room(self, key: LedgerKey) -> Ledger:
-        siblings = self._by_owner.get(key.owner, {})
+        siblings = list(self.of_owner(key.owner))
         if len(siblings) >= KEYS_PER_OWNER:
-            unproven = [ledger for ledger in siblings.values() if not self.proven(ledger)]
-            self.remove((unproven or list(siblings.values()))[0].key)
+            unproven = [ledger for ledger in siblings if not self.proven(ledger)]
+            self.remove((unproven or siblings)[0].key)
         if len(self.ledgers) >= LEDGERS_LIMIT and not self._evict(None):
             raise MalformedError("more owners than the table holds")
         ledger = Ledger(key)
         self.ledgers[key] = ledger
-        self._by_owner.setdefault(key.owner, {})[key] = ledger
+        self._by_owner[key.owner] = (*(self._by_owner.get(key.owner) or ()), key)
         return ledger
 
     def _evict(self, besides: Ledger | None) -> bool:

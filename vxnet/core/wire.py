@@ -11,12 +11,13 @@ Nothing here raises anything but :class:`~vxnet.core.oldpack.MalformedError`, ca
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, NamedTuple, TypeAlias
 
 from vxnet.core.keyring import OVERHEAD
-from vxnet.core.oldpack import MalformedError, Packable, Unpacked, pack
+from vxnet.core.oldpack import MalformedError, Packable, Unpacked, pack, pack_into, unpack
 
 PACKET_LIMIT = 1400
 """Octets of a UDP payload that vxnet sends: fits every path that an Ethernet frame does."""
@@ -173,46 +174,57 @@ def to_flag(value: Unpacked) -> bool:
 
 
 to_u32, to_u16, to_u8 = to_number(32), to_number(16), to_number(8)
-_Fields: TypeAlias = tuple[tuple[str, Callable[[Unpacked], object]], ...]
+_Fields: TypeAlias = tuple[tuple[bytes, Callable[[Unpacked], object]], ...]
 
-_ACCUSATION: _Fields = (("Incarnation", to_u32), ("Node", to_text), ("From", to_text))
+_ACCUSATION: _Fields = ((b"Incarnation", to_u32), (b"Node", to_text), (b"From", to_text))
 _NODE_STATE: _Fields = (
-    ("Name", to_text),
-    ("Addr", to_octets(16)),
-    ("Port", to_u16),
-    ("Meta", to_octets(META_LIMIT)),
-    ("Incarnation", to_u32),
-    ("State", to_u8),
-    ("Vsn", to_octets(8)),
+    (b"Name", to_text),
+    (b"Addr", to_octets(16)),
+    (b"Port", to_u16),
+    (b"Meta", to_octets(META_LIMIT)),
+    (b"Incarnation", to_u32),
+    (b"State", to_u8),
+    (b"Vsn", to_octets(8)),
 )
 _MAPPED: dict[type[Any], tuple[Type, _Fields]] = {
-    Ping: (Type.PING, (("SeqNo", to_u32), ("Node", to_text))),
+    Ping: (Type.PING, ((b"SeqNo", to_u32), (b"Node", to_text))),
     IndirectPing: (
         Type.INDIRECT_PING,
-        (("SeqNo", to_u32), ("Target", to_octets(16)), ("Port", to_u16), ("Node", to_text), ("Nack", to_flag)),
+        ((b"SeqNo", to_u32), (b"Target", to_octets(16)), (b"Port", to_u16), (b"Node", to_text), (b"Nack", to_flag)),
     ),
-    Ack: (Type.ACK, (("SeqNo", to_u32), ("Payload", to_octets(1024)))),
-    Nack: (Type.NACK, (("SeqNo", to_u32),)),
+    Ack: (Type.ACK, ((b"SeqNo", to_u32), (b"Payload", to_octets(1024)))),
+    Nack: (Type.NACK, ((b"SeqNo", to_u32),)),
     Suspect: (Type.SUSPECT, _ACCUSATION),
     Alive: (
         Type.ALIVE,
         (
-            ("Incarnation", to_u32),
-            ("Node", to_text),
-            ("Addr", to_octets(16)),
-            ("Port", to_u16),
-            ("Meta", to_octets(META_LIMIT)),
-            ("Vsn", to_octets(8)),
+            (b"Incarnation", to_u32),
+            (b"Node", to_text),
+            (b"Addr", to_octets(16)),
+            (b"Port", to_u16),
+            (b"Meta", to_octets(META_LIMIT)),
+            (b"Vsn", to_octets(8)),
         ),
     ),
     Dead: (Type.DEAD, _ACCUSATION),
-    Error: (Type.ERROR, (("Error", lambda value: to_octets(1024)(value).decode(errors="replace")),)),
+    Error: (Type.ERROR, ((b"Error", lambda value: to_octets(1024)(value).decode(errors="replace")),)),
 }
 _BY_TYPE: dict[int, type[Any]] = {number: kind for kind, (number, _) in _MAPPED.items()}
 
 
-def _to_map(fields: _Fields, record: tuple[Packable, ...]) -> dict[str, Packable]:
-    return {name: value for (name, _), value in zip(fields, record, strict=True)}
+def _to_map(names: tuple[bytes, ...], record: tuple[Packable, ...]) -> bytes:
+    out = bytearray((0x80 | len(names),))
+    for name, value in zip(names, record, strict=True):
+        out += name
+        # A sequence number, as most are.
+        if type(value) is int and 0x10000 <= value < 0x100000000:
+            out += _U32.pack(0xCE, value)
+        else:
+            pack_into(out, value)
+    return bytes(out)
+
+
+_U32 = struct.Struct(">BI")
 
 
 def _from_map(kind: Callable[..., Any], fields: _Fields, value: Unpacked) -> Any:
@@ -220,13 +232,18 @@ def _from_map(kind: Callable[..., Any], fields: _Fields, value: Unpacked) -> Any
         raise MalformedError("not a map")
     found = []
     for name, convert in fields:
-        raw = value.get(name.encode())
+        raw = value.get(name)
         # As in Go, a missing field is its zero value.
         found.append(convert(_ZERO[convert] if raw is None and convert in _ZERO else raw))
     return kind(*found)
 
 
 _ZERO: dict[Callable[[Unpacked], object], Unpacked] = {to_u32: 0, to_u16: 0, to_u8: 0, to_flag: False}
+_NAMES: dict[type[Any], tuple[bytes, ...]] = {
+    kind: tuple(pack(name) for name, _ in fields)
+    for kind, fields in [(NodeState, _NODE_STATE), *((kind, fields) for kind, (_, fields) in _MAPPED.items())]
+}
+"""Packed: they are most of a message."""
 
 
 def encode(message: Message) -> bytes:
@@ -236,10 +253,10 @@ def encode(message: Message) -> bytes:
     if isinstance(message, PushPull):
         head = {"Nodes": len(message.nodes), "UserStateLen": len(message.user_state), "Join": message.join}
         parts = [bytes((Type.PUSH_PULL,)), pack(head)]
-        parts += (pack(_to_map(_NODE_STATE, node)) for node in message.nodes)
+        parts += (_to_map(_NAMES[NodeState], node) for node in message.nodes)
         return b"".join(parts) + message.user_state
-    number, fields = _MAPPED[type(message)]
-    return bytes((number,)) + pack(_to_map(fields, message))
+    kind = type(message)
+    return bytes((_MAPPED[kind][0],)) + _to_map(_NAMES[kind], message)
 
 
 def encode_user_stream(payload: bytes) -> bytes:
@@ -247,15 +264,47 @@ def encode_user_stream(payload: bytes) -> bytes:
     return bytes((Type.USER,)) + pack({"UserMsgLen": len(payload)}) + payload
 
 
-def decode(kind: int, value: Unpacked) -> Message:
-    """The message of type ``kind`` whose map is ``value``. Raises :class:`MalformedError`."""
+def decode(kind: int, data: bytes, at: int = 0) -> Message:
+    """The message of type ``kind`` whose map begins at ``at``. Raises :class:`MalformedError`, and
+    :class:`IncompleteError` if ``data`` just ends."""
     record = _BY_TYPE.get(kind)
     if record is None:
         raise MalformedError("unknown message type")
-    found: Message = _from_map(record, _MAPPED[record][1], value)
+    found: Message = _read(record, _MAPPED[record][1], data, at)[0]
     return found
 
 
-def decode_node_state(value: Unpacked) -> NodeState:
-    found: NodeState = _from_map(NodeState, _NODE_STATE, value)
+def decode_node_state(data: bytes, at: int) -> tuple[NodeState, int]:
+    """(state, offset behind it). Raises as :func:`decode` does."""
+    found: tuple[NodeState, int] = _read(NodeState, _NODE_STATE, data, at)
     return found
+
+
+def _read(kind: Callable[..., Any], fields: _Fields, data: bytes, at: int) -> tuple[Any, int]:
+    """A map as vxnet writes it, all fields in order, is read without making a dict of it; any other with."""
+    begin = at
+    names = _NAMES[kind]  # type: ignore[index]
+    if data[at : at + 1] == bytes((0x80 | len(names),)):
+        at += 1
+        found = []
+        for name, (_, convert) in zip(names, fields, strict=True):
+            if not data.startswith(name, at):
+                break
+            at += len(name)
+            head = data[at] if at < len(data) else -1
+            value: Unpacked
+            if 0 <= head < 0x80:
+                value = head
+                at += 1
+            elif 0xA0 <= head < 0xC0 and at + (head & 0x1F) < len(data):
+                value = data[at + 1 : at + 1 + (head & 0x1F)]
+                at += 1 + (head & 0x1F)
+            else:
+                value, at = unpack(data, at)
+                if value is None:
+                    break
+            found.append(convert(value))
+        else:
+            return kind(*found), at
+    unpacked, at = unpack(data, begin)
+    return _from_map(kind, fields, unpacked), at
