@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import gc
 import logging
 import os
 import signal
@@ -29,6 +30,10 @@ from vxnet.model.errors import CallerError, ConflictError, HostError, VxnetError
 
 log = structlog.get_logger()
 
+GARBAGE = (20_000, 20, 20)
+"""Objects (net), collections of the young, of the middle-aged: how seldom the collector looks for cycles. Rows come by
+the ten thousand and are no garbage: with Python's 700 objects, half the time of their arrival went into looking."""
+
 
 def main(*, config_path: Path = configuration.CONFIG_PATH, socket_path: Path = RUN_DIRECTORY / "vxnet.sock") -> int:
     """Run until SIGTERM or SIGINT. Returns the exit status."""
@@ -38,6 +43,7 @@ def main(*, config_path: Path = configuration.CONFIG_PATH, socket_path: Path = R
         config = configuration.load(config_path)
         _set_up_logging(config.log_level)
         with _only_one(RUN_DIRECTORY):
+            gc.set_threshold(*GARBAGE)
             asyncio.run(_serve(config, socket_path))
     except VxnetError as error:
         print(f"vxnet: {error}", file=sys.stderr)

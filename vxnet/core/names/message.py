@@ -12,7 +12,7 @@ import ipaddress
 import struct
 from typing import NamedTuple
 
-from vxnet.model.address import IPNetwork
+from vxnet.model.address import IPAddress, IPNetwork
 
 A, PTR, AAAA, OPT, ANY = 1, 12, 28, 41, 255
 IN = 1
@@ -61,11 +61,26 @@ class Rejected(NamedTuple):
 
 def encode_name(text: str) -> bytes | None:
     """``a.b`` as labels in lower case; None for what DNS cannot carry (an empty label, > 63 or in all > 255 octets)."""
-    labels = text.encode("utf-8", "surrogateescape").lower().split(b".")
+    raw = text.encode("utf-8", "surrogateescape").lower()
+    if b"." not in raw:  # nearly all of them
+        return bytes((len(raw),)) + raw + b"\0" if 0 < len(raw) < 64 else None
+    labels = raw.split(b".")
     if not all(0 < len(label) < 64 for label in labels):
         return None
     name = b"".join(bytes((len(label),)) + label for label in labels) + b"\0"
     return name if len(name) <= 255 else None
+
+
+_OCTETS = tuple(bytes((len(str(octet)),)) + str(octet).encode() for octet in range(256))
+_NIBBLES = tuple(b"\x01" + f"{nibble:x}".encode() for nibble in range(16))
+
+
+def encode_reverse(address: IPAddress) -> bytes:
+    """``4.3.2.1.in-addr.arpa`` and its like for IPv6, as labels (RFC 1035 section 3.5, RFC 3596 section 2.5)."""
+    backwards = reversed(address.packed)
+    if address.version == 4:
+        return b"".join(_OCTETS[octet] for octet in backwards) + _IN_ADDR
+    return b"".join(_NIBBLES[octet & 15] + _NIBBLES[octet >> 4] for octet in backwards) + _IP6
 
 
 def parse_query(data: bytes, *, tcp: bool = False) -> Query | Rejected:

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from vxnet.core.facts import Fact, Facts
 from vxnet.core.names.message import (
     AAAA,
     ANY,
@@ -23,6 +24,7 @@ from vxnet.core.names.message import (
     Query,
     Rejected,
     encode_name,
+    encode_reverse,
     pack_reply,
     parse_query,
     reverse_prefix,
@@ -90,19 +92,19 @@ class _Zone:
         """Who has a name, and in which rank: 0 for the name itself, 1 for ``name.network``, which yields to it."""
         self.reverse: dict[bytes, dict[RowKey, int]] = {}
 
-    def keys(self, key: RowKey, endpoint: Endpoint) -> Iterable[tuple[dict[bytes, dict[RowKey, int]], bytes, int]]:
+    def keys(self, key: RowKey, endpoint: Endpoint) -> list[tuple[dict[bytes, dict[RowKey, int]], bytes, int]]:
         """All that a row claims here: which table, name on the wire, rank."""
+        found = []
         texts = [endpoint.name, *endpoint.aliases]
         if _CONTAINER_ID.match(key.id):
             texts.append(key.id[:12])
         for text in texts:
             if plain := encode_name(text):
-                yield self.claims, plain, 0
+                found.append((self.claims, plain, 0))
                 if qualified := self.qualify(plain):
-                    yield self.claims, qualified, 1
-        for address in endpoint.addresses:
-            if name := encode_name(address.reverse_pointer):
-                yield self.reverse, name, 0
+                    found.append((self.claims, qualified, 1))
+        found += [(self.reverse, encode_reverse(address), 0) for address in endpoint.addresses]
+        return found
 
     def qualify(self, name: bytes) -> bytes | None:
         """``name.network``, if that is not too long for DNS."""
@@ -110,20 +112,29 @@ class _Zone:
             return None
         return name[:-1] + self.suffix
 
-    def pack(self, name: bytes, rows: Mapping[RowKey, tuple[Version, Endpoint]]) -> Answers | None:
+    def pack(
+        self, name: bytes, rows: Mapping[RowKey, tuple[Version, Endpoint]], alone: dict[RowKey, Answers]
+    ) -> Answers | None:
+        """``alone``: the addresses of those that have a name for themselves; nearly all names are of one, and one has
+        several."""
         claims = self.claims.get(name)
         reverse = self.reverse.get(name)
         if claims is None and reverse is None:
             return None
         answers: Answers = {}
-        if claims:
+        if claims and len(claims) == 1:
+            (key,) = claims
+            if key not in alone:
+                alone[key] = _pack_addresses([rows[key][1]])
+            answers = alone[key]
+        elif claims:
             best = min(claims.values())
             answers = _pack_addresses([rows[key][1] for key, rank in claims.items() if rank == best])
         if reverse:
             names = {encode_name(rows[key][1].name) for key in reverse}
             targets = sorted(target for name in names if name and (target := self.qualify(name)))
             if targets:
-                answers[PTR] = RRset(len(targets), 0, b"".join(_record(PTR, target) for target in targets))
+                answers = {**answers, PTR: RRset(len(targets), 0, b"".join(_record(PTR, one) for one in targets))}
         return answers
 
 
@@ -133,6 +144,8 @@ class Names:
     def __init__(self) -> None:
         self._zones: dict[str, _Zone] = {}
         self._rows: dict[RowKey, tuple[Version, Endpoint]] = {}
+        self._heard: dict[str, tuple[Fact, ...]] = {}
+        """By owner, as last taken over."""
 
     def __len__(self) -> int:
         return sum(len(zone.answers) for zone in self._zones.values())
@@ -142,18 +155,37 @@ class Names:
     ) -> dict[tuple[str, bytes], Answers | None]:
         """Take over the whole truth: all effective rows of the cluster, this host's own too, and all networks by id.
 
-        Returns what became different, by network and name: the new answers, or None for a name that is gone. Only
-        rows with another version than last time cost more than a comparison.
+        Returns what became different, by network and name: the new answers, or None for a name that is gone. Only an
+        owner with other rows than last time costs more than a comparison (:class:`~vxnet.core.facts.Facts`).
         """
         touched: set[tuple[str, bytes]] = set()
-        self._follow(networks, touched)
-        wanted = {
-            key: (version, value)
-            for key, version, value in rows
-            if isinstance(value, Endpoint) and value.network in networks
-        }
+        heard, self._heard = self._heard, {}
+        # With other networks an owner's same rows say something else.
+        anew = self._follow(networks, touched)
+        owners = Facts.gather(rows).by_owner
+        for owner in heard.keys() - owners.keys():
+            self._hear({}, self._known(heard[owner]), touched)
+        for owner, facts in owners.items():
+            before = heard.get(owner)
+            if anew or before is not facts:
+                wanted = {
+                    key: (version, value)
+                    for key, version, value in facts
+                    if isinstance(value, Endpoint) and value.network in networks
+                }
+                self._hear(wanted, self._known(before or ()), touched)
+            self._heard[owner] = facts
+        return self._repack(touched)
+
+    def _known(self, facts: Iterable[Fact]) -> set[RowKey]:
+        return {key for key, _, _ in facts if key in self._rows}
+
+    def _hear(
+        self, wanted: Mapping[RowKey, tuple[Version, Endpoint]], had: set[RowKey], touched: set[tuple[str, bytes]]
+    ) -> None:
+        """Of one owner: what it has now, and which of its rows are known."""
         known = self._rows
-        for key in known.keys() - wanted.keys():
+        for key in had - wanted.keys():
             self._claim(key, known.pop(key)[1], touched, add=False)
         for key, row in wanted.items():
             old = known.get(key)
@@ -163,7 +195,6 @@ class Names:
                 self._claim(key, old[1], touched, add=False)
             known[key] = row
             self._claim(key, row[1], touched, add=True)
-        return self._repack(touched)
 
     def answer(self, view: View, data: bytes, turn: int, *, tcp: bool = False) -> bytes | Forward | Rejected:
         """The reply to one message from a container. ``turn`` is random and says which address comes first."""
@@ -196,16 +227,21 @@ class Names:
                     return pack_reply(query, NXDOMAIN if whole else NOERROR)
         return Forward(query) if view.forward else pack_reply(query, NXDOMAIN)
 
-    def _follow(self, networks: Mapping[str, Network], touched: set[tuple[str, bytes]]) -> None:
-        """One zone a network; a network that changed begins anew."""
-        stale = {key for key, zone in self._zones.items() if networks.get(key) != zone.network}
+    def _follow(self, networks: Mapping[str, Network], touched: set[tuple[str, bytes]]) -> bool:
+        """One zone a network; a network that changed begins anew. Whether any did, or came, or went."""
+        stale = {
+            key
+            for key, zone in self._zones.items()
+            if (found := networks.get(key)) is not zone.network and found != zone.network
+        }
         for network in stale:
             touched.update((network, name) for name in self._zones.pop(network).answers)
         if stale:
             self._rows = {key: row for key, row in self._rows.items() if row[1].network not in stale}
-        for key, network_record in networks.items():
-            if key not in self._zones:
-                self._zones[key] = _Zone(network_record)
+        new = networks.keys() - self._zones.keys()
+        for key in new:
+            self._zones[key] = _Zone(networks[key])
+        return bool(stale or new)
 
     def _claim(self, key: RowKey, endpoint: Endpoint, touched: set[tuple[str, bytes]], *, add: bool) -> None:
         zone = self._zones[endpoint.network]
@@ -221,9 +257,10 @@ class Names:
 
     def _repack(self, touched: Iterable[tuple[str, bytes]]) -> dict[tuple[str, bytes], Answers | None]:
         difference: dict[tuple[str, bytes], Answers | None] = {}
+        alone: dict[RowKey, Answers] = {}
         for network, name in touched:
             zone = self._zones.get(network)
-            answers = None if zone is None else zone.pack(name, self._rows)
+            answers = None if zone is None else zone.pack(name, self._rows, alone)
             difference[network, name] = answers
             if zone is None:
                 continue
@@ -239,12 +276,11 @@ def _pack_addresses(endpoints: Iterable[Endpoint]) -> Answers:
     without an address makes a client give up where it would have got through. Starting ones never do: nobody listens,
     perhaps not even the path is there.
     """
-    by_state: dict[str, list[Endpoint]] = {}
+    # Sets: one endpoint may claim a name twice over, and two hosts may claim one address for a moment.
+    by_state: dict[str, set[bytes]] = {"starting": set(), "draining": set(), "ready": set()}
     for endpoint in endpoints:
-        by_state.setdefault(endpoint.state, []).append(endpoint)
-    chosen = by_state.get("ready") or by_state.get("draining") or []
-    # A set: one endpoint may claim a name twice over, and two hosts may claim one address for a moment.
-    packed = sorted({address.packed for endpoint in chosen for address in endpoint.addresses})
+        by_state[endpoint.state].update([address.packed for address in endpoint.addresses])
+    packed = sorted(by_state["ready"] or by_state["draining"])
     answers: Answers = {}
     for kind, size in ((A, 4), (AAAA, 16)):
         records = [_record(kind, address) for address in packed if len(address) == size]
