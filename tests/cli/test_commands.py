@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.cli.conftest import Vxnet
+from tests.cli.test_run import Sessions
 from tests.daemon.memory_agent import TOKEN, Daemon, make_id
 from vxnet.cli.group import LATER, Section
 from vxnet.cli.root import TABLE
@@ -226,3 +227,28 @@ def test_completion_knows_names(server: Daemon, vxnet_: Vxnet, words: str, expec
 def test_completion_without_a_daemon_is_silent(vxnet_: Vxnet) -> None:
     env = {"_VXNET_COMPLETE": "bash_complete", "COMP_WORDS": "vxnet rm w", "COMP_CWORD": "2", "VXNET_SOCKET": "/none"}
     assert vxnet_(env=env).output.strip() == ""
+
+
+def test_start_restart_and_rename(server: Daemon, vxnet_: Vxnet, sessions: Sessions) -> None:
+    for name in ("a", "b"):
+        vxnet_("run", "-d", "--name", name, "sleep", "9")
+    vxnet_("stop", "a", "b")
+    result = vxnet_("start", "a", "nobody", "b")
+    assert (result.exit_code, result.stdout) == (1, "a\nb\n")
+    assert result.stderr == "vxnet: no such container: nobody\n"
+    assert vxnet_("restart", "-t", "3", "a").stdout == "a\n"
+    assert server.agent.patience == [None, None, 3.0]
+    assert vxnet_("rename", "a", "b").stderr == "vxnet: the name b is taken\n"
+    assert vxnet_("rename", "a", "c").exit_code == 0
+    assert vxnet_("ps", "-q", "--filter", "name=c").stdout.split() == [make_id("a")[:12]]
+
+
+def test_start_attached(server: Daemon, vxnet_: Vxnet, sessions: Sessions) -> None:
+    vxnet_("run", "-d", "--name", "a", "sleep", "9")
+    assert vxnet_("start", "-a", "a").stderr == "vxnet: container a runs\n"
+    vxnet_("stop", "a")
+    assert vxnet_("start", "-a", "--detach-keys", "q", "a").exit_code == 7
+    (call,) = sessions
+    assert (call[1]["stdin"], call[1]["detach_keys"]) == (False, "q")
+    assert server.client.container("a").state == "running"
+    assert "only one container" in vxnet_("start", "-a", "a", "b").stderr

@@ -9,7 +9,7 @@ import pytest
 
 from tests.cli.conftest import Vxnet
 from tests.daemon.memory_agent import Daemon
-from vxnet.model.container import ContainerSpec, Mount
+from vxnet.model.container import ContainerSpec, Mount, RestartPolicy
 
 
 def spec(server: Daemon, vxnet_: Vxnet, *words: str) -> ContainerSpec:
@@ -108,3 +108,25 @@ def test_sizes(server: Daemon, vxnet_: Vxnet, text: str, size: int) -> None:
 def test_sizes_that_are_none(vxnet_: Vxnet) -> None:
     for text in ("much", "-5m", "5x"):
         assert "such as 64m" in refusal(vxnet_, f"--memory={text}")
+
+
+@pytest.mark.parametrize(
+    ("text", "policy"),
+    [
+        ("no", RestartPolicy()),
+        ("always", RestartPolicy(name="always")),
+        ("unless-stopped", RestartPolicy(name="unless-stopped")),
+        ("on-failure", RestartPolicy(name="on-failure")),
+        ("on-failure:3", RestartPolicy(name="on-failure", retries=3)),
+    ],
+)
+def test_restart_policies(server: Daemon, vxnet_: Vxnet, text: str, policy: RestartPolicy) -> None:
+    wanted = spec(server, vxnet_, f"--restart={text}", "--stop-signal", "sigint", "--stop-timeout", "2.5")
+    assert (wanted.restart, wanted.stop_signal, wanted.stop_timeout_s) == (policy, 2, 2.5)
+
+
+@pytest.mark.parametrize(
+    "words", ["--restart never", "--restart on-failure:x", "--restart always:2", "--stop-signal X"]
+)
+def test_restart_policies_that_are_none(vxnet_: Vxnet, words: str) -> None:
+    assert "expected" in refusal(vxnet_, *words.split())

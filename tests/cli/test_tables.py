@@ -105,6 +105,7 @@ def test_json_lines_have_every_field(server: Daemon, vxnet_: Vxnet) -> None:
         "argv": ["python3", "-m", "http.server", "8080"],
         "state": "running",
         "exit_status": None,
+        "restarts": 0,
         "created_at": CREATED_AT,
         "started_at": CREATED_AT,
         "finished_at": None,

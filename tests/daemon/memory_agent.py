@@ -70,6 +70,8 @@ class MemoryAgent:
         self.rotate_requests: list[RotateKeys] = []
         self.log: list[bytes] = []
         self.signals: list[tuple[str, int]] = []
+        self.patience: list[float | None] = []
+        """Seconds that `stop` and `restart` were given."""
         self.info_warnings: tuple[str, ...] = ()
         self.changed = asyncio.Condition()
         self.pause: asyncio.Event | None = None
@@ -330,7 +332,26 @@ class MemoryAgent:
             raise HostError("cannot make the namespaces: no memory")
         return self._put(replace(container, state="running", pid=4711, started_at=CREATED_AT))
 
-    async def stop(self, ref: str, timeout_s: float, /) -> None:
+    async def prepare(self, ref: str, /) -> Container:
+        container = self._container(ref)
+        if container.state == "running":
+            raise ConflictError(f"container {container.spec.name} runs")
+        return self._put(replace(container, state="created", exit_status=None))
+
+    async def restart(self, ref: str, timeout_s: float | None, /) -> Container:
+        self.patience.append(timeout_s)
+        if self._container(ref).state == "running":
+            await self.finish(self._container(ref).id, 143)
+        return await self.start((await self.prepare(ref)).id)
+
+    async def rename(self, ref: str, name: str, /) -> None:
+        container = self._container(ref)
+        if any(other.spec.name == name for other in self.container_table.values()):
+            raise ConflictError(f"the name {name} is taken")
+        self._put(replace(container, spec=replace(container.spec, name=name)))
+
+    async def stop(self, ref: str, timeout_s: float | None, /) -> None:
+        self.patience.append(timeout_s)
         await self.finish(self._container(ref).id, 143)
 
     async def kill(self, ref: str, signal: int, /) -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from vxnet.cluster.dns import Resolver
 from vxnet.daemon.containers import Containers
@@ -16,7 +17,7 @@ from vxnet.host import tasks
 from vxnet.model.address import IPAddress
 from vxnet.model.api import LeaseRequest
 from vxnet.model.cluster import Lease, Network, Subnet
-from vxnet.model.container import Attachment, Container, ContainerSpec, NetworkWish
+from vxnet.model.container import Attachment, Container, ContainerSpec, NetworkWish, RestartPolicy
 from vxnet.model.errors import CallerError, ConflictError, HostError
 from vxnet.model.host import Change
 
@@ -202,3 +203,147 @@ async def test_only_what_a_container_needs_can_fail_its_creation(host, change, h
     else:
         attachments: tuple[Attachment, ...] = (await host.containers.create(spec)).attachments
         assert [attachment.network for attachment in attachments] == ["net1"]
+
+
+async def until(condition):
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+def again(**policy: object) -> ContainerSpec:
+    wishes = (NetworkWish(network="blue"),)
+    return ContainerSpec(name="web", argv=("true",), networks=wishes, restart=RestartPolicy(**policy))  # type: ignore[arg-type]
+
+
+async def test_start_of_what_has_ended_has_its_place_again(host):
+    first = await host.containers.create(again())
+    await host.containers.start("web")
+    host.shims[0].end(3)
+    ended = await host.containers.wait("web")
+    assert (ended.state, ended.exit_status) == ("exited", 3)
+    second = await host.containers.start("web")
+    assert (second.state, second.exit_status, len(host.shims)) == ("running", None, 2)
+    assert (second.id, second.attachments, second.gateway) == (first.id, first.attachments, first.gateway)
+    assert await host.containers.start("web") == second, "harmless"
+
+
+async def test_start_of_whose_address_is_taken_gets_another(host):
+    first = await host.containers.create(again())
+    await host.containers.start("web")
+    host.shims[0].end()
+    await host.containers.wait("web")
+    (address,) = first.attachments[0].addresses
+    wish = NetworkWish(network="blue", ip=address.ip)
+    await host.containers.create(ContainerSpec(name="thief", argv=("true",), networks=(wish,)))
+    second = await host.containers.start("web")
+    assert len(second.attachments) == 1
+    assert second.attachments[0].addresses != first.attachments[0].addresses
+
+
+async def test_a_start_that_fails_leaves_it_as_it_was(host, monkeypatch):
+    await host.containers.create(SPEC)
+    await host.containers.start("web")
+    host.shims[0].end(3)
+    await host.containers.wait("web")
+    host.changes = (Change(verb="add", object="link eth0", error="no memory", sandbox=host.containers.find("web").id),)
+    with pytest.raises(HostError, match="no memory"):
+        await host.containers.start("web")
+    container = await host.containers.wait("web")
+    assert (container.state, container.exit_status) == ("exited", 3)
+    assert "no memory" in container.error
+    host.changes = ()
+    assert (await host.containers.start("web")).state == "running"
+
+
+async def test_policy_starts_it_again_and_counts(host):
+    await host.containers.create(again(name="on-failure", retries=2))
+    await host.containers.start("web")
+    for number in range(3):
+        await until(lambda number=number: len(host.shims) > number and host.shims[number].started.is_set())
+        await until(lambda: host.containers.find("web").state == "running")
+        assert host.containers.find("web").restarts == number
+        host.shims[number].end(7)
+    ended = await host.containers.wait("web")
+    assert (ended.state, ended.exit_status, ended.restarts, len(host.shims)) == ("exited", 7, 2, 3)
+
+
+async def test_while_it_waits_its_address_is_kept_and_its_name_is_not_told(host):
+    await host.containers.create(again(name="always"))
+    await host.containers.start("web")
+    host.shims[0].end(0)
+    await until(lambda: host.containers.find("web").state == "restarting")
+    (row,) = host.containers.wiring.endpoints().values()
+    assert row.state == "starting"
+    with pytest.raises(ConflictError, match="restarting"):
+        await host.containers.remove("web", force=False)
+
+
+@pytest.mark.parametrize("verb", ["stop", "remove"])
+async def test_what_waits_for_its_restart_can_be_ended(host, verb):
+    await host.containers.create(again(name="always"))
+    await host.containers.start("web")
+    host.shims[0].end(1)
+    await until(lambda: host.containers.find("web").state == "restarting")
+    ended = asyncio.create_task(host.containers.wait("web"))
+    await asyncio.sleep(0)
+    if verb == "stop":
+        await host.containers.stop("web")
+    else:
+        await host.containers.remove("web", force=True)
+    assert (await ended).exit_status == 1
+    await asyncio.sleep(0.3)
+    assert len(host.shims) == 1, "it must not come back"
+
+
+@pytest.mark.parametrize("verb", ["stop", "kill"])
+async def test_policy_does_not_undo_a_stop(host, verb):
+    await host.containers.create(again(name="always"))
+    await host.containers.start("web")
+    if verb == "stop":
+        await host.containers.stop("web")
+    else:
+        await host.containers.kill("web", 9)
+    ended = await host.containers.wait("web")
+    assert (ended.state, ended.stopped) == ("exited", True)
+    assert (await host.containers.start("web")).stopped is False
+
+
+async def test_stop_while_it_is_being_started_again(host):
+    await host.containers.create(again(name="always"))
+    await host.containers.start("web")
+    host.spawning.clear()
+    host.shims[0].end(1)
+    await until(lambda: host.containers.find("web").state == "created")
+    stopping = asyncio.create_task(host.containers.stop("web"))
+    await asyncio.sleep(0)
+    host.spawning.set()
+    await stopping
+    assert host.containers.find("web").state == "exited"
+    assert not host.shims[-1].started.is_set()
+
+
+async def test_restart_keeps_what_rm_would_remove(host):
+    await host.containers.create(replace(SPEC, remove=True))
+    await host.containers.start("web")
+    again = await host.containers.restart("web")
+    assert again.state == "running" and len(host.shims) == 2
+    host.shims[1].end(0)
+    await host.containers.wait("web")
+    assert host.containers.all() == ()
+
+
+async def test_rename(host):
+    await host.containers.create(again())
+    await host.containers.create(replace(SPEC, name="other"))
+    await host.containers.rename("web", "www")
+    (row,) = host.containers.wiring.endpoints().values()
+    assert row.name == "www"
+    for name, words in (("other", "taken"), ("a b", "cannot be a container's name")):
+        with pytest.raises(CallerError, match=words):
+            await host.containers.rename("www", name)
+    assert host.containers.find("www").spec.name == "www"
+
+
+async def test_rm_and_restart_contradict(host):
+    with pytest.raises(CallerError, match="contradict"):
+        await host.containers.create(replace(again(name="always"), remove=True))

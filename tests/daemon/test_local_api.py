@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.daemon.memory_agent import TOKEN, MemoryAgent, make_id
+from tests.daemon.memory_agent import CREATED_AT, TOKEN, MemoryAgent, make_id
 from vxnet.cluster.api import BODY_LIMIT, SHUTDOWN_S, ndjson_response, serve_unix, serving, unix_listener
 from vxnet.cluster.http1 import BrokenAnswerError, Exchange
 from vxnet.daemon.local_api import build_app, signal_number
@@ -99,7 +99,12 @@ CONVERSATION: list[tuple[str, str, object, int, object]] = [
     ("GET", "containers?all=1", None, 200, 1),
     ("GET", "containers?all=yes", None, 400, "invalid"),
     ("GET", "containers/web/logs", None, 200, b""),
+    ("POST", "containers/web/prepare", None, 200, {"created_at": CREATED_AT}),
     ("POST", "containers/web/start", None, 200, {"state": "running"}),
+    ("POST", "containers/web/prepare", None, 409, "conflict"),
+    ("POST", "containers/web/restart?timeout=1", None, 200, {"state": "running"}),
+    ("POST", "containers/web/rename?name=www", None, 204, b""),
+    ("POST", "containers/www/rename?name=web", None, 204, b""),
     ("DELETE", "containers/web?force=1", None, 204, b""),
     ("DELETE", "networks/my-net", None, 204, b""),
     ("GET", "nowhere", None, 404, "not-found"),

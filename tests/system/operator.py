@@ -61,6 +61,10 @@ class Session:
         self._networks: list[str] = []
         self._containers: list[tuple[str, str]] = []
 
+    def adopt(self, host: str, name: str) -> None:
+        """A container that a test made otherwise is taken away with the rest."""
+        self._containers.append((host, name))
+
     def run(self, host: str, command: str, **options: Any) -> subprocess.CompletedProcess[str]:
         return self.lab.run(host, ["sh", "-c", command], **options)
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from vxnet.cli.complete import words
-from vxnet.cli.options import address, octets, pairs
+from vxnet.cli.options import address, octets, pairs, restart_policy, signal_name
 from vxnet.model.capability import NAMES
 from vxnet.model.container import Mount
 from vxnet.model.errors import CallerError, UnsupportedError
@@ -50,6 +50,20 @@ _OPTIONS = (
     click.option("--cpus", type=float, default=0.0, metavar="NUMBER", help="Processors' worth of time, such as 1.5."),
     click.option("--pids-limit", type=int, default=0, metavar="NUMBER", help="Processes and threads."),
     click.option(
+        "--restart",
+        default="",
+        type=restart_policy,
+        metavar="POLICY",
+        help="When it has ended: no, on-failure[:TIMES], unless-stopped, always.",
+    ),
+    click.option("--stop-signal", default="", type=signal_name, metavar="NAME|NUMBER", help="What `stop` sends first."),
+    click.option(
+        "--stop-timeout",
+        type=click.FloatRange(min=0),
+        metavar="SECONDS",
+        help="From that to SIGKILL; default 10.",
+    ),
+    click.option(
         "--cap-add",
         multiple=True,
         metavar="NAME",
@@ -89,6 +103,9 @@ def confinement(options: dict[str, Any]) -> dict[str, Any]:
         "memory": options["memory"],
         "cpus": options["cpus"],
         "pids_limit": options["pids_limit"],
+        "restart": options["restart"],
+        "stop_signal": options["stop_signal"],
+        "stop_timeout_s": options["stop_timeout"],
         "cap_add": options["cap_add"],
         "cap_drop": options["cap_drop"],
         "seccomp": _seccomp(options["security"]),

@@ -1,4 +1,4 @@
-"""Containers that exist: ps, inspect, stop, kill, rm, wait."""
+"""Containers that exist: ps, inspect, stop, restart, rename, kill, rm, wait, top, prune."""
 
 from __future__ import annotations
 
@@ -67,6 +67,8 @@ def status_words(view: ContainerView) -> str:
     match view.state:
         case "created":
             return "Created"
+        case "restarting":
+            return f"Restarting ({view.exit_status}) {output.since(view.finished_at)} ago"
         case "running":
             return f"Up {output.since(view.started_at)}".rstrip()
         case "exited":
@@ -105,19 +107,42 @@ def inspect(client: Client, kind: str | None, names: tuple[str, ...]) -> None:
     output.inspect(names, find)
 
 
-@click.command()
-@click.option(
+_patience = click.option(
     *("-t", "--time", "--timeout", "timeout_s"),
     type=click.FloatRange(min=0),
-    default=10.0,
     metavar="SECONDS",
-    help="From SIGTERM to SIGKILL; default 10.",
+    help="From the stop signal to SIGKILL; default: its --stop-timeout, or 10.",
 )
+
+
+@click.command()
+@_patience
 @click.argument("containers", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=running_names)
 @click.pass_obj
-def stop(client: Client, timeout_s: float, containers: tuple[str, ...]) -> None:
+def stop(client: Client, timeout_s: float | None, containers: tuple[str, ...]) -> None:
     """End containers: SIGTERM, then SIGKILL."""
     for_each(containers, lambda ref: client.stop(ref, timeout_s=timeout_s))
+
+
+@click.command()
+@_patience
+@click.argument("containers", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=container_names)
+@click.pass_obj
+def restart(client: Client, timeout_s: float | None, containers: tuple[str, ...]) -> None:
+    """End containers and start them again."""
+    for_each(containers, lambda ref: client.restart(ref, timeout_s=timeout_s))
+
+
+@click.command()
+@click.argument("container", shell_complete=container_names)
+@click.argument("name")
+@click.pass_obj
+def rename(client: Client, container: str, name: str) -> None:
+    """Give a container another name.
+
+    Others find it by that from now on; its hostname stays.
+    """
+    client.rename(container, name)
 
 
 @click.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import signal
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar
@@ -12,6 +13,7 @@ import click
 
 from vxnet.cli import output
 from vxnet.model.address import IPAddress, IPNetwork
+from vxnet.model.container import RestartPolicy
 from vxnet.model.errors import CallerError, UnsupportedError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -33,6 +35,29 @@ def octets(text: str) -> int:
     if not found:
         raise click.BadParameter(f"expected a size such as 64m or 2g, found {text!r}")
     return int(float(found[1]) * 1024 ** "bkmgt".index(found[2] or "b"))
+
+
+def restart_policy(text: str) -> RestartPolicy:
+    """An option's type: ``always``, ``on-failure:3`` …"""
+    if found := re.fullmatch(r"on-failure(?::(\d{1,9}))?", text):
+        return RestartPolicy(name="on-failure", retries=int(found[1] or 0))
+    match text:
+        case "" | "no":
+            return RestartPolicy()
+        case "always" | "unless-stopped":
+            return RestartPolicy(name=text)
+    raise click.BadParameter(f"expected no, on-failure[:TIMES], unless-stopped or always, found {text!r}")
+
+
+def signal_name(text: str) -> int:
+    """An option's type: ``TERM``, ``SIGTERM``, ``15``; empty: 0."""
+    if text.isascii() and text.isdecimal() and 1 <= int(text) < signal.NSIG:
+        return int(text)
+    name = text.upper()
+    try:
+        return signal.Signals[name if name.startswith("SIG") else f"SIG{name}"].value if text else 0
+    except KeyError:
+        raise click.BadParameter(f"expected a signal such as TERM or 15, found {text!r}") from None
 
 
 def tail(text: str) -> int:

@@ -1,4 +1,4 @@
-"""Into and out of a running container: exec, attach, logs.
+"""Into and out of a running container: start, exec, attach, logs.
 
 exec and attach talk to the container's shim itself, so that a session outlives the daemon.
 """
@@ -12,9 +12,11 @@ from collections.abc import Iterable, Iterator
 import click
 
 from vxnet.cli.complete import container_names, running_names
+from vxnet.cli.group import for_each
 from vxnet.cli.options import command_of, moment, not_built, session_options, tail
 from vxnet.cli.run import environment, need_terminal
 from vxnet.cluster.client import Client
+from vxnet.model.errors import CallerError
 
 
 @click.command("exec", context_settings={"allow_interspersed_args": False})
@@ -52,6 +54,44 @@ def exec_(
         client.shim(container), argv, env=variables, workdir=workdir, user=user, terminal=tty, stdin=interactive
     )
     raise click.exceptions.Exit(status)
+
+
+@click.command()
+@click.option("-a", "--attach", "attached", is_flag=True, help="Stay with it: its output, signals, exit status.")
+@click.option("-i", "--interactive", is_flag=True, help="Also its standard input.")
+@session_options
+@click.argument("containers", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=container_names)
+@click.pass_obj
+def start(
+    client: Client,
+    attached: bool,
+    interactive: bool,
+    sig_proxy: bool,
+    detach_keys: str,
+    containers: tuple[str, ...],
+) -> None:
+    """Start containers that have ended, or were only created.
+
+    What they wrote to their files is still there.
+    """
+    if not (attached or interactive):
+        for_each(containers, client.start)
+        return
+    if len(containers) > 1:
+        raise CallerError("only one container can be attached to at a time")
+    from vxnet.cluster import terminal
+
+    terminal.parse_keys(detach_keys)  # refused before anything is made
+    container = client.prepare(containers[0])
+    need_terminal(container.spec.terminal and interactive)
+    status = terminal.attach(
+        client.shim(container.id),
+        stdin=interactive,
+        sig_proxy=sig_proxy,
+        detach_keys=detach_keys,
+        start=lambda: client.start(container.id),
+    )
+    raise click.exceptions.Exit(status or 0)
 
 
 @click.command()

@@ -135,12 +135,28 @@ class Client:
     def create_container(self, spec: ContainerSpec, *, start: bool = False) -> Container:
         return self._post(f"containers{_query(start=start)}", Container, spec)
 
+    def prepare(self, ref: str) -> Container:
+        """An ended container is as a created one again: attach to it, then start it."""
+        return self._post(f"{_container(ref)}/prepare", Container)
+
     def start(self, ref: str) -> Container:
         return self._post(f"{_container(ref)}/start", Container)
 
-    def stop(self, ref: str, *, timeout_s: float = 10.0) -> None:
-        target = f"{_container(ref)}/stop?timeout={timeout_s:g}"
-        self._exchange("POST", target, None, timeout_s + self._timeout_s)
+    def restart(self, ref: str, *, timeout_s: float | None = None) -> Container:
+        return self._read(self._stop("restart", ref, timeout_s), Container)
+
+    def rename(self, ref: str, name: str) -> None:
+        self._call("POST", f"{_container(ref)}/rename?name={quote(name)}")
+
+    def stop(self, ref: str, *, timeout_s: float | None = None) -> None:
+        """SIGKILL comes after ``timeout_s``; None: as the container was created with."""
+        self._stop("stop", ref, timeout_s)
+
+    def _stop(self, verb: str, ref: str, timeout_s: float | None) -> bytes:
+        if timeout_s is None:
+            return self._exchange("POST", f"{_container(ref)}/{verb}", None, None)
+        target = f"{_container(ref)}/{verb}?timeout={timeout_s:g}"
+        return self._exchange("POST", target, None, timeout_s + self._timeout_s)
 
     def kill(self, ref: str, *, signal: str = "KILL") -> None:
         self._call("POST", f"{_container(ref)}/kill?signal={quote(signal)}")

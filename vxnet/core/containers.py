@@ -66,6 +66,8 @@ def check_spec(spec: ContainerSpec) -> None:
     _check_mounts(spec.mounts)
     if spec.memory and spec.memory < MEMORY_MIN:
         raise CallerError(f"a container cannot live on {spec.memory} octets", hint="give it 6m or more")
+    if spec.remove and spec.restart.name != "no":
+        raise CallerError("--rm and --restart contradict each other", hint="leave one of them out")
     if spec.cpus < 0 or 0 < spec.cpus < CPUS_MIN:
         raise CallerError(f"--cpus {spec.cpus:g} is too little", hint=f"give it {CPUS_MIN} or more")
     capabilities(spec.cap_add, spec.cap_drop)

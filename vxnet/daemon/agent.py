@@ -164,7 +164,7 @@ class Agent:
 
     def _changed(self) -> None:
         """Something that rows, names or the kernel follow from is different."""
-        self._membership.publish(self._containers.endpoints())
+        self._membership.publish(self._containers.wiring.endpoints())
         for container in self._containers.live():
             self._resolver.update(container.id, view_of(container))
         self._blocks_due.set()
@@ -207,7 +207,7 @@ class Agent:
         """Until this host's kernel has what a container needs, and the others' what leads back to it."""
         changes = await self._reconciler.settle(container_id)
         if (place := self._membership.place) is not None:
-            await place.known([row for row in self._containers.endpoints() if row.startswith(container_id[:12])])
+            await place.known([row for row in self._containers.wiring.endpoints() if row.startswith(container_id[:12])])
         return changes
 
     def _gateway_address(self) -> IPInterface:
@@ -433,10 +433,10 @@ class Agent:
         await self._membership.manager("network rm").remove_network(ref)
 
     async def connect(self, ref: str, request: NetworkConnect) -> None:
-        await self._containers.connect(ref, request)
+        await self._containers.wiring.connect(ref, request)
 
     async def disconnect(self, ref: str, request: NetworkConnect, force: bool) -> None:
-        await self._containers.disconnect(ref, request)
+        await self._containers.wiring.disconnect(ref, request)
 
     # Containers
 
@@ -449,6 +449,7 @@ class Agent:
                 argv=container.spec.argv,
                 state=container.state,
                 exit_status=container.exit_status,
+                restarts=container.restarts,
                 created_at=container.created_at,
                 started_at=container.started_at,
                 finished_at=container.finished_at,
@@ -462,7 +463,7 @@ class Agent:
                 labels=container.spec.labels,
             )
             for container in sorted(self._containers.all(), key=lambda container: -container.created_at)
-            if all or container.state == "running"
+            if all or container.state in ("running", "restarting")
         )
 
     async def container(self, ref: str) -> Container:
@@ -474,7 +475,16 @@ class Agent:
     async def start(self, ref: str) -> Container:
         return await self._containers.start(ref)
 
-    async def stop(self, ref: str, timeout_s: float) -> None:
+    async def prepare(self, ref: str) -> Container:
+        return await self._containers.prepare(ref)
+
+    async def restart(self, ref: str, timeout_s: float | None) -> Container:
+        return await self._containers.restart(ref, timeout_s)
+
+    async def rename(self, ref: str, name: str) -> None:
+        await self._containers.rename(ref, name)
+
+    async def stop(self, ref: str, timeout_s: float | None) -> None:
         await self._containers.stop(ref, timeout_s)
 
     async def kill(self, ref: str, signal: int) -> None:
@@ -487,10 +497,10 @@ class Agent:
         await self._containers.remove(ref, force)
 
     async def top(self, ref: str) -> tuple[ProcessView, ...]:
-        return await self._containers.top(ref)
+        return await self._containers.inside.top(ref)
 
     def logs(self, ref: str, request: LogRequest) -> AsyncIterator[bytes]:
-        return self._containers.logs(ref, request)
+        return self._containers.inside.logs(ref, request)
 
     async def shim(self, ref: str) -> str:
-        return self._containers.shim(ref)
+        return self._containers.inside.shim(ref)

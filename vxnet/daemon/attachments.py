@@ -100,6 +100,31 @@ class Attachments:
             aliases=wish.aliases,
         )
 
+    def network_of(self, attachment: Attachment) -> Network:
+        """Raises :class:`NotFoundError` if it is no more."""
+        return find(attachment.network, self._cluster.networks.values(), "network")
+
+    def is_free(self, container: Container, attachment: Attachment | None) -> bool:
+        """May a container that has ended have its place again?"""
+        if attachment is None:
+            return True
+        if not attachment.network:
+            subnet = self._gateway().network
+            taken = self._taken_on_gateway(but=container.id)
+            return all(interface.network == subnet and interface.ip not in taken for interface in attachment.addresses)
+        network = self.network_of(attachment)
+        holders = {address for holder, address in self._holders(network) if holder != container.spec.name}
+        blocks = [lease.prefix for lease in self._cluster.blocks(network.id)]
+        return all(
+            interface.ip not in holders and any(interface.ip in block for block in blocks)
+            for interface in attachment.addresses
+        )
+
+    def wish_for(self, container: Container, attachment: Attachment, network: Network) -> NetworkWish:
+        """Another place instead of ``attachment``, at the same address if that was chosen."""
+        chosen = next((wish.ip for wish in container.spec.networks if wish.network in (network.name, network.id)), None)
+        return NetworkWish(network=network.id, ip=chosen, aliases=attachment.aliases)
+
     def way_out(self, container: Container) -> Attachment | None:
         """The place on ``vxnet_gw``; None if it asked for none, or is only on internal networks."""
         networks = [
@@ -113,7 +138,7 @@ class Attachments:
         if container.gateway is not None:
             return container.gateway
         gateway = self._gateway()
-        taken = {gateway.ip} | {other.gateway.addresses[0].ip for other in self._live() if other.gateway is not None}
+        taken = {gateway.ip} | self._taken_on_gateway(but=container.id)
         address = allocate.pick_address(
             (gateway.network,), taken | _ends(gateway.network), last=self._last.get(("", 0))
         )
@@ -172,6 +197,11 @@ class Attachments:
 
     def _taken(self, network: Network) -> set[IPAddress]:
         return {address for _, address in self._holders(network)}
+
+    def _taken_on_gateway(self, *, but: str) -> set[IPAddress]:
+        return {
+            other.gateway.addresses[0].ip for other in self._live() if other.gateway is not None and other.id != but
+        }
 
     def _holders(self, network: Network) -> list[tuple[str, IPAddress]]:
         return [

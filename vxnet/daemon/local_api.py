@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import AsyncIterator
-from typing import Final, Protocol
+from typing import Protocol
 
 from aiohttp import web
 
@@ -44,9 +44,6 @@ from vxnet.model.cluster import Network, Node, Role
 from vxnet.model.container import Container, ContainerSpec
 from vxnet.model.errors import CallerError, ForbiddenError
 
-STOP_S: Final = 10.0
-"""From SIGTERM to SIGKILL, as Docker's."""
-
 
 class AgentApi(Protocol):
     """What the agent offers. ``ref`` is a name, an id, or an unambiguous start of an id.
@@ -75,8 +72,11 @@ class AgentApi(Protocol):
     async def containers(self, all: bool, /) -> tuple[ContainerView, ...]: ...
     async def container(self, ref: str, /) -> Container: ...
     async def create_container(self, spec: ContainerSpec, /) -> Container: ...
+    async def prepare(self, ref: str, /) -> Container: ...
     async def start(self, ref: str, /) -> Container: ...
-    async def stop(self, ref: str, timeout_s: float, /) -> None: ...
+    async def restart(self, ref: str, timeout_s: float | None, /) -> Container: ...
+    async def rename(self, ref: str, name: str, /) -> None: ...
+    async def stop(self, ref: str, timeout_s: float | None, /) -> None: ...
     async def kill(self, ref: str, signal: int, /) -> None: ...
     async def wait(self, ref: str, /) -> Container: ...
     async def remove(self, ref: str, force: bool, /) -> None: ...
@@ -241,6 +241,11 @@ class _NetworkRoutes:
         return empty_response()
 
 
+def _timeout(request: web.Request) -> float | None:
+    """None: the container's own."""
+    return query_number(request, "timeout", 0) if "timeout" in request.query else None
+
+
 class _ContainerRoutes:
     def __init__(self, agent: AgentApi) -> None:
         self._agent = agent
@@ -251,7 +256,10 @@ class _ContainerRoutes:
             web.post("/v1/containers", self.create),
             web.get("/v1/containers/{ref}", self.container),
             web.delete("/v1/containers/{ref}", self.remove),
+            web.post("/v1/containers/{ref}/prepare", self.prepare),
             web.post("/v1/containers/{ref}/start", self.start),
+            web.post("/v1/containers/{ref}/restart", self.restart),
+            web.post("/v1/containers/{ref}/rename", self.rename),
             web.post("/v1/containers/{ref}/stop", self.stop),
             web.post("/v1/containers/{ref}/kill", self.kill),
             web.post("/v1/containers/{ref}/wait", self.wait),
@@ -284,11 +292,21 @@ class _ContainerRoutes:
         await self._agent.remove(_ref(request), query_flag(request, "force"))
         return empty_response()
 
+    async def prepare(self, request: web.Request) -> web.Response:
+        return json_response(await self._agent.prepare(_ref(request)))
+
     async def start(self, request: web.Request) -> web.Response:
         return json_response(await self._agent.start(_ref(request)))
 
+    async def restart(self, request: web.Request) -> web.Response:
+        return json_response(await self._agent.restart(_ref(request), _timeout(request)))
+
+    async def rename(self, request: web.Request) -> web.Response:
+        await self._agent.rename(_ref(request), request.query.get("name", ""))
+        return empty_response()
+
     async def stop(self, request: web.Request) -> web.Response:
-        await self._agent.stop(_ref(request), query_number(request, "timeout", STOP_S))
+        await self._agent.stop(_ref(request), _timeout(request))
         return empty_response()
 
     async def kill(self, request: web.Request) -> web.Response:

@@ -24,7 +24,7 @@ import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vxnet.host import cgroups, creation
 from vxnet.model import shim as protocol
@@ -37,6 +37,8 @@ ANSWER_TIMEOUT_S = 30.0
 """Setting up a root takes milliseconds; this long only on a machine whose disk stands still."""
 REMOVE_TIMEOUT_S = 10.0
 
+OUTPUT_MAX = 4096
+"""Octets kept of what a command says that the daemon itself runs in a container."""
 _ANSWER_MAX = 8192
 
 
@@ -82,6 +84,8 @@ class Task:
         self._connection = connection
         self._loop = asyncio.get_running_loop()
         self._answers: dict[int, asyncio.Future[tuple[Message, list[int]]]] = {}
+        self._executions: dict[int, asyncio.Future[int]] = {}
+        """Exit statuses of the commands beside the first, by the tag of their EXEC."""
         self._tag = 0
         self._exit: asyncio.Future[Exit] = self._loop.create_future()
         self._gone = asyncio.Event()
@@ -110,6 +114,48 @@ class Task:
         drop it because the command is its pid namespace's first process: the exit status is 128 + ``number``.
         """
         await self._ask(Kind.SIGNAL, [("signal", str(number))])
+
+    async def execute(
+        self, argv: Sequence[str], *, env: Sequence[str] = (), user: str = "", workdir: str = "", timeout_s: float
+    ) -> tuple[int, bytes]:
+        """Run a command beside the first: its exit status and the first ``OUTPUT_MAX`` octets that it wrote, on both
+        streams. Raises :class:`CallerError` when it cannot be run, :class:`TimeoutError` after ``timeout_s`` (it is
+        killed then), and :class:`ConflictError` when the container has ended.
+        """
+        fields = [("arg", one) for one in argv] + [("env", one) for one in env]
+        fields += [("user", user)] if user else []
+        fields += [("workdir", workdir)] if workdir else []
+        with contextlib.ExitStack() as held:
+            reader, writer = os.pipe2(os.O_CLOEXEC)
+            held.callback(os.close, reader)
+            nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                answer, _ = await self._ask(Kind.EXEC, fields, (nothing, writer, writer))
+            finally:
+                os.close(writer)
+                os.close(nothing)
+            os.set_blocking(reader, False)
+            output = bytearray()
+            self._loop.add_reader(reader, self._collect, reader, output)
+            held.callback(self._loop.remove_reader, reader)
+            ended = self._executions.setdefault(answer.tag, self._loop.create_future())
+            held.callback(self._executions.pop, answer.tag, None)
+            try:
+                async with asyncio.timeout(timeout_s):
+                    status = await ended
+            except TimeoutError:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(answer.fields["pid"]), signal.SIGKILL)
+                raise
+            self._collect(reader, output)
+            return status, bytes(output)
+
+    def _collect(self, reader: int, output: bytearray) -> None:
+        """What there is to read; beyond ``OUTPUT_MAX`` it is thrown away."""
+        with contextlib.suppress(BlockingIOError):
+            while piece := os.read(reader, _ANSWER_MAX):
+                output += piece[: OUTPUT_MAX - len(output)]
+            self._loop.remove_reader(reader)
 
     async def status(self) -> dict[str, str]:
         """The fields of STATUS: ``state``, ``pid``, ``execs``, ``log_lost`` (octets that a full disk refused) …"""
@@ -172,8 +218,9 @@ class Task:
         self, kind: Kind, fields: Iterable[tuple[str, str]] = (), given: Sequence[int] = ()
     ) -> tuple[Message, list[int]]:
         self._tag += 1
-        packet = protocol.encode(kind, self._tag, fields)
-        answer = self._answers[self._tag] = self._loop.create_future()
+        tag = self._tag  # others ask meanwhile
+        packet = protocol.encode(kind, tag, fields)
+        answer = self._answers[tag] = self._loop.create_future()
         try:
             if self._gone.is_set():
                 raise self._ended()
@@ -186,7 +233,7 @@ class Task:
             why = str(error) or f"nothing within {ANSWER_TIMEOUT_S:.0f} s"
             raise HostError(f"the shim of container {self.id[:12]} does not answer: {why}") from None
         finally:
-            self._answers.pop(self._tag, None)
+            self._answers.pop(tag, None)
         if message.kind != Kind.OK:
             raise protocol.refusal(message.fields)
         return message, descriptors
@@ -211,7 +258,11 @@ class Task:
             return
         for descriptor in descriptors:
             os.close(descriptor)
-        if message.kind == Kind.EXIT and message.tag == 0 and not self._exit.done():
+        if message.kind == Kind.EXIT and message.tag != 0:
+            ended = self._executions.setdefault(message.tag, self._loop.create_future())
+            if not ended.done():
+                ended.set_result(int(message.fields["status"]))
+        elif message.kind == Kind.EXIT and not self._exit.done():
             told = Exit(int(message.fields["status"]), message.fields.get("error", ""), None, time.time())
             self._exit.set_result(exit_of(self._directory) or told)
 
@@ -224,7 +275,8 @@ class Task:
         self._connection.close()
         if not self._exit.done():
             self._exit.set_result(exit_of(self._directory) or Exit(None, finished_at=time.time()))
-        for answer in self._answers.values():
+        waiting: list[asyncio.Future[Any]] = [*self._answers.values(), *self._executions.values()]
+        for answer in waiting:
             if not answer.done():
                 answer.set_exception(self._ended())
 

@@ -226,6 +226,7 @@ class ContainerView(Record, frozen=True, kw_only=True):
     argv: tuple[str, ...]
     state: ContainerState
     exit_status: int | None = None
+    restarts: int = 0
     created_at: float
     started_at: float | None = None
     finished_at: float | None = None

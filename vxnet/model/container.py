@@ -7,8 +7,19 @@ from typing import Literal
 from vxnet.model.address import MAC, IPAddress, IPInterface
 from vxnet.model.cluster import Record
 
-ContainerState = Literal["created", "running", "exited", "dead"]
-"""``dead``: its shim vanished without telling an exit status."""
+ContainerState = Literal["created", "running", "restarting", "exited", "dead"]
+"""``restarting``: it has ended, and will run again by itself. ``dead``: its shim vanished without telling an exit
+status.
+"""
+RestartName = Literal["no", "on-failure", "unless-stopped", "always"]
+
+
+class RestartPolicy(Record, frozen=True, kw_only=True):
+    """What comes after the end: :mod:`vxnet.core.restarts`."""
+
+    name: RestartName = "no"
+    retries: int = 0
+    """Of ``on-failure``: how often it runs again; 0: as often as it fails."""
 
 
 class NetworkWish(Record, frozen=True, kw_only=True):
@@ -60,6 +71,11 @@ class ContainerSpec(Record, frozen=True, kw_only=True):
     """``-i``: keep standard input open."""
     remove: bool = False
     """``--rm``."""
+    restart: RestartPolicy = RestartPolicy()
+    stop_signal: int = 0
+    """What `stop` sends first; 0: SIGTERM."""
+    stop_timeout_s: float | None = None
+    """From that to SIGKILL; None: 10."""
     networks: tuple[NetworkWish, ...] = ()
     mounts: tuple[Mount, ...] = ()
     read_only: bool = False
@@ -103,6 +119,11 @@ class Container(Record, frozen=True, kw_only=True):
     """Of its first process, as this host counts; 0 unless running."""
     exit_status: int | None = None
     error: str = ""
+    """Why the command could not run, or could not be started again."""
+    restarts: int = 0
+    """By its policy, since somebody started it."""
+    stopped: bool = False
+    """Somebody ended it on purpose."""
     created_at: float
     started_at: float | None = None
     finished_at: float | None = None

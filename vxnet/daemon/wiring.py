@@ -1,0 +1,135 @@
+"""What of a host's containers concerns networks: their rows, and an interface more or less while they live."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+from msgspec.structs import replace
+
+from vxnet.core.containers import check_aliases
+from vxnet.core.etc import etc_files
+from vxnet.daemon.attachments import Attachments, Cluster
+from vxnet.daemon.records import Records
+from vxnet.daemon.state import StateDirectory
+from vxnet.model.api import NetworkConnect
+from vxnet.model.container import Container, NetworkWish
+from vxnet.model.errors import ConflictError, HostError, NotFoundError, VxnetError
+from vxnet.model.host import Change
+from vxnet.model.row import Endpoint
+
+
+class Wiring:
+    """``changed`` and ``settle`` are those of :class:`vxnet.daemon.containers.Containers`."""
+
+    def __init__(
+        self,
+        state: StateDirectory,
+        records: Records,
+        cluster: Cluster,
+        attachments: Attachments,
+        changed: Callable[[], None],
+        settle: Callable[[str], Awaitable[Sequence[Change]]],
+    ) -> None:
+        self._state = state
+        self._records = records
+        self._cluster = cluster
+        self._attachments = attachments
+        self._changed = changed
+        self._settle = settle
+        self._locks: dict[str, asyncio.Lock] = {}
+        """Held while somebody changes a container's networks."""
+
+    def endpoints(self) -> dict[str, Endpoint]:
+        """The rows that this host should publish now, by row id."""
+        vtep = self._cluster.data_path_addr
+        rows = {}
+        for container in self._records.live():
+            for attachment in container.attachments:
+                network = self._cluster.networks.get(attachment.network)
+                if network is None or vtep is None:
+                    continue
+                rows[f"{container.id[:12]}.{network.id}"] = Endpoint(
+                    network=network.id,
+                    vni=network.vni,
+                    addresses=tuple(interface.ip for interface in attachment.addresses),
+                    mac=attachment.mac,
+                    vtep=vtep,
+                    name=container.spec.name,
+                    aliases=attachment.aliases,
+                    state="ready" if container.state == "running" else "starting",
+                )
+        return rows
+
+    async def attach(self, container_id: str, wish: NetworkWish) -> None:
+        """One more interface. Its addresses are taken from here on."""
+        network = await self._attachments.join(self._records.now(container_id), wish)
+        container = self._records.now(container_id)
+        attachment = self._attachments.attach(container, network, wish)
+        self._records.put(replace(container, attachments=(*container.attachments, attachment)))
+
+    async def settled(self, container_id: str) -> None:
+        """Raises :class:`HostError` with the kernel's words if it refused something that the container needs."""
+        container = self._records.now(container_id)
+        # Of what is shared only the devices: how to reach others is not this container's affair.
+        devices = {
+            f"link {kind}{row.vni}"
+            for key, row in self.endpoints().items()
+            if key.startswith(container_id[:12])
+            for kind in ("vx", "br")
+        }
+        for change in await self._settle(container_id):
+            needed = change.sandbox == container_id or " ".join(change.object.split()[:2]) in devices
+            if change.error and change.verb != "delete" and needed:
+                raise HostError(
+                    f'the kernel refused {change.object} for "{container.spec.name}": {change.error}',
+                    hint="`vxnet info` and the daemon's log tell more",
+                )
+
+    async def connect(self, ref: str, request: NetworkConnect) -> None:
+        check_aliases(request.aliases)
+        wish = NetworkWish(network=ref, ip=request.ip, aliases=request.aliases)
+        async with self._rewiring(request.container) as container_id:
+            await self.attach(container_id, wish)
+
+    async def disconnect(self, ref: str, request: NetworkConnect) -> None:
+        async with self._rewiring(request.container) as container_id:
+            container = self._records.now(container_id)
+            network = self._attachments.network(ref)
+            rest = tuple(attachment for attachment in container.attachments if attachment.network != network.id)
+            if len(rest) == len(container.attachments):
+                raise NotFoundError(f'container "{container.spec.name}" is not on network "{network.name}"')
+            self._records.put(replace(container, attachments=rest))
+
+    @contextlib.asynccontextmanager
+    async def _rewiring(self, ref: str) -> AsyncIterator[str]:
+        """The body changes the attachments; on leaving they are kept, told and built, or are what they were before."""
+        before = self._records.find(ref)
+        async with self._locks.setdefault(before.id, asyncio.Lock()):
+            before = self._records.now(before.id)
+            if not before.pid:
+                raise ConflictError(f'container "{before.spec.name}" is {before.state}: its networks are fixed')
+            try:
+                yield before.id
+                container = self._records.now(before.id)
+                container = self._records.keep(replace(container, gateway=self._attachments.way_out(container)))
+                await asyncio.to_thread(self._write_hosts, container)
+                self._changed()
+                await self.settled(container.id)
+            except VxnetError:
+                if (now := self._records.get(before.id)) is not None:
+                    with contextlib.suppress(HostError):
+                        self._records.keep(replace(now, attachments=before.attachments, gateway=before.gateway))
+                    self._changed()
+                raise
+
+    def _write_hosts(self, container: Container) -> None:
+        path = self._state.container_directory(container.id) / "hosts"
+        try:
+            path.write_text(etc_files(container)["hosts"])
+        except OSError as error:
+            raise HostError(f"cannot write {path}: {error.strerror}") from error
+
+    def forget(self, container_id: str) -> None:
+        self._locks.pop(container_id, None)
