@@ -443,25 +443,7 @@ class Agent:
     async def containers(self, all: bool) -> tuple[ContainerView, ...]:
         known = self._membership.networks
         return tuple(
-            ContainerView(
-                id=container.id,
-                name=container.spec.name,
-                argv=container.spec.argv,
-                state=container.state,
-                exit_status=container.exit_status,
-                restarts=container.restarts,
-                created_at=container.created_at,
-                started_at=container.started_at,
-                finished_at=container.finished_at,
-                networks=tuple(
-                    known[attachment.network].name if attachment.network in known else attachment.network
-                    for attachment in container.attachments
-                ),
-                addresses=tuple(
-                    interface.ip for attachment in container.attachments for interface in attachment.addresses
-                ),
-                labels=container.spec.labels,
-            )
+            views.container(container, known)
             for container in sorted(self._containers.all(), key=lambda container: -container.created_at)
             if all or container.state in ("running", "restarting")
         )

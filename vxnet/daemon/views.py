@@ -11,6 +11,7 @@ from vxnet.core.rotation import use_of
 from vxnet.daemon.manager import Manager
 from vxnet.daemon.place import Place
 from vxnet.model.api import (
+    ContainerView,
     EndpointView,
     GossipKeyView,
     GossipMember,
@@ -21,10 +22,32 @@ from vxnet.model.api import (
     NodeView,
     OwnerRows,
 )
+from vxnet.model.cluster import Network
+from vxnet.model.container import Container
 from vxnet.model.row import Endpoint
 
 STATUS: Mapping[str, MemberStatus] = {"alive": "ready", "suspect": "suspect", "dead": "down", "left": "left"}
 REMOVED = "this node was removed from the cluster: `vxnet leave --force`, then join again"
+
+
+def container(container: Container, networks: Mapping[str, Network]) -> ContainerView:
+    return ContainerView(
+        id=container.id,
+        name=container.spec.name,
+        argv=container.spec.argv,
+        state=container.state,
+        exit_status=container.exit_status,
+        restarts=container.restarts,
+        created_at=container.created_at,
+        started_at=container.started_at,
+        finished_at=container.finished_at,
+        networks=tuple(
+            networks[attachment.network].name if attachment.network in networks else attachment.network
+            for attachment in container.attachments
+        ),
+        addresses=tuple(interface.ip for attachment in container.attachments for interface in attachment.addresses),
+        labels=container.spec.labels,
+    )
 
 
 def endpoints(place: Place, network_id: str) -> tuple[EndpointView, ...]:
