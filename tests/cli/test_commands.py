@@ -207,7 +207,10 @@ def test_completion(vxnet_: Vxnet, shell: str, word: str) -> None:
 @pytest.mark.parametrize(
     "words, expected",
     [
-        ("vxnet network ", ["create", "ls", "inspect", "rm", "connect", "disconnect"]),
+        (
+            "vxnet network ",
+            ["create", "ls", "inspect", "rm", "connect", "disconnect", "update", "peer", "prune"],
+        ),
         ("vxnet rm w", ["web"]),
         ("vxnet network rm ", ["my-net"]),
         ("vxnet run --network my", ["my-net"]),

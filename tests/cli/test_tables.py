@@ -127,7 +127,9 @@ def test_inspect(server: Daemon, vxnet_: Vxnet) -> None:
     result = vxnet_("inspect", "web", "my-net", "h1", "nobody")
     container, network, node = json.loads(result.stdout)
     assert (container["pid"], container["spec"]["name"]) == (4711, "web")
-    assert network["network"]["subnets"] == [{"prefix": "10.0.16.0/20", "gateway": "10.0.16.1"}]
+    assert network["network"]["subnets"] == [
+        {"prefix": "10.0.16.0/20", "gateway": "10.0.16.1", "range": None, "auxiliary": {}}
+    ]
     assert node["leader"] is True
     assert result.stderr == "vxnet: no such container, network or node: 'nobody'\n"
     assert result.exit_code == 1

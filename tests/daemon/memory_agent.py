@@ -21,6 +21,8 @@ from msgspec.structs import replace
 
 from vxnet.cluster.api import serve_unix
 from vxnet.cluster.client import Client
+from vxnet.core import networks
+from vxnet.core.decisions import is_prunable
 from vxnet.daemon.local_api import AgentApi, build_app
 from vxnet.model.api import (
     ContainerView,
@@ -35,6 +37,8 @@ from vxnet.model.api import (
     NetworkConnect,
     NetworkCreate,
     NetworkDigest,
+    NetworkPrune,
+    NetworkUpdate,
     NetworkView,
     NodeView,
     OwnerRows,
@@ -42,7 +46,7 @@ from vxnet.model.api import (
     RotateKeys,
     Rotation,
 )
-from vxnet.model.cluster import Network, Node, Role, Subnet
+from vxnet.model.cluster import ForeignPeer, Network, Node, Role, Subnet
 from vxnet.model.container import Container, ContainerSpec
 from vxnet.model.errors import CallerError, ConflictError, ForbiddenError, HostError, NotFoundError
 
@@ -265,6 +269,27 @@ class MemoryAgent:
             labels=request.labels,
             created_at=CREATED_AT,
         )
+        self.network_table[network.id] = network
+        return network
+
+    async def update_network(self, ref: str, request: NetworkUpdate, /) -> Network:
+        others = self.network_table.values()
+        return self._keep(networks.grow_network(self._network(ref), request, networks=others, nodes=()))
+
+    async def add_peer(self, ref: str, peer: ForeignPeer, /) -> Network:
+        return self._keep(networks.add_peer(self._network(ref), peer, ()))
+
+    async def remove_peer(self, ref: str, peer: str, /) -> Network:
+        return self._keep(networks.remove_peer(self._network(ref), peer))
+
+    async def prune_networks(self, request: NetworkPrune, /) -> tuple[Network, ...]:
+        used = {of for of, _ in self.members}
+        doomed = [net for net in self.network_table.values() if net.id not in used and is_prunable(net, request)]
+        for network in doomed:
+            del self.network_table[network.id]
+        return tuple(doomed)
+
+    def _keep(self, network: Network) -> Network:
         self.network_table[network.id] = network
         return network
 

@@ -174,7 +174,7 @@ async def test_another_clusters_store_is_refused(cluster):
     ("pools", "words"),
     [
         (["10.0.0.0/24"], "no /20 subnet fits"),
-        (["fd00::/16"], "not an IPv4"),
+        (["fd00::/72"], "no /64 subnet fits"),
         (["127.0.0.0/8"], "cannot be given"),
         (["10.0.0.0/8", "10.1.0.0/16"], "overlap"),
     ],

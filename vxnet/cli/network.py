@@ -1,8 +1,10 @@
-"""network create, ls, inspect, rm, connect, disconnect."""
+"""network create, update, ls, inspect, rm, prune, peer …; connect and disconnect."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, TypeVar
 
 import click
 
@@ -16,34 +18,70 @@ from vxnet.cli.options import (
     inspect_format,
     list_options,
     matches,
+    moment,
     not_built,
     pairs,
     prefix,
 )
 from vxnet.cluster.client import Client
 from vxnet.model.address import IPAddress, IPNetwork
-from vxnet.model.api import NetworkConnect, NetworkCreate
-from vxnet.model.cluster import Driver, Network
+from vxnet.model.api import NetworkConnect, NetworkCreate, NetworkPrune, NetworkUpdate
+from vxnet.model.cluster import Driver, ForeignPeer, Network
 from vxnet.model.errors import CallerError, UnsupportedError
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _DRIVERS: dict[str, Driver] = {"overlay": "overlay", "bridge": "bridge", "host": "host", "none": "null", "null": "null"}
 _LATER_DRIVERS = ("macvlan", "ipvlan")
+
+
+def subnet_options(*names: str) -> Callable[[F], F]:
+    """``names``: of the option that gives subnets."""
+
+    def decorate(command: F) -> F:
+        for option in (
+            click.option(
+                *("--aux-address", "auxiliary"), multiple=True, callback=pairs, metavar="NAME=ADDRESS",
+                help="Never give this one: a machine that is none of vxnet's has it.",
+            ),
+            click.option(
+                "--ip-range", "ranges", type=prefix, multiple=True, metavar="CIDR",
+                help="Give addresses from this part of a subnet; others are for --ip.",
+            ),
+            click.option(
+                "--gateway", "gateways", type=address, multiple=True, metavar="ADDRESS", help="Default: the first one."
+            ),
+            click.option(
+                *names, "subnets", type=prefix, multiple=True, metavar="CIDR", help="Repeatable, of IPv4 and IPv6."
+            ),
+        ):  # fmt: skip
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def _auxiliary(texts: dict[str, str]) -> dict[str, IPAddress]:
+    try:
+        return {name: address(text) for name, text in texts.items()}
+    except click.BadParameter as error:
+        raise CallerError(f"--aux-address: {error.message}") from None
 
 
 @click.command("create")
 @click.option("-d", "--driver", default="overlay", show_default=True, help="overlay, bridge, host or none.")
 @click.option("--attachable", is_flag=True, help="Let `vxnet run --network` use it, not only services.")
 @click.option("--internal", is_flag=True, help="No way out of it.")
-@click.option("--subnet", "subnets", type=prefix, multiple=True, metavar="CIDR", help="Default: a free one.")
-@click.option("--gateway", "gateways", type=address, multiple=True, metavar="ADDRESS", help="Default: the first one.")
-@click.option("--ipv6", is_flag=True, help="Needs a --subnet of IPv6.")
-@click.option("-o", "--opt", "options", multiple=True, callback=pairs, metavar="KEY=VALUE", help="Such as mtu=1400.")
+@subnet_options("--subnet")
+@click.option("--ipv4/--no-ipv4", default=None, help="Default: unless only IPv6 subnets are given.")
+@click.option("--ipv6", is_flag=True, help="With IPv6, from the cluster's own pool if no --subnet of it is given.")
+@click.option(
+    "-o", "--opt", "options", multiple=True, callback=pairs, metavar="KEY=VALUE",
+    help="mtu=1400; peers=ADDRESS,… as `network peer add`.",
+)  # fmt: skip
 @click.option("--label", "labels", multiple=True, callback=pairs, metavar="KEY=VALUE")
 @click.argument("name")
-@not_built(
-    *("--ip-range", "--aux-address", "--config-from", "--ipam-driver", "--ipam-opt", "--scope"),
-    flags=["--ingress", "--config-only"],
-)
+@not_built(*("--config-from", "--ipam-driver", "--ipam-opt", "--scope"), flags=["--ingress", "--config-only"])
 @click.pass_obj
 def create(
     client: Client,
@@ -52,6 +90,9 @@ def create(
     internal: bool,
     subnets: tuple[IPNetwork, ...],
     gateways: tuple[IPAddress, ...],
+    ranges: tuple[IPNetwork, ...],
+    auxiliary: dict[str, str],
+    ipv4: bool | None,
     ipv6: bool,
     options: dict[str, str],
     labels: dict[str, str],
@@ -64,8 +105,6 @@ def create(
         raise CallerError(f"no such driver: {driver!r}", hint="there are overlay, bridge, host and none")
     if "encrypted" in options:
         raise UnsupportedError("`--opt encrypted` is not built yet", hint="the network was not made")
-    if ipv6 and not any(subnet.version == 6 for subnet in subnets):
-        raise UnsupportedError("there is no pool of IPv6 prefixes", hint="give one, such as --subnet fd00:10::/64")
     request = NetworkCreate(
         name=name,
         driver=_DRIVERS[driver],
@@ -73,10 +112,47 @@ def create(
         internal=internal,
         subnets=subnets,
         gateways=gateways,
+        ranges=ranges,
+        auxiliary=_auxiliary(auxiliary),
+        ipv4=ipv4,
+        ipv6=ipv6,
         options=options,
         labels=labels,
     )
     click.echo(client.create_network(request).id)
+
+
+@click.command("update")
+@subnet_options("--subnet-add")
+@click.option("--label-add", "labels", multiple=True, callback=pairs, metavar="KEY=VALUE")
+@click.option("--label-rm", "removed", multiple=True, metavar="KEY")
+@click.argument("network", shell_complete=network_names)
+@click.pass_obj
+def update(
+    client: Client,
+    subnets: tuple[IPNetwork, ...],
+    gateways: tuple[IPAddress, ...],
+    ranges: tuple[IPNetwork, ...],
+    auxiliary: dict[str, str],
+    labels: dict[str, str],
+    removed: tuple[str, ...],
+    network: str,
+) -> None:
+    """Add to a network while it is in use.
+
+    Containers that are on it reach the new subnet at once, and keep their addresses.
+    """
+    if not (subnets or labels or removed):
+        raise CallerError("nothing to change", hint="give --subnet-add, --label-add or --label-rm")
+    request = NetworkUpdate(
+        subnets=subnets,
+        gateways=gateways,
+        ranges=ranges,
+        auxiliary=_auxiliary(auxiliary),
+        labels=labels,
+        labels_removed=removed,
+    )
+    click.echo(client.update_network(network, request).name)
 
 
 @click.command("ls")
@@ -132,16 +208,84 @@ def rm(client: Client, networks: tuple[str, ...]) -> None:
     for_each(networks, client.remove_network)
 
 
+@click.command("prune")
+@click.option("-f", "--force", is_flag=True, help="Do not ask.")
+@filter_option("label", "until", short=False)
+@click.pass_obj
+def prune(client: Client, force: bool, filters: dict[str, list[str]]) -> None:
+    """Remove all networks that nobody uses."""
+    moments = [datetime.fromisoformat(moment(text)[:26]).replace(tzinfo=UTC) for text in filters.get("until", ())]
+    request = NetworkPrune(labels=tuple(filters.get("label", ())), until=min(moments).timestamp() if moments else None)
+    if not force:
+        click.confirm("This removes all networks that no container is on, anywhere in the cluster. Go on?", abort=True)
+    for network in client.prune_networks(request):
+        click.echo(network.name)
+
+
+# Peers
+
+
+@click.command("add")
+@click.option("--name", default="", help="What to call it here.")
+@click.argument("network", shell_complete=network_names)
+@click.argument("vtep", type=address, metavar="ADDRESS")
+@click.pass_obj
+def peer_add(client: Client, name: str, network: str, vtep: IPAddress) -> None:
+    """Let a VXLAN endpoint without vxnet into a network.
+
+    It sends to ADDRESS's side of the tunnel as RFC 7348 says, with the network's identifier (`network inspect`: vni) to
+    the cluster's data port of each host that has a container on it.
+    """
+    client.add_peer(network, ForeignPeer(vtep=vtep, name=name))
+    click.echo(vtep)
+
+
+@click.command("ls")
+@list_options
+@click.argument("network", shell_complete=network_names)
+@click.pass_obj
+def peer_ls(client: Client, quiet: bool, form: Format, no_trunc: bool, network: str) -> None:
+    """List the endpoints without vxnet that a network has."""
+    peers = client.network(network).network.peers
+    if quiet:
+        for peer in peers:
+            click.echo(peer.vtep)
+    elif form == "json":
+        output.json_lines(peers)
+    else:
+        output.table(("ADDRESS", "NAME"), ((str(peer.vtep), output.printable(peer.name)) for peer in peers))
+
+
+@click.command("rm")
+@click.argument("network", shell_complete=network_names)
+@click.argument("peers", nargs=-1, required=True, metavar="ADDRESS|NAME...")
+@click.pass_obj
+def peer_rm(client: Client, network: str, peers: tuple[str, ...]) -> None:
+    """Shut endpoints without vxnet out of a network."""
+    for_each(peers, lambda peer: client.remove_peer(network, peer))
+
+
+# Containers
+
+
 @click.command("connect")
 @click.option("--ip", type=address, metavar="ADDRESS", help="Default: a free one.")
+@click.option("--ip6", type=address, metavar="ADDRESS", help="Of IPv6, beside --ip.")
 @click.option("--alias", "aliases", multiple=True, metavar="NAME", help="One more name on this network.")
 @click.argument("network", shell_complete=network_names)
 @click.argument("container", shell_complete=container_names)
-@not_built("--ip6", "--link", "--link-local-ip", "--driver-opt", "--gw-priority")
+@not_built("--link", "--link-local-ip", "--driver-opt", "--gw-priority")
 @click.pass_obj
-def connect(client: Client, ip: IPAddress | None, aliases: tuple[str, ...], network: str, container: str) -> None:
+def connect(
+    client: Client,
+    ip: IPAddress | None,
+    ip6: IPAddress | None,
+    aliases: tuple[str, ...],
+    network: str,
+    container: str,
+) -> None:
     """Connect a container to one more network."""
-    client.connect(network, NetworkConnect(container=container, ip=ip, aliases=aliases))
+    client.connect(network, NetworkConnect(container=container, ip=ip, ip6=ip6, aliases=aliases))
 
 
 @click.command("disconnect")

@@ -37,7 +37,12 @@ TABLE: Final[Table] = {
             "rm": "network:rm",
             "connect": "network:connect",
             "disconnect": "network:disconnect",
-            "prune": LATER,
+            "update": "network:update",
+            "peer": Section(
+                "VXLAN endpoints without vxnet.",
+                {"add": "network:peer_add", "ls": "network:peer_ls", "rm": "network:peer_rm"},
+            ),
+            "prune": "network:prune",
         },
     ),
     "gossip": Section(

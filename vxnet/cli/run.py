@@ -64,6 +64,7 @@ def _failing_as_run() -> Iterator[None]:
     help="NAME, or name=NAME,ip=ADDRESS,alias=NAME,…; repeatable.",
 )
 @click.option("--ip", type=address, metavar="ADDRESS", help="On the first network.")
+@click.option("--ip6", type=address, metavar="ADDRESS", help="On the first network, of IPv6 beside --ip.")
 @click.option("--alias", "--network-alias", "aliases", multiple=True, metavar="NAME", help="On the first network.")
 @click.option("-h", "--hostname", default="", metavar="NAME", help="Default: the id's first 12 digits.")
 @click.option("-e", "--env", "env", multiple=True, metavar="KEY[=VALUE]", help="KEY alone: its value here.")
@@ -81,7 +82,7 @@ def _failing_as_run() -> Iterator[None]:
         "--shm-size",
         "--entrypoint",
     ),
-    *("--ip6", "--mac-address", "--link", "--expose", "--domainname"),
+    *("--mac-address", "--link", "--expose", "--domainname"),
     *("--device", "--group-add", "--pid", "--ipc", "--uts"),
     *("--userns", "--cgroupns", "--cgroup-parent", "--log-driver", "--log-opt"),
     *("--health-cmd", "--health-interval", "--health-retries", "--health-timeout", "-a --attach", "--cidfile"),
@@ -100,6 +101,7 @@ def run(
     name: str,
     networks: tuple[str, ...],
     ip: IPAddress | None,
+    ip6: IPAddress | None,
     aliases: tuple[str, ...],
     hostname: str,
     env: tuple[str, ...],
@@ -124,7 +126,7 @@ def run(
         terminal=tty,
         stdin=interactive,
         remove=remove,
-        networks=network_wishes(networks, ip, aliases),
+        networks=network_wishes(networks, ip, aliases, ip6),
         labels=labels,
         **confinement(bounds),
     )
@@ -212,16 +214,23 @@ def _env_lines(file: str) -> Iterable[str]:
 # --------------------------------------------------------------------------------------------------------- networks
 
 
-def network_wishes(networks: Sequence[str], ip: IPAddress | None, aliases: tuple[str, ...]) -> tuple[NetworkWish, ...]:
-    """``--network`` in both of Docker's forms; ``--ip`` and ``--alias`` belong to the first. Raises CallerError."""
+def network_wishes(
+    networks: Sequence[str], ip: IPAddress | None, aliases: tuple[str, ...], ip6: IPAddress | None = None
+) -> tuple[NetworkWish, ...]:
+    """``--network`` in both of Docker's forms; ``--ip``, ``--ip6`` and ``--alias`` belong to the first. Raises
+    :class:`CallerError`.
+    """
     wishes = [_network_wish(text) for text in networks]
-    if ip is not None or aliases:
+    if ip is not None or ip6 is not None or aliases:
         if not wishes:
-            raise CallerError("--ip and --alias need a --network that they are for")
+            raise CallerError("--ip, --ip6 and --alias need a --network that they are for")
         first = wishes[0]
-        if (ip is not None and first.ip is not None) or (aliases and first.aliases):
+        twice = (ip and first.ip, ip6 and first.ip6, aliases and first.aliases)
+        if any(twice):
             raise CallerError(f"address or alias on {first.network} is given twice, within --network and beside it")
-        wishes[0] = NetworkWish(network=first.network, ip=ip or first.ip, aliases=aliases or first.aliases)
+        wishes[0] = NetworkWish(
+            network=first.network, ip=ip or first.ip, ip6=ip6 or first.ip6, aliases=aliases or first.aliases
+        )
     names = [wish.network for wish in wishes]
     for name in names:
         if names.count(name) > 1:
@@ -230,29 +239,30 @@ def network_wishes(networks: Sequence[str], ip: IPAddress | None, aliases: tuple
 
 
 def _network_wish(text: str) -> NetworkWish:
-    """``my-net``, or ``name=my-net,ip=10.0.16.9,alias=web,alias=www``."""
+    """``my-net``, or ``name=my-net,ip=10.0.16.9,ip6=fd00:16::9,alias=web,alias=www``."""
     if "=" not in text:
         if not text:
             raise CallerError("--network takes the name of a network, found nothing")
         return NetworkWish(network=text)
-    name, ip = "", None
+    name = ""
+    chosen: dict[str, IPAddress] = {}
     aliases: list[str] = []
     for part in text.split(","):
         key, _, value = part.partition("=")
         match key:
             case "name":
                 name = value
-            case "ip":
+            case "ip" | "ip6":
                 try:
-                    ip = address(value)
+                    chosen[key] = address(value)
                 except click.BadParameter as error:
                     raise CallerError(f"--network {text}: {error.message}") from None
             case "alias":
                 aliases.append(value)
-            case "ip6" | "mac-address" | "link-local-ip" | "driver-opt" | "gw-priority":
+            case "mac-address" | "link-local-ip" | "driver-opt" | "gw-priority":
                 raise UnsupportedError(f"`--network {key}=` is not built yet")
             case _:
-                raise CallerError(f"--network takes name=, ip= and alias=, found {part!r}")
+                raise CallerError(f"--network takes name=, ip=, ip6= and alias=, found {part!r}")
     if not name:
         raise CallerError(f"--network {text}: name= is missing")
-    return NetworkWish(network=name, ip=ip, aliases=tuple(aliases))
+    return NetworkWish(network=name, ip=chosen.get("ip"), ip6=chosen.get("ip6"), aliases=tuple(aliases))

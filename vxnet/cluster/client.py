@@ -25,13 +25,15 @@ from vxnet.model.api import (
     JoinRequest,
     NetworkConnect,
     NetworkCreate,
+    NetworkPrune,
+    NetworkUpdate,
     NetworkView,
     NodeView,
     ProcessView,
     RotateKeys,
     Rotation,
 )
-from vxnet.model.cluster import Network, Node, Record, Role
+from vxnet.model.cluster import ForeignPeer, Network, Node, Record, Role
 from vxnet.model.container import Container, ContainerSpec
 from vxnet.model.errors import ForbiddenError, NotFoundError, PeerError, UnavailableError
 
@@ -114,6 +116,19 @@ class Client:
 
     def create_network(self, request: NetworkCreate) -> Network:
         return self._post("networks", Network, request)
+
+    def update_network(self, ref: str, request: NetworkUpdate) -> Network:
+        return self._post(f"networks/{_segment('network', ref)}/update", Network, request)
+
+    def add_peer(self, ref: str, peer: ForeignPeer) -> Network:
+        return self._post(f"networks/{_segment('network', ref)}/peers", Network, peer)
+
+    def remove_peer(self, ref: str, peer: str) -> Network:
+        target = f"networks/{_segment('network', ref)}/peers/{_segment('peer', peer)}"
+        return self._read(self._call("DELETE", target), Network)
+
+    def prune_networks(self, request: NetworkPrune) -> tuple[Network, ...]:
+        return self._post("networks/prune", tuple[Network, ...], request)
 
     def remove_network(self, ref: str) -> None:
         self._call("DELETE", f"networks/{_segment('network', ref)}")

@@ -19,13 +19,17 @@ from itertools import chain
 from typing import NamedTuple
 
 from vxnet.model.address import MAC, IPAddress, IPNetwork
-from vxnet.model.cluster import FIRST_VNI, LAST_VNI, Lease, Network, Subnet
+from vxnet.model.cluster import FIRST_VNI, LAST_VNI, Cluster, Lease, Network, Subnet
 from vxnet.model.errors import CallerError, ConflictError, ExhaustedError
 
 FIRST_BLOCK = {4: 8, 6: 1 << 16}
 """Addresses of a node's first block of a network, by IP version: /29 and /112."""
 LARGEST_BLOCK = {4: 1024, 6: 1 << 16}
 """Where doubling ends."""
+
+DEFAULT_POOL = ipaddress.ip_network("10.0.0.0/8")
+IPV6_PREFIXLEN = 64
+"""Of a network's subnet out of a pool of IPv6: what every tool expects of a link (RFC 7421)."""
 
 GATEWAY_CANDIDATES = tuple(
     ipaddress.ip_network(prefix)
@@ -86,6 +90,27 @@ def pick_subnet(
         f"{len(taken)} subnets are in use" + (f", and hosts have routes to {', '.join(blocking)}" if blocking else ""),
         hint="name a free one with --subnet, or remove networks that nobody uses",
     )
+
+
+def ula_pool(cluster_id: str) -> IPNetwork:
+    """The cluster's own IPv6 prefix, a /48 of fd00::/8 (RFC 4193) whose 40 bits follow from the cluster's id: two
+    clusters that are joined one day most likely do not meet.
+    """
+    digest = hashlib.blake2s(cluster_id.encode(), digest_size=5).digest()
+    return ipaddress.ip_network((b"\xfd" + digest + bytes(10), 48))
+
+
+def pool_of(cluster: Cluster, version: int) -> tuple[Sequence[IPNetwork], int]:
+    """(pools, length of a subnet's prefix) of an IP version."""
+    pools = [pool for pool in cluster.pools if pool.version == version]
+    if version == 4:
+        return pools or (DEFAULT_POOL,), cluster.pool_prefixlen
+    return pools or (ula_pool(cluster.id),), IPV6_PREFIXLEN
+
+
+def given_from(subnet: Subnet) -> IPNetwork:
+    """Where addresses that nobody chose come from."""
+    return subnet.range or subnet.prefix
 
 
 def gateway_subnet(routes: Collection[IPNetwork]) -> IPNetwork:
@@ -150,7 +175,7 @@ def first_blocks(network: Network, leases: Collection[Lease], nodes: Collection[
         spaces = [FreeSpace(subnet, leases) for subnet in network.subnets if subnet.prefix.version == version]
         for node in waiting:
             for space in spaces:
-                total = space.subnet.prefix.num_addresses
+                total = given_from(space.subnet).num_addresses
                 size = min(FIRST_BLOCK[version], _power_at_most(max(total // (2 * len(nodes)), 1)))
                 if space.leased + size > total // 2:
                     continue
@@ -170,7 +195,8 @@ def lease_address(network: Network, leases: Collection[Lease], node: str, addres
         sizes = ", ".join(str(subnet.prefix) for subnet in network.subnets)
         raise CallerError(f"address {address} is outside network {network.name} ({sizes})")
     if address in reserved_addresses(subnet):
-        which = "gateway" if address == subnet.gateway else "network or broadcast"
+        kept = [name for name, one in subnet.auxiliary.items() if one == address]
+        which = "gateway" if address == subnet.gateway else f"auxiliary ({kept[0]})" if kept else "network or broadcast"
         raise CallerError(f"address {address} is the {which} address of network {network.name}")
     for lease in leases:
         if address in lease.prefix:
@@ -185,8 +211,11 @@ def lease_address(network: Network, leases: Collection[Lease], node: str, addres
 
 
 def reserved_addresses(subnet: Subnet) -> frozenset[IPAddress]:
-    """Never handed out, nor part of a block: the first (network, or subnet-router anycast), the last, the gateway."""
-    return frozenset((subnet.prefix.network_address, subnet.prefix.broadcast_address, subnet.gateway))
+    """Never handed out, nor part of a block: the first (network, or subnet-router anycast), the last, the gateway,
+    and those kept for others.
+    """
+    ends = (subnet.prefix.network_address, subnet.prefix.broadcast_address)
+    return frozenset((*ends, subnet.gateway, *subnet.auxiliary.values()))
 
 
 class _Span(NamedTuple):
@@ -195,13 +224,13 @@ class _Span(NamedTuple):
 
 
 class FreeSpace:
-    """What of one subnet is neither leased nor reserved."""
+    """What of one subnet's range is neither leased nor reserved."""
 
     def __init__(self, subnet: Subnet, leases: Iterable[Lease]) -> None:
         self.subnet = subnet
         self.leased = 0
         """Addresses."""
-        prefix = subnet.prefix
+        prefix = given_from(subnet)
         blocks = [lease.prefix for lease in leases if overlap(prefix, (lease.prefix,)) is not None]
         taken = sorted(
             [_Span(int(address), int(address)) for address in reserved_addresses(subnet)]
@@ -212,8 +241,10 @@ class FreeSpace:
         start = _first(prefix)
         for span in taken:
             if span.first > start:
-                self._gaps.append(_Span(start, span.first - 1))
+                self._gaps.append(_Span(start, min(span.first - 1, _last(prefix))))
             start = max(start, span.last + 1)
+            if start > _last(prefix):
+                break
         if start <= _last(prefix):
             self._gaps.append(_Span(start, _last(prefix)))
 
@@ -242,12 +273,16 @@ class FreeSpace:
 
 def _exhausted(network: Network, version: int, leases: Collection[Lease]) -> ExhaustedError:
     subnets = [subnet for subnet in network.subnets if subnet.prefix.version == version]
-    usable = sum(subnet.prefix.num_addresses - len(reserved_addresses(subnet)) for subnet in subnets)
+    ranges = [given_from(subnet) for subnet in subnets]
+    usable = sum(
+        prefix.num_addresses - sum(address in prefix for address in reserved_addresses(subnet))
+        for subnet, prefix in zip(subnets, ranges, strict=True)
+    )
     holders = len({lease.node for lease in leases})
     return ExhaustedError(
-        f"network {network.name} has no address left: {', '.join(str(subnet.prefix) for subnet in subnets)} has "
+        f"network {network.name} has no address left: {', '.join(map(str, ranges))} has "
         f"{usable} usable addresses, and all are leased to {holders} node{'s' if holders != 1 else ''}",
-        hint="remove containers that are no longer needed, or create a network with a larger --subnet",
+        hint=f"give it one more subnet: `vxnet network update --subnet-add CIDR {network.name}`",
     )
 
 

@@ -17,8 +17,8 @@ from vxnet.core.nodes import check_claim
 from vxnet.core.rotation import GossipKeys
 from vxnet.core.wishes import Counter, JoinSecret, RemovedNode, Wishes, lease_key
 from vxnet.model.address import IPAddress, IPNetwork
-from vxnet.model.api import JoinClaim, LeaseRequest, NetworkCreate, NodeReport
-from vxnet.model.cluster import Cluster, GossipKey, Lease, Network, Node
+from vxnet.model.api import JoinClaim, LeaseRequest, NetworkCreate, NetworkPrune, NetworkUpdate, NodeReport
+from vxnet.model.cluster import Cluster, ForeignPeer, GossipKey, Lease, Network, Node
 from vxnet.model.errors import ConflictError, ForbiddenError, NotFoundError
 
 BLOCKS_AT_ONCE = 90
@@ -88,6 +88,41 @@ def create_network(wishes: Wishes, request: NetworkCreate, id: str, now: float) 
     if network.attachable:
         changes |= _leases(wishes, network, allocate.first_blocks(network, (), wishes.nodes)[:BLOCKS_AT_ONCE])
     return Decision(changes, ["set/vni", "set/node"]), network
+
+
+def update_network(wishes: Wishes, ref: str, request: NetworkUpdate) -> tuple[Decision, Network]:
+    """Blocks out of new subnets follow from :func:`mend`, and from nodes that ask. Raises as
+    :func:`networks.grow_network`, or :class:`NotFoundError`.
+    """
+    network = networks.find(ref, wishes.networks.values(), "network")
+    grown = networks.grow_network(network, request, networks=wishes.networks.values(), nodes=wishes.nodes.values())
+    # ``set/vni`` is what `create_network` guards: two of them must not choose the same subnet.
+    return _changed(network, grown, {"set/vni": Counter(last=wishes.counter("vni"))}, ["set/vni", "set/node"])
+
+
+def add_peer(wishes: Wishes, ref: str, peer: ForeignPeer) -> tuple[Decision, Network]:
+    """Raises as :func:`networks.add_peer`, or :class:`NotFoundError`."""
+    network = networks.find(ref, wishes.networks.values(), "network")
+    return _changed(network, networks.add_peer(network, peer, wishes.nodes.values()), {}, ["set/node"])
+
+
+def remove_peer(wishes: Wishes, ref: str, peer: str) -> tuple[Decision, Network]:
+    """Raises :class:`NotFoundError`."""
+    network = networks.find(ref, wishes.networks.values(), "network")
+    return _changed(network, networks.remove_peer(network, peer), {}, [])
+
+
+def _changed(
+    before: Network, after: Network, more: dict[str, object | None], guards: Sequence[str]
+) -> tuple[Decision, Network]:
+    key = f"network/{before.id}"
+    return Decision({key: after} | more, [key, *guards]) if after != before else Decision({}), after
+
+
+def is_prunable(network: Network, request: NetworkPrune) -> bool:
+    """Whether `network prune` means it, if nobody uses it."""
+    held = {*network.labels, *(f"{key}={value}" for key, value in network.labels.items())}
+    return held.issuperset(request.labels) and (request.until is None or network.created_at < request.until)
 
 
 def remove_network(wishes: Wishes, ref: str, users_of: Callable[[str], list[str]]) -> tuple[Decision, Network]:

@@ -7,13 +7,14 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import TypeVar
 
+from msgspec.structs import replace
+
 from vxnet.core import allocate
 from vxnet.model.address import IPAddress, IPNetwork
-from vxnet.model.api import NetworkCreate
-from vxnet.model.cluster import Cluster, Network, Node, Subnet
+from vxnet.model.api import NetworkCreate, NetworkUpdate, SubnetWish
+from vxnet.model.cluster import Cluster, ForeignPeer, Network, Node, Subnet
 from vxnet.model.errors import CallerError, ConflictError, NotFoundError, UnsupportedError
 
-DEFAULT_POOL = ipaddress.ip_network("10.0.0.0/8")
 RESERVED_NAMES = ("bridge", "host", "none", "vxnet_gw", "ingress")
 SMALLEST_SUBNET = 8
 """Addresses: a /29 has five to give."""
@@ -24,6 +25,7 @@ MTU_RANGE_IPV6 = (1280, 65535)
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 _MTU_OPTIONS = ("mtu", "com.docker.network.driver.mtu")
+_PEERS_OPTION = "peers"
 
 R = TypeVar("R", Network, Node)
 
@@ -49,7 +51,19 @@ def decide_network(
             f"networks with driver {request.driver} cannot be created: not built yet",
             hint="`--driver overlay`; every container has a way out through vxnet_gw anyhow",
         )
-    subnets = _subnets(request, cluster, networks, nodes)
+    prefixes = list(request.subnets)
+    versions = {prefix.version for prefix in prefixes}
+    wanted = {4: request.ipv4 or (request.ipv4 is None and (request.ipv6 or 6 not in versions)), 6: request.ipv6}
+    if not any(wanted.values()) and not versions:
+        raise CallerError("a network without IPv4 and IPv6 has no addresses", hint="`--no-ipv4` needs `--ipv6`")
+    if request.ipv4 is False and 4 in versions:
+        raise CallerError("an IPv4 subnet is given, and `--no-ipv4`")
+    blockers = _blockers(networks, nodes)
+    for version, is_wanted in wanted.items():
+        if is_wanted and version not in versions:
+            pools, prefixlen = allocate.pool_of(cluster, version)
+            prefixes.append(allocate.pick_subnet(pools, prefixlen, *blockers))
+    subnets = _subnets(request, prefixes, (), networks, nodes)
     return Network(
         id=id,
         name=request.name,
@@ -61,17 +75,80 @@ def decide_network(
         mtu=_mtu(request.options, any(subnet.prefix.version == 6 for subnet in subnets)),
         options=request.options,
         labels=request.labels,
+        peers=_peers_option(request.options, nodes),
         created_at=now,
     )
+
+
+def grow_network(
+    network: Network, request: NetworkUpdate, *, networks: Collection[Network], nodes: Collection[Node]
+) -> Network:
+    """``network`` with what ``request`` adds to it. Raises :class:`CallerError`, :class:`ConflictError`."""
+    for prefix in request.subnets:
+        if prefix.version == 6 and network.mtu is not None and network.mtu < MTU_RANGE_IPV6[0]:
+            raise ConflictError(
+                f"network {network.name} has an MTU of {network.mtu}, and IPv6 needs {MTU_RANGE_IPV6[0]}",
+                hint="create another network for it",
+            )
+    more = _subnets(request, list(request.subnets), network.subnets, networks, nodes)
+    labels = {key: value for key, value in network.labels.items() if key not in request.labels_removed}
+    return replace(network, subnets=(*network.subnets, *more), labels=labels | request.labels)
+
+
+# Peers without vxnet
+
+
+def add_peer(network: Network, peer: ForeignPeer, nodes: Collection[Node]) -> Network:
+    """Raises :class:`CallerError`, :class:`ConflictError`."""
+    _check_peer(peer.vtep, nodes)
+    if any(one.vtep == peer.vtep for one in network.peers):
+        raise ConflictError(f"{peer.vtep} is a peer of network {network.name} already")
+    if peer.name and any(one.name == peer.name for one in network.peers):
+        raise ConflictError(f"network {network.name} has a peer {peer.name!r} already", hint="choose another name")
+    return replace(network, peers=(*network.peers, peer))
+
+
+def remove_peer(network: Network, ref: str) -> Network:
+    """``ref``: its address or its name. Raises :class:`NotFoundError`."""
+    rest = tuple(one for one in network.peers if ref not in (str(one.vtep), one.name))
+    if not ref or len(rest) == len(network.peers):
+        known = ", ".join(str(one.vtep) for one in network.peers) or "none"
+        raise NotFoundError(f"network {network.name} has no peer {ref!r}", hint=f"there are: {known}")
+    return replace(network, peers=rest)
+
+
+def _peers_option(options: Mapping[str, str], nodes: Collection[Node]) -> tuple[ForeignPeer, ...]:
+    """``--opt peers=ADDRESS,ADDRESS``."""
+    found: list[ForeignPeer] = []
+    for text in options.get(_PEERS_OPTION, "").split(",") if _PEERS_OPTION in options else ():
+        try:
+            vtep = ipaddress.ip_address(text.strip())
+        except ValueError:
+            raise CallerError(f"peers= takes addresses with commas between them, found {text!r}") from None
+        _check_peer(vtep, nodes)
+        found.append(ForeignPeer(vtep=vtep))
+    return tuple(dict.fromkeys(found))
+
+
+def _check_peer(vtep: IPAddress, nodes: Collection[Node]) -> None:
+    if vtep.is_multicast or vtep.is_loopback or vtep.is_unspecified or vtep.is_link_local:
+        raise CallerError(f"{vtep} cannot be the address of a VXLAN endpoint")
+    for node in nodes:
+        if vtep in (node.data_path_addr, node.advertise_addr):
+            raise ConflictError(f"{vtep} is an address of node {node.name}, which needs no leave to take part")
+        if vtep.version != node.data_path_addr.version:
+            raise CallerError(
+                f"{vtep} is of another IP version than the data path of node {node.name} ({node.data_path_addr})",
+                hint="a tunnel's ends are of one version: give the peer's address of that",
+            )
 
 
 def check_pools(pools: Sequence[IPNetwork], prefixlen: int) -> None:
     """Of a new cluster. Raises :class:`CallerError`."""
     for number, pool in enumerate(pools):
-        if pool.version != 4:
-            raise CallerError(f"address pool {pool} is not an IPv4 prefix", hint="give IPv6 subnets with --subnet")
-        if not pool.prefixlen <= prefixlen <= pool.max_prefixlen - 3:
-            raise CallerError(f"no /{prefixlen} subnet fits into address pool {pool}", hint="give a larger pool")
+        length = prefixlen if pool.version == 4 else allocate.IPV6_PREFIXLEN
+        if not pool.prefixlen <= length <= pool.max_prefixlen - 3:
+            raise CallerError(f"no /{length} subnet fits into address pool {pool}", hint="give a larger pool")
         _check_prefix(pool)
         if (other := allocate.overlap(pool, pools[:number])) is not None:
             raise CallerError(f"the address pools {other} and {pool} overlap")
@@ -111,23 +188,34 @@ def _check_name(name: str, networks: Collection[Network]) -> None:
         raise ConflictError(f"there is a network {name!r} already (id {taken.id})", hint="choose another name")
 
 
-def _subnets(
-    request: NetworkCreate, cluster: Cluster, networks: Collection[Network], nodes: Collection[Node]
-) -> tuple[Subnet, ...]:
+def _blockers(networks: Collection[Network], nodes: Collection[Node]) -> tuple[list[IPNetwork], set[IPNetwork]]:
+    """What a subnet out of a pool must not meet: other networks', and what hosts have or have routes to."""
     taken = [subnet.prefix for network in networks for subnet in network.subnets]
-    prefixes = list(request.subnets)
-    if not prefixes:
-        routes = {route for node in nodes for route in node.routes if route.prefixlen} | {
-            ipaddress.ip_network(address) for node in nodes for address in (node.advertise_addr, node.data_path_addr)
-        }
-        prefixes = [allocate.pick_subnet(cluster.pools, cluster.pool_prefixlen, taken, routes)]
+    routes = {route for node in nodes for route in node.routes if route.prefixlen}
+    addresses = {ipaddress.ip_network(one) for node in nodes for one in (node.advertise_addr, node.data_path_addr)}
+    return taken, routes | addresses
+
+
+def _subnets(
+    wish: SubnetWish,
+    prefixes: list[IPNetwork],
+    own: Collection[Subnet],
+    networks: Collection[Network],
+    nodes: Collection[Node],
+) -> tuple[Subnet, ...]:
+    """``prefixes`` as subnets beside a network's ``own``."""
     for number, prefix in enumerate(prefixes):
         _check_prefix(prefix)
-        if (other := allocate.overlap(prefix, prefixes[:number])) is not None:
+        if (other := allocate.overlap(prefix, [*(subnet.prefix for subnet in own), *prefixes[:number]])) is not None:
             raise CallerError(f"the subnets {other} and {prefix} overlap")
         _check_free(prefix, networks, nodes)
-    gateways = _gateways(prefixes, request.gateways)
-    return tuple(Subnet(prefix=prefix, gateway=gateways[prefix]) for prefix in prefixes)
+    gateways = _gateways(prefixes, wish.gateways)
+    ranges = _ranges(prefixes, wish.ranges)
+    auxiliary = _auxiliary(prefixes, wish.auxiliary)
+    return tuple(
+        Subnet(prefix=prefix, gateway=gateways[prefix], range=ranges.get(prefix), auxiliary=auxiliary.get(prefix, {}))
+        for prefix in prefixes
+    )
 
 
 def _check_prefix(prefix: IPNetwork) -> None:
@@ -177,14 +265,42 @@ def _gateways(prefixes: Collection[IPNetwork], wanted: Collection[IPAddress]) ->
     return {prefix: gateways.get(prefix, prefix.network_address + 1) for prefix in prefixes}
 
 
+def _ranges(prefixes: Collection[IPNetwork], wanted: Collection[IPNetwork]) -> Mapping[IPNetwork, IPNetwork]:
+    ranges: dict[IPNetwork, IPNetwork] = {}
+    for span in wanted:
+        prefix = allocate.overlap(span, prefixes)
+        if prefix is None or span.prefixlen < prefix.prefixlen:
+            raise CallerError(
+                f"range {span} lies outside the subnet{'s' if len(prefixes) != 1 else ''} "
+                f"{', '.join(map(str, prefixes))}"
+            )
+        if prefix in ranges:
+            raise CallerError(f"subnet {prefix} is given two ranges: {ranges[prefix]} and {span}")
+        ranges[prefix] = span
+    return ranges
+
+
+def _auxiliary(
+    prefixes: Collection[IPNetwork], wanted: Mapping[str, IPAddress]
+) -> Mapping[IPNetwork, dict[str, IPAddress]]:
+    found: dict[IPNetwork, dict[str, IPAddress]] = {}
+    for name, address in wanted.items():
+        prefix = next((prefix for prefix in prefixes if address in prefix), None)
+        if prefix is None:
+            raise CallerError(f"auxiliary address {name}={address} lies outside {', '.join(map(str, prefixes))}")
+        found.setdefault(prefix, {})[name] = address
+    return found
+
+
 def _mtu(options: Mapping[str, str], ipv6: bool) -> int | None:
     if "encrypted" in options:
         raise UnsupportedError(
             "encrypted networks are not built yet",
             hint="no network is made, so that nothing travels in clear by mistake",
         )
-    if unknown := sorted(set(options) - set(_MTU_OPTIONS)):
-        raise CallerError(f"unknown option {', '.join(map(repr, unknown))}", hint="overlay networks know `--opt mtu=N`")
+    if unknown := sorted(set(options) - {*_MTU_OPTIONS, _PEERS_OPTION}):
+        known = "`--opt mtu=N` and `--opt peers=ADDRESS,…`"
+        raise CallerError(f"unknown option {', '.join(map(repr, unknown))}", hint=f"overlay networks know {known}")
     for name in _MTU_OPTIONS:
         if name in options:
             text = options[name]

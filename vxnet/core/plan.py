@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from vxnet.core.facts import Facts
 from vxnet.core.remotes import Groups
-from vxnet.model.address import IPAddress
+from vxnet.model.address import IPAddress, IPNetwork
 from vxnet.model.cluster import Cluster, Network, Node
 from vxnet.model.container import Attachment, Container
 from vxnet.model.host import GatewayBridge, HostState, Interface, Sandbox, Segment
@@ -114,7 +114,7 @@ def _sandbox(
     dns_port: int,
 ) -> Sandbox:
     interfaces = [
-        _interface(container, attachment, networks[attachment.network].vni, mtus[attachment.network])
+        _interface(container, attachment, networks[attachment.network], mtus[attachment.network])
         for attachment in container.attachments
         if attachment.network in mtus
     ]
@@ -132,15 +132,26 @@ def _sandbox(
     )
 
 
-def _interface(container: Container, attachment: Attachment, vni: int | None, mtu: int) -> Interface:
+def _interface(container: Container, attachment: Attachment, network: Network | None, mtu: int) -> Interface:
     return Interface(
         name=attachment.ifname,
         port=port_name(container.id, attachment.ifname),
-        vni=vni,
+        vni=None if network is None else network.vni,
         mac=attachment.mac,
         mtu=mtu,
         addresses=attachment.addresses,
+        links=() if network is None else _links(network, attachment),
     )
+
+
+def _links(network: Network, attachment: Attachment) -> tuple[IPNetwork, ...]:
+    """The network's other subnets are on the same link: nothing routes between them."""
+    if len(network.subnets) == 1:
+        return ()
+    own = {interface.network for interface in attachment.addresses}
+    versions = {interface.version for interface in attachment.addresses}
+    others = {subnet.prefix for subnet in network.subnets} - own
+    return tuple(sorted((prefix for prefix in others if prefix.version in versions), key=str))
 
 
 def port_name(container_id: str, ifname: str) -> str:

@@ -79,7 +79,7 @@ class Delta(NamedTuple):
     all_leases: bool
     """All of them are to be signed anew."""
     sets_changed: bool
-    """A node or network came or went: blocks may be missing or left over."""
+    """A node, network or subnet came or went: blocks may be missing or left over."""
 
 
 class Wishes:
@@ -113,7 +113,7 @@ class Wishes:
             if value is not None:
                 _read(key, value)
         leases = [self._leases.get(key) for key in changes]
-        before = (set(self.nodes), set(self.networks))
+        before = self._served(changes)
         managers = {f"node/{node.id}" for node in self.managers}
         for key, value in changes.items():
             self._put(key, value, revision)
@@ -126,7 +126,7 @@ class Wishes:
             items=tuple(self._items(told)),
             nodes=frozenset(lease.node for lease in leases if lease is not None),
             all_leases="signer" in kinds,
-            sets_changed=before != (set(self.nodes), set(self.networks)),
+            sets_changed=before != self._served(changes),
         )
 
     # Questions
@@ -175,6 +175,12 @@ class Wishes:
         return tuple(self._items(keys))
 
     # Parts
+
+    def _served(self, keys: Iterable[str]) -> tuple[object, ...]:
+        """What decides over first blocks; of the networks only those in ``keys`` in detail."""
+        touched = [self.networks.get(key.removeprefix("network/")) for key in keys if key.startswith("network/")]
+        subnets = [network.subnets if network is not None else () for network in touched]
+        return set(self.nodes), set(self.networks), subnets
 
     def _put(self, key: str, value: bytes | None, version: int) -> None:
         kind, _, rest = key.partition("/")

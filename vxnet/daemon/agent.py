@@ -47,6 +47,8 @@ from vxnet.model.api import (
     LogRequest,
     NetworkConnect,
     NetworkCreate,
+    NetworkPrune,
+    NetworkUpdate,
     NetworkView,
     NodeView,
     PeerView,
@@ -54,7 +56,7 @@ from vxnet.model.api import (
     RotateKeys,
     Rotation,
 )
-from vxnet.model.cluster import Lease, Network, Node, Role, Subnet
+from vxnet.model.cluster import ForeignPeer, Lease, Network, Node, Role, Subnet
 from vxnet.model.container import Container, ContainerSpec
 from vxnet.model.errors import ConflictError, HostError, NotFoundError, VxnetError
 from vxnet.model.host import GATEWAY_BRIDGE, Change, GatewayBridge, HostFacts
@@ -426,6 +428,18 @@ class Agent:
 
     async def create_network(self, request: NetworkCreate) -> Network:
         return await self._membership.manager("network create").create_network(request)
+
+    async def update_network(self, ref: str, request: NetworkUpdate) -> Network:
+        return await self._membership.manager("network update").update_network(ref, request)
+
+    async def add_peer(self, ref: str, peer: ForeignPeer) -> Network:
+        return await self._membership.manager("network peer add").add_peer(ref, peer)
+
+    async def remove_peer(self, ref: str, peer: str) -> Network:
+        return await self._membership.manager("network peer rm").remove_peer(ref, peer)
+
+    async def prune_networks(self, request: NetworkPrune) -> tuple[Network, ...]:
+        return await self._membership.manager("network prune").prune_networks(request)
 
     async def remove_network(self, ref: str) -> None:
         if ref in {network.name for network in LOCAL_NETWORKS}:

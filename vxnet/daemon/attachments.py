@@ -69,11 +69,14 @@ class Attachments:
             )
         if any(attachment.network == network.id for attachment in container.attachments):
             raise ConflictError(f'container "{container.spec.name}" is already on network "{network.name}"')
-        if wish.ip is not None and wish.ip.version not in _versions(network):
-            subnets = ", ".join(str(subnet.prefix) for subnet in network.subnets)
-            raise CallerError(f"address {wish.ip} is outside network {network.name} ({subnets})")
+        for chosen in (wish.ip, wish.ip6):
+            if chosen is not None and chosen.version not in _versions(network):
+                subnets = ", ".join(str(subnet.prefix) for subnet in network.subnets)
+                raise CallerError(f"address {chosen} is outside network {network.name} ({subnets})")
+        if wish.ip is not None and wish.ip6 is not None and wish.ip.version == wish.ip6.version:
+            raise CallerError(f"{wish.ip} and {wish.ip6} are both of IPv{wish.ip.version}: one of each is given")
         for version in _versions(network):
-            wanted = wish.ip if wish.ip is not None and wish.ip.version == version else None
+            wanted = wish.address(version)
             while self._pick(network, version, wanted) is None:
                 had = self._cluster.blocks(network.id)
                 await self._cluster.lease(LeaseRequest(network=network.id, address=wanted, family=version))
@@ -85,7 +88,7 @@ class Attachments:
         """Call it right after :meth:`join`, and keep what it returns before the next ``await``."""
         addresses = []
         for version in _versions(network):
-            wanted = wish.ip if wish.ip is not None and wish.ip.version == version else None
+            wanted = wish.address(version)
             address = self._pick(network, version, wanted)
             if address is None:
                 raise ExhaustedError(f'network "{network.name}" has no free address on this host')
@@ -122,8 +125,13 @@ class Attachments:
 
     def wish_for(self, container: Container, attachment: Attachment, network: Network) -> NetworkWish:
         """Another place instead of ``attachment``, at the same address if that was chosen."""
-        chosen = next((wish.ip for wish in container.spec.networks if wish.network in (network.name, network.id)), None)
-        return NetworkWish(network=network.id, ip=chosen, aliases=attachment.aliases)
+        chosen = next((wish for wish in container.spec.networks if wish.network in (network.name, network.id)), None)
+        return NetworkWish(
+            network=network.id,
+            ip=chosen.ip if chosen is not None else None,
+            ip6=chosen.ip6 if chosen is not None else None,
+            aliases=attachment.aliases,
+        )
 
     def way_out(self, container: Container) -> Attachment | None:
         """The place on ``vxnet_gw``; None if it asked for none, or is only on internal networks."""
@@ -188,8 +196,11 @@ class Attachments:
         blocks = _of_version(self._cluster.blocks(network.id), version)
         taken = self._taken(network)
         if wanted is None:
-            gateways = [subnet.gateway for subnet in network.subnets]
-            return allocate.pick_address(blocks, taken, gateways, self._last.get((network.id, version)))
+            reserved = [address for subnet in network.subnets for address in allocate.reserved_addresses(subnet)]
+            ranges = [allocate.given_from(subnet) for subnet in network.subnets]
+            # Beside them are blocks of one: addresses that somebody chose here, and that go back.
+            blocks = [block for block in blocks if allocate.overlap(block, ranges) is not None]
+            return allocate.pick_address(blocks, taken, reserved, self._last.get((network.id, version)))
         if wanted in taken:
             holder = next(name for name, address in self._holders(network) if address == wanted)
             raise ConflictError(f'address {wanted} of network "{network.name}" is taken by container "{holder}"')

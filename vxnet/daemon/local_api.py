@@ -34,13 +34,15 @@ from vxnet.model.api import (
     LogRequest,
     NetworkConnect,
     NetworkCreate,
+    NetworkPrune,
+    NetworkUpdate,
     NetworkView,
     NodeView,
     ProcessView,
     RotateKeys,
     Rotation,
 )
-from vxnet.model.cluster import Network, Node, Role
+from vxnet.model.cluster import ForeignPeer, Network, Node, Role
 from vxnet.model.container import Container, ContainerSpec
 from vxnet.model.errors import CallerError, ForbiddenError
 
@@ -66,6 +68,10 @@ class AgentApi(Protocol):
     async def networks(self) -> tuple[Network, ...]: ...
     async def network(self, ref: str, verbose: bool, /) -> NetworkView: ...
     async def create_network(self, request: NetworkCreate, /) -> Network: ...
+    async def update_network(self, ref: str, request: NetworkUpdate, /) -> Network: ...
+    async def add_peer(self, ref: str, peer: ForeignPeer, /) -> Network: ...
+    async def remove_peer(self, ref: str, peer: str, /) -> Network: ...
+    async def prune_networks(self, request: NetworkPrune, /) -> tuple[Network, ...]: ...
     async def remove_network(self, ref: str, /) -> None: ...
     async def connect(self, ref: str, request: NetworkConnect, /) -> None: ...
     async def disconnect(self, ref: str, request: NetworkConnect, force: bool, /) -> None: ...
@@ -211,8 +217,12 @@ class _NetworkRoutes:
         return [
             web.get("/v1/networks", self.networks),
             web.post("/v1/networks", self.create),
+            web.post("/v1/networks/prune", self.prune),
             web.get("/v1/networks/{ref}", self.network),
             web.delete("/v1/networks/{ref}", self.remove),
+            web.post("/v1/networks/{ref}/update", self.update),
+            web.post("/v1/networks/{ref}/peers", self.add_peer),
+            web.delete("/v1/networks/{ref}/peers/{peer}", self.remove_peer),
             web.post("/v1/networks/{ref}/connect", self.connect),
             web.post("/v1/networks/{ref}/disconnect", self.disconnect),
         ]
@@ -230,6 +240,20 @@ class _NetworkRoutes:
     async def remove(self, request: web.Request) -> web.Response:
         await self._agent.remove_network(_ref(request))
         return empty_response()
+
+    async def prune(self, request: web.Request) -> web.Response:
+        return json_response(await self._agent.prune_networks(await read_record(request, NetworkPrune)))
+
+    async def update(self, request: web.Request) -> web.Response:
+        wish = await read_record(request, NetworkUpdate)
+        return json_response(await self._agent.update_network(_ref(request), wish))
+
+    async def add_peer(self, request: web.Request) -> web.Response:
+        peer = await read_record(request, ForeignPeer)
+        return json_response(await self._agent.add_peer(_ref(request), peer), status=201)
+
+    async def remove_peer(self, request: web.Request) -> web.Response:
+        return json_response(await self._agent.remove_peer(_ref(request), request.match_info["peer"]))
 
     async def connect(self, request: web.Request) -> web.Response:
         await self._agent.connect(_ref(request), await read_record(request, NetworkConnect))

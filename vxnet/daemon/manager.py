@@ -26,15 +26,25 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from vxnet.cluster.store import Leadership, Store
 from vxnet.core import decisions, rotation, trust
+from vxnet.core.allocate import DEFAULT_POOL
 from vxnet.core.assignment import Update
 from vxnet.core.decisions import Decision
-from vxnet.core.networks import DEFAULT_POOL
 from vxnet.core.wishes import JoinSecret, Signer, Wishes
 from vxnet.daemon.mirror import Mirror
 from vxnet.model.address import IPAddress, IPNetwork
-from vxnet.model.api import JoinClaim, JoinGrant, LeaseRequest, NetworkCreate, NodeReport, RotateKeys, Rotation
+from vxnet.model.api import (
+    JoinClaim,
+    JoinGrant,
+    LeaseRequest,
+    NetworkCreate,
+    NetworkPrune,
+    NetworkUpdate,
+    NodeReport,
+    RotateKeys,
+    Rotation,
+)
 from vxnet.model.assignment import Assignment
-from vxnet.model.cluster import DATA_PORT, Cluster, Lease, LeaseSet, Network, Node, Role, Signed
+from vxnet.model.cluster import DATA_PORT, Cluster, ForeignPeer, Lease, LeaseSet, Network, Node, Role, Signed
 from vxnet.model.codec import to_json
 from vxnet.model.errors import ConflictError, NotFoundError, UnsupportedError, VxnetError
 
@@ -268,10 +278,34 @@ class Manager:
         log.info("network created", network=network.id, name=network.name, vni=network.vni)
         return network
 
+    async def update_network(self, ref: str, request: NetworkUpdate) -> Network:
+        network = await self._decide(lambda wishes: decisions.update_network(wishes, ref, request))
+        log.info("network changed", network=network.id, name=network.name, subnets=len(network.subnets))
+        return network
+
+    async def add_peer(self, ref: str, peer: ForeignPeer) -> Network:
+        network = await self._decide(lambda wishes: decisions.add_peer(wishes, ref, peer))
+        log.info("foreign peer let in", network=network.id, name=network.name, vtep=str(peer.vtep))
+        return network
+
+    async def remove_peer(self, ref: str, peer: str) -> Network:
+        network = await self._decide(lambda wishes: decisions.remove_peer(wishes, ref, peer))
+        log.info("foreign peer shut out", network=network.id, name=network.name, peer=peer)
+        return network
+
     async def remove_network(self, ref: str) -> Network:
         network = await self._decide(lambda wishes: decisions.remove_network(wishes, ref, self.users_of))
         log.info("network removed", network=network.id, name=network.name)
         return network
+
+    async def prune_networks(self, request: NetworkPrune) -> tuple[Network, ...]:
+        """Remove those that nobody uses; which they were."""
+        removed = []
+        for network in self.networks():
+            if decisions.is_prunable(network, request) and not self.users_of(network.id):
+                with contextlib.suppress(ConflictError, NotFoundError):  # in use by now, or gone
+                    removed.append(await self.remove_network(network.id))
+        return tuple(removed)
 
     def join_token(self, role: Role) -> str:
         """Raises :class:`UnsupportedError` for managers where the store takes only one."""

@@ -89,7 +89,7 @@ class Wiring:
 
     async def connect(self, ref: str, request: NetworkConnect) -> None:
         check_aliases(request.aliases)
-        wish = NetworkWish(network=ref, ip=request.ip, aliases=request.aliases)
+        wish = NetworkWish(network=ref, ip=request.ip, ip6=request.ip6, aliases=request.aliases)
         async with self._rewiring(request.container) as container_id:
             await self.attach(container_id, wish)
 

@@ -35,6 +35,7 @@ IFA_FLAGS = 8
 IFA_PROTO = 11
 IFA_F_NODAD = 0x02
 RT_SCOPE_UNIVERSE = 0
+RT_SCOPE_LINK = 253
 
 RTA_DST = 1
 RTA_OIF = 4
@@ -148,6 +149,23 @@ def add_default(via: IPAddress, index: int) -> bytes:
 
 def delete_default(via: IPAddress, index: int) -> bytes:
     return _default(RTM_DELROUTE, 0, via, index)
+
+
+def _link(kind: int, flags: int, prefix: IPNetwork, index: int) -> bytes:
+    version, length = family(prefix.network_address), prefix.prefixlen
+    body = _RTMSG.pack(version, length, 0, 0, RT_TABLE_MAIN, PROTOCOL, RT_SCOPE_LINK, RTN_UNICAST, 0)
+    return message(
+        kind, flags, body + attribute(RTA_DST, prefix.network_address.packed) + attribute_u32(RTA_OIF, index)
+    )
+
+
+def add_link(prefix: IPNetwork, index: int) -> bytes:
+    """A prefix whose addresses are on the link itself; refused (EEXIST) where somebody else's route has its place."""
+    return _link(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, prefix, index)
+
+
+def delete_link(prefix: IPNetwork, index: int) -> bytes:
+    return _link(RTM_DELROUTE, 0, prefix, index)
 
 
 class Path(NamedTuple):

@@ -297,7 +297,7 @@ def _listener(namespace: int, protocol: int, groups: Iterable[int], *, everywher
         if everywhere:
             one.setsockopt(SOL_NETLINK, NETLINK_LISTEN_ALL_NSID, 1)
         if protocol == socket.NETLINK_ROUTE:
-            _drop_routes_but_default(one)
+            _drop_foreign_routes(one)
         one.bind((0, 0))
         for group in groups:
             one.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
@@ -307,9 +307,9 @@ def _listener(namespace: int, protocol: int, groups: Iterable[int], *, everywher
     return one
 
 
-def _drop_routes_but_default(one: socket.socket) -> None:
+def _drop_foreign_routes(one: socket.socket) -> None:
     """A classic BPF program, as a router's thousands of route changes a second shall cost nothing here: of NEWROUTE and
-    DELROUTE pass those whose rtm_dst_len is 0."""
+    DELROUTE pass default routes (rtm_dst_len is 0) and vxnet's own (by rtm_protocol)."""
 
     def as_loaded(kind: int) -> int:  # a half-word is loaded as of network order
         return int.from_bytes(struct.pack("=H", kind), "big")
@@ -319,9 +319,11 @@ def _drop_routes_but_default(one: socket.socket) -> None:
         for instruction in (
             (0x28, 0, 0, 4),  # ldh [nlmsg_type]
             (0x15, 1, 0, as_loaded(addresses.RTM_NEWROUTE)),  # jeq → 3
-            (0x15, 0, 2, as_loaded(addresses.RTM_DELROUTE)),  # jeq → 3, else → 5
+            (0x15, 0, 4, as_loaded(addresses.RTM_DELROUTE)),  # jeq → 3, else → 7
             (0x30, 0, 0, HEADER.size + 1),  # ldb [rtm_dst_len]
-            (0x15, 0, 1, 0),  # jeq 0 → 5, else → 6
+            (0x15, 2, 0, 0),  # jeq 0 → 7
+            (0x30, 0, 0, HEADER.size + 5),  # ldb [rtm_protocol]
+            (0x15, 0, 1, addresses.PROTOCOL),  # jeq → 7, else → 8
             (0x06, 0, 0, 0xFFFFFFFF),  # accept
             (0x06, 0, 0, 0),  # drop
         )

@@ -14,10 +14,11 @@ fails because of that is not reported. No socket of it is kept: that would keep 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from vxnet.host import addresses, links, netns
+from vxnet.host.addresses import Route
 from vxnet.host.datapath import CONTAINER_PORT, MARK, bridge_name
 from vxnet.host.gateway import GATEWAY_PORT, address_steps
 from vxnet.host.links import Link, Peer, Wish
@@ -212,18 +213,39 @@ def _ensure_pair(
 
 
 def _route_steps(inner: Netlink, sandbox: Sandbox, found: Mapping[str, Link]) -> list[Step]:
-    """Default routes through vxnet_gw; vxnet's own others are taken away."""
+    """Default routes through vxnet_gw and prefixes that are on an interface's link; vxnet's own others go."""
+    there = [route for route in addresses.dump_routes(inner) if route.ours]
+    return _default_steps(there, sandbox, found) + _link_steps(there, sandbox, found)
+
+
+def _default_steps(there: Sequence[Route], sandbox: Sandbox, found: Mapping[str, Link]) -> list[Step]:
     way_out = next((found.get(one.name) for one in sandbox.interfaces if one.vni is None), None)
-    there = [route for route in addresses.dump_routes(inner) if route.destination.prefixlen == 0 and route.ours]
     wanted = {(via, way_out.ifindex) for via in sandbox.default_via} if way_out is not None else set()
-    held = {(route.via, route.ifindex) for route in there}
+    defaults = [route for route in there if route.destination.prefixlen == 0]
+    held = {(route.via, route.ifindex) for route in defaults}
     # Delete first where the place is taken: two default routes of one metric exclude each other.
     steps = [
         Step("delete", f"route default via {route.via}", [addresses.delete_default(route.via, route.ifindex)])
-        for route in there
+        for route in defaults
         if route.via is not None and (route.via, route.ifindex) not in wanted
     ]
     return steps + [
         Step("add", f"route default via {via}", [addresses.add_default(via, index)])
         for via, index in sorted(wanted - held, key=str)
+    ]
+
+
+def _link_steps(there: Sequence[Route], sandbox: Sandbox, found: Mapping[str, Link]) -> list[Step]:
+    names = {link.ifindex: link.name for link in found.values()}
+    wanted = {
+        (prefix, found[one.name].ifindex) for one in sandbox.interfaces if one.name in found for prefix in one.links
+    }
+    held = {(route.destination, route.ifindex) for route in there if route.via is None and route.destination.prefixlen}
+    steps = [
+        Step("delete", f"route {prefix} dev {names.get(index)}", [addresses.delete_link(prefix, index)])
+        for prefix, index in sorted(held - wanted, key=str)
+    ]
+    return steps + [
+        Step("add", f"route {prefix} dev {names.get(index)}", [addresses.add_link(prefix, index)])
+        for prefix, index in sorted(wanted - held, key=str)
     ]

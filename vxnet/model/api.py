@@ -70,15 +70,43 @@ class LeaseRequest(Record, frozen=True, kw_only=True):
     """IP version in which they are wanted; 0: in each that the network has."""
 
 
-class NetworkCreate(Record, frozen=True, kw_only=True):
+class SubnetWish(Record, frozen=True, kw_only=True):
+    """``--subnet`` and what belongs to it, of `network create` and `network update`."""
+
+    subnets: tuple[IPNetwork, ...] = ()
+    gateways: tuple[IPAddress, ...] = ()
+    """Each lies in one of the subnets and is that one's, as are ``ranges`` and ``auxiliary``."""
+    ranges: tuple[IPNetwork, ...] = ()
+    auxiliary: dict[str, IPAddress] = {}
+
+
+class NetworkCreate(SubnetWish, frozen=True, kw_only=True):
     name: str
     driver: Driver = "overlay"
     attachable: bool = False
     internal: bool = False
-    subnets: tuple[IPNetwork, ...] = ()
-    gateways: tuple[IPAddress, ...] = ()
+    ipv4: bool | None = None
+    """True: with a subnet of IPv4, from the cluster's pool if none is given. None: unless only IPv6 ones are given."""
+    ipv6: bool = False
+    """With a subnet of IPv6, from the cluster's pool if none is given."""
     options: dict[str, str] = {}
     labels: dict[str, str] = {}
+
+
+class NetworkUpdate(SubnetWish, frozen=True, kw_only=True):
+    """What is added to a network in use; nothing is taken away from it."""
+
+    labels: dict[str, str] = {}
+    labels_removed: tuple[str, ...] = ()
+
+
+class NetworkPrune(Record, frozen=True, kw_only=True):
+    """Which of the networks that nobody uses are to be removed."""
+
+    labels: tuple[str, ...] = ()
+    """``KEY`` or ``KEY=VALUE``, each of which must be there."""
+    until: float | None = None
+    """Made before this moment, in seconds since 1970."""
 
 
 class NodeView(Record, frozen=True, kw_only=True):
@@ -122,6 +150,7 @@ class NetworkView(Record, frozen=True, kw_only=True):
 class NetworkConnect(Record, frozen=True, kw_only=True):
     container: str
     ip: IPAddress | None = None
+    ip6: IPAddress | None = None
     aliases: tuple[str, ...] = ()
 
 

@@ -62,6 +62,18 @@ class Subnet(Record, frozen=True, kw_only=True):
     prefix: IPNetwork
     gateway: IPAddress
     """Reserved, answered by nobody: the way out is ``vxnet_gw``."""
+    range: IPNetwork | None = None
+    """Where addresses that nobody chose come from (``--ip-range``); None: the whole prefix."""
+    auxiliary: dict[str, IPAddress] = {}
+    """Kept for machines that are none of vxnet's (``--aux-address``), by their names there."""
+
+
+class ForeignPeer(Record, frozen=True, kw_only=True):
+    """A VXLAN endpoint without vxnet that takes part in one network (RFC 7348)."""
+
+    vtep: IPAddress
+    name: str = ""
+    """For people."""
 
 
 class Network(Record, frozen=True, kw_only=True):
@@ -78,6 +90,7 @@ class Network(Record, frozen=True, kw_only=True):
     """``--opt mtu=``: of the containers' interfaces. None: the path's less the encapsulation."""
     options: dict[str, str] = {}
     labels: dict[str, str] = {}
+    peers: tuple[ForeignPeer, ...] = ()
     created_at: float = 0.0
 
 

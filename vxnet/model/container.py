@@ -28,7 +28,13 @@ class NetworkWish(Record, frozen=True, kw_only=True):
     network: str
     """Name or id."""
     ip: IPAddress | None = None
+    ip6: IPAddress | None = None
+    """One of each family at the most, whichever is which."""
     aliases: tuple[str, ...] = ()
+
+    def address(self, version: int) -> IPAddress | None:
+        """The one that was chosen of an IP version."""
+        return next((one for one in (self.ip, self.ip6) if one is not None and one.version == version), None)
 
 
 class Mount(Record, frozen=True, kw_only=True):

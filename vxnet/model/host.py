@@ -55,6 +55,8 @@ class Interface(Record, frozen=True, kw_only=True):
     mac: MAC
     mtu: int
     addresses: tuple[IPInterface, ...]
+    links: tuple[IPNetwork, ...] = ()
+    """Further prefixes that are reached without a next hop: the other subnets of its network."""
 
 
 class Sandbox(Record, frozen=True, kw_only=True):
