@@ -38,7 +38,6 @@ from vxnet.host.kernel import Kernel
 from vxnet.model.address import IPAddress, IPInterface, IPNetwork
 from vxnet.model.api import (
     ContainerView,
-    EndpointView,
     GossipKeyView,
     GossipView,
     Info,
@@ -51,12 +50,11 @@ from vxnet.model.api import (
     NetworkUpdate,
     NetworkView,
     NodeView,
-    PeerView,
     ProcessView,
     RotateKeys,
     Rotation,
 )
-from vxnet.model.cluster import ForeignPeer, Lease, Network, Node, Role, Subnet
+from vxnet.model.cluster import ForeignPeer, Lease, Network, Node, Role
 from vxnet.model.container import Container, ContainerSpec
 from vxnet.model.errors import ConflictError, HostError, NotFoundError, VxnetError
 from vxnet.model.host import GATEWAY_BRIDGE, Change, GatewayBridge, HostFacts
@@ -387,44 +385,12 @@ class Agent:
     async def network(self, ref: str, verbose: bool) -> NetworkView:
         for local in LOCAL_NETWORKS:
             if ref in (local.id, local.name):
-                return self._local_network(local)
+                if local.name != GATEWAY_BRIDGE:
+                    return NetworkView(network=local)
+                return views.way_out(local, self._gateway_bridge(), self._facts.hostname, self._containers.live())
         network = networks.find(ref, self._membership.networks.values(), "network")
-        place = self._membership.joined()
-        endpoints = views.endpoints(place, network.id)
         segment = next((seg for seg in self._plan().state.segments if seg.vni == network.vni), None)
-        return NetworkView(
-            network=network,
-            mtu=segment.mtu if segment is not None else 0,
-            leases=tuple(lease.prefix for lease in place.blocks.get(network.id, ())),
-            endpoints=tuple(endpoint for endpoint in endpoints if verbose or endpoint.node == place.node.name),
-            peers=tuple(
-                PeerView(name=name, vtep=vtep)
-                for name, vtep in sorted({(endpoint.node, endpoint.vtep) for endpoint in endpoints}, key=str)
-            ),
-        )
-
-    def _local_network(self, network: Network) -> NetworkView:
-        if network.name != GATEWAY_BRIDGE:
-            return NetworkView(network=network)
-        bridge = self._gateway_bridge()
-        address = bridge.addresses[0]
-        return NetworkView(
-            network=replace(network, subnets=(Subnet(prefix=address.network, gateway=address.ip),)),
-            mtu=bridge.mtu,
-            endpoints=tuple(
-                EndpointView(
-                    name=container.spec.name,
-                    node=self._facts.hostname,
-                    addresses=tuple(interface.ip for interface in container.gateway.addresses),
-                    mac=container.gateway.mac,
-                    vtep=address.ip,
-                    state=container.state,
-                    container=container.id,
-                )
-                for container in self._containers.live()
-                if container.gateway is not None
-            ),
-        )
+        return views.network(self._membership.joined(), network, segment.mtu if segment is not None else 0, verbose)
 
     async def create_network(self, request: NetworkCreate) -> Network:
         return await self._membership.manager("network create").create_network(request)

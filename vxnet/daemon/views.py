@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+
+from msgspec.structs import replace
 
 from vxnet import __version__
 from vxnet.core.holdings import NO_NETWORK, by_network, holdings
@@ -19,11 +21,14 @@ from vxnet.model.api import (
     Info,
     MemberStatus,
     NetworkDigest,
+    NetworkView,
     NodeView,
     OwnerRows,
+    PeerView,
 )
-from vxnet.model.cluster import Network
+from vxnet.model.cluster import Network, Subnet
 from vxnet.model.container import Container
+from vxnet.model.host import GatewayBridge
 from vxnet.model.row import Endpoint
 
 STATUS: Mapping[str, MemberStatus] = {"alive": "ready", "suspect": "suspect", "dead": "down", "left": "left"}
@@ -67,6 +72,43 @@ def endpoints(place: Place, network_id: str) -> tuple[EndpointView, ...]:
         if isinstance(value, Endpoint) and value.network == network_id
     ]
     return tuple(sorted(views, key=lambda view: (view.node, view.name)))
+
+
+def network(place: Place, record: Network, mtu: int, verbose: bool) -> NetworkView:
+    """``mtu``: in force on this host, 0 if the network is not live here."""
+    found = endpoints(place, record.id)
+    return NetworkView(
+        network=record,
+        mtu=mtu,
+        leases=tuple(lease.prefix for lease in place.blocks.get(record.id, ())),
+        endpoints=tuple(endpoint for endpoint in found if verbose or endpoint.node == place.node.name),
+        peers=tuple(
+            PeerView(name=name, vtep=vtep)
+            for name, vtep in sorted({(endpoint.node, endpoint.vtep) for endpoint in found}, key=str)
+        ),
+    )
+
+
+def way_out(record: Network, bridge: GatewayBridge, hostname: str, containers: Iterable[Container]) -> NetworkView:
+    """vxnet_gw as a network."""
+    address = bridge.addresses[0]
+    return NetworkView(
+        network=replace(record, subnets=(Subnet(prefix=address.network, gateway=address.ip),)),
+        mtu=bridge.mtu,
+        endpoints=tuple(
+            EndpointView(
+                name=container.spec.name,
+                node=hostname,
+                addresses=tuple(interface.ip for interface in container.gateway.addresses),
+                mac=container.gateway.mac,
+                vtep=address.ip,
+                state=container.state,
+                container=container.id,
+            )
+            for container in containers
+            if container.gateway is not None
+        ),
+    )
 
 
 def nodes(place: Place, manager: Manager) -> tuple[NodeView, ...]:
