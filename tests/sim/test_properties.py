@@ -21,6 +21,10 @@ def is_settled(sim: Simulation, expected: set[str]) -> bool:
     )
 
 
+def views(sim: Simulation) -> set[int]:
+    return {node.swim.present_hash for node in sim.nodes.values()}
+
+
 @pytest.mark.parametrize("count", [2, 3, 5, 10])
 def test_a_quiet_cluster_meets_at_once_and_accuses_nobody(seed: int, count: int) -> None:
     sim = Simulation(seed, count, encrypted=True)
@@ -100,6 +104,21 @@ def test_a_healed_partition_is_one_again_within_ten_seconds(seed: int) -> None:
     assert took < 10
     sim.run(30)
     assert is_settled(sim, expected)
+
+
+def test_who_missed_a_newcomer_hears_of_it_by_comparison(seed: int) -> None:
+    """Too many for everybody to be told directly, and the news is no longer passed on when the cut one is back."""
+    sim = Simulation(seed, 40, acquainted=True)
+    sim.run(5)
+    sim.partition({5}, set(range(1, 42)) - {5})
+    sim.start(41)
+    sim.join(41, 1)
+    sim.run(2.5)
+    sim.heal()
+    assert sim.statuses(1)["h41"] == "alive" and "h41" not in sim.statuses(5)
+    took = sim.run(20, until=lambda: "h41" in sim.statuses(5) and len(views(sim)) == 1)
+    print(f"equal after {took:.1f} s")
+    assert took < 10 and not sim.deaths()
 
 
 def test_one_way_loss_between_two_is_bridged_by_the_third(seed: int) -> None:

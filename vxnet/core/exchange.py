@@ -1,4 +1,5 @@
-"""Membership in full, with one node at a time: at a join, now and then, and with nodes that were thought dead.
+"""Membership in full, with one node at a time: at a join, with nodes that were thought dead, and now and then with
+agents that are not vxnet's.
 
 The others' word counts for less here than in gossip: what is alive is believed but not passed on, so that an old
 "alive" cannot wander from table to table (memberlist#312); who is dead is only suspected, and may speak for itself.
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 PULL_PAUSE_S = 1.0
 """Between two exchanges with the same node that nobody asked for."""
-_STATES = {
+STATES = {
     "alive": wire.State.ALIVE,
     "suspect": wire.State.SUSPECT,
     "dead": wire.State.DEAD,
@@ -77,7 +78,7 @@ class Exchange:
 
     def local_state(self, *, join: bool) -> bytes:
         nodes = tuple(
-            wire.NodeState(m.name, m.address.packed, m.port, m.meta, m.incarnation, _STATES[m.status], m.versions)
+            wire.NodeState(m.name, m.address.packed, m.port, m.meta, m.incarnation, STATES[m.status], m.versions)
             for m in self._swim.members.values()
         )
         return wire.encode(wire.PushPull(join, nodes, self._swim.clock.user_state()))
@@ -85,8 +86,11 @@ class Exchange:
     def merge(self, remote: wire.PushPull, addr: Address) -> None:
         """What the node at ``addr`` knows."""
         self._swim.clock.merge(remote.user_state)
+        self.merge_nodes(remote.nodes, addr)
+
+    def merge_nodes(self, nodes: Sequence[wire.NodeState], addr: Address) -> None:
         me = self._swim.me.name
-        for node in remote.nodes:
+        for node in nodes:
             known = node.name in self._swim.members
             if node.state == wire.State.ALIVE or (node.state == wire.State.SUSPECT and not known):
                 news = wire.Alive(node.incarnation, node.name, node.address, node.port, node.meta, node.versions)
@@ -115,7 +119,8 @@ class Exchange:
         self._swim.replace(None, gone)
 
     def _push_pull(self) -> None:
-        for member in self._swim.pick(1, lambda member: member.status == "alive"):
+        # vxnet's own nodes compare what they know, for less (vxnet.core.muster).
+        for member in self._swim.members.pick_foreign(self._swim.rng, 1):
             self.pull_from(member.endpoint, join=False)
         self._swim.agenda.after(self._swim.settings.push_pull_s(self._swim.present), "push/pull", self._push_pull)
 

@@ -17,6 +17,7 @@ from vxnet.core.layered import Layered
 from vxnet.core.members import Address, Member, hash_member
 
 RING = 1 << 32
+BUCKETS = 128
 DRAWS = 8
 """Draws for each member wanted before all are looked at."""
 
@@ -41,6 +42,9 @@ class Roster(Mapping[str, Member]):
         self._order: list[str] = [] if base is None else base._order
         self._ring: list[tuple[int, str]] = [] if base is None else base._ring
         self._is_shared = base is not None
+        self.buckets: list[int] = [0] * BUCKETS if base is None else list(base.buckets)
+        """The same by place on the ring."""
+        self._foreign: dict[str, None] = {} if base is None else dict(base._foreign)
         self.absent: dict[str, None] = {} if base is None else dict(base.absent)
         """Names of those that are dead or have left."""
         self.present: int = 0 if base is None else base.present
@@ -83,13 +87,18 @@ class Roster(Mapping[str, Member]):
             self._order.append(name)
         was = before is not None and before.present
         self.present += after.present - was
-        if before is not None and was:
-            self.present_hash ^= hash_member(before)
+        difference = hash_member(before) if before is not None and was else 0
         if after.present:
-            self.present_hash ^= hash_member(after)
+            difference ^= hash_member(after)
             self.absent.pop(name, None)
         else:
             self.absent[name] = None
+        self.present_hash ^= difference
+        self.buckets[bucket_of(name)] ^= difference
+        if after.present and not after.is_vxnet:
+            self._foreign[name] = None
+        else:
+            self._foreign.pop(name, None)
         if before is None or before.endpoint != after.endpoint:
             if before is not None and self._at.get(before.endpoint) == name:
                 del self._at[before.endpoint]
@@ -145,6 +154,10 @@ class Roster(Mapping[str, Member]):
         """The same of those that are not here."""
         found = [member for name in self.absent if wanted(member := self._members[name])]
         return _draw(dice, found, count)
+
+    def pick_foreign(self, dice: Dice, count: int) -> list[Member]:
+        """Of those that are here and not vxnet's."""
+        return _draw(dice, [self._members[name] for name in self._foreign], count)
 
     def nth(self, number: int) -> Member:
         return self._members[self._order[number]]
@@ -219,6 +232,10 @@ class Round:
 def position(name: str) -> int:
     """On the ring."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "big")
+
+
+def bucket_of(name: str) -> int:
+    return position(name) % BUCKETS
 
 
 def all_besides(me: str) -> Span:

@@ -107,6 +107,28 @@ class Have(msgspec.Struct, frozen=True, array_like=True, tag="h"):
     """Name of the member that speaks: an answer goes to where it lives, whichever way this came."""
 
 
+class Roll(msgspec.Struct, frozen=True, array_like=True, tag="m"):
+    """8 octets over the members in each bucket (:mod:`vxnet.core.muster`)."""
+
+    hashes: bytes
+    source: str
+
+
+class Present(msgspec.Struct, frozen=True, array_like=True, tag="p"):
+    buckets: tuple[int, ...]
+    hashes: bytes
+    """8 octets for each member that is here and in these buckets."""
+    source: str
+
+
+class States(msgspec.Struct, frozen=True, array_like=True, tag="s"):
+    states: bytes
+    """memberlist's, one after the other."""
+    lacking: bytes
+    """8 octets for each member that the sender would like to hear of."""
+    source: str
+
+
 class Want(msgspec.Struct, frozen=True, array_like=True, tag="w"):
     owner: str
     key: bytes
@@ -117,7 +139,7 @@ class Want(msgspec.Struct, frozen=True, array_like=True, tag="w"):
     source: str
 
 
-SyncMessage: TypeAlias = Batch | Batches | Offer | Digest | Buckets | Have | Want
+SyncMessage: TypeAlias = Batch | Batches | Offer | Digest | Buckets | Have | Want | Roll | Present | States
 
 _decoder: msgspec.msgpack.Decoder[SyncMessage] = msgspec.msgpack.Decoder(SyncMessage)
 _encoder = msgspec.msgpack.Encoder()

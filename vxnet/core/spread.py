@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable
 
-from vxnet.core import rows, wire
+from vxnet.core import muster, rows, wire
 from vxnet.core.author import Author
 from vxnet.core.broadcast import BroadcastQueue
 from vxnet.core.members import Address, Member
 from vxnet.core.oldpack import MalformedError
 from vxnet.core.roster import Round
-from vxnet.core.rows import Batch, Batches, Buckets, Digest, Have, Held, LedgerKey, Offer, Want
+from vxnet.core.rows import Batch, Batches, Buckets, Digest, Have, Held, LedgerKey, Offer, Present, Roll, States, Want
 from vxnet.core.swim import Swim
 from vxnet.core.table import Ledger, Table, check_signature
 from vxnet.model.row import Version
@@ -95,7 +95,8 @@ class Spread:
                 case Offer():
                     self._consider(message, sender)
                 case Digest():
-                    self._compare_members(message, sender)
+                    if told := muster.differs(self._swim, message.members, sender):
+                        self._swim.send_user(sender, told)
                     if message.root != self._root():
                         self._compare_soon()
                         self._send(sender, Buckets(b"".join(_octets(bucket) for bucket in self._table.buckets)))
@@ -105,6 +106,12 @@ class Spread:
                     self._answer_have(message)
                 case Want():
                     self._answer_want(message)
+                case Roll():
+                    self._reply(muster.hear_roll(self._swim, message))
+                case Present():
+                    self._reply(muster.hear_present(self._swim, message))
+                case States():
+                    self._reply(muster.hear_states(self._swim, message))
         except MalformedError as error:
             self.dropped[str(error)] += 1
 
@@ -249,13 +256,6 @@ class Spread:
         if member is not None and member.present:
             self._send(member.endpoint, Digest(self._root(), _octets(self._swim.present_hash)))
 
-    def _compare_members(self, theirs: Digest, sender: Address) -> None:
-        """Who missed a birth or a refutation need not wait for the next push/pull. In a large cluster some node is
-        always in between, so that only a few ask."""
-        few = self._swim.rng.random() * self._swim.present < self._swim.settings.direct_nodes
-        if theirs.members != _octets(self._swim.present_hash) and few and self._swim.at(sender) is not None:
-            self._swim.pull_from(sender)
-
     def _compare(self, theirs: Buckets, sender: Address) -> None:
         if len(theirs.hashes) != 8 * rows.BUCKETS:
             raise MalformedError("not the buckets")
@@ -338,7 +338,12 @@ class Spread:
             self._swim.send_user_stream(source.endpoint, rows.encode(Batches(tuple(part))))
 
     def _send(self, addr: Address, message: rows.SyncMessage) -> None:
-        payload = rows.encode(message)
+        self._reply((addr, rows.encode(message)))
+
+    def _reply(self, answer: tuple[Address, bytes] | None) -> None:
+        if answer is None:
+            return
+        addr, payload = answer
         if len(payload) <= DATAGRAM:
             self._swim.send_user(addr, payload)
         else:

@@ -259,6 +259,10 @@ class Swim:
         """Membership in full, unless that was just done."""
         self._exchange.pull_from(addr, join=False)
 
+    def merge(self, nodes: Sequence[wire.NodeState], addr: Address) -> None:
+        """What the node at ``addr`` knows."""
+        self._exchange.merge_nodes(nodes, addr)
+
     def report(self, event: Event) -> None:
         self._events.append(event)
 

@@ -253,10 +253,14 @@ def encode(message: Message) -> bytes:
     if isinstance(message, PushPull):
         head = {"Nodes": len(message.nodes), "UserStateLen": len(message.user_state), "Join": message.join}
         parts = [bytes((Type.PUSH_PULL,)), pack(head)]
-        parts += (_to_map(_NAMES[NodeState], node) for node in message.nodes)
+        parts += (encode_node_state(node) for node in message.nodes)
         return b"".join(parts) + message.user_state
     kind = type(message)
     return bytes((_MAPPED[kind][0],)) + _to_map(_NAMES[kind], message)
+
+
+def encode_node_state(state: NodeState) -> bytes:
+    return _to_map(_NAMES[NodeState], state)
 
 
 def encode_user_stream(payload: bytes) -> bytes:
