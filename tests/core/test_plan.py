@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
@@ -15,7 +15,7 @@ from vxnet.core.facts import NO_FACTS, Facts
 from vxnet.core.plan import PORT_NAME_MAX, plan, port_name
 from vxnet.model import codec
 from vxnet.model.address import IPAddress
-from vxnet.model.cluster import Cluster, Network, Node, Subnet
+from vxnet.model.cluster import Cluster, ForeignPeer, Network, Node, Subnet
 from vxnet.model.container import Attachment, Container, ContainerSpec
 from vxnet.model.host import GatewayBridge, HostState, Interface, Remote, Sandbox, Segment
 from vxnet.model.row import Endpoint, RowKey, Version
@@ -77,11 +77,12 @@ def planned(
     endpoints: tuple[tuple[str, Endpoint], ...] = (),
     node: Node = SELF,
     mtu: int | Callable[[Sequence[IPAddress]], int] = 1500,
+    networks: Mapping[str, Network] = NETWORKS,
 ) -> HostState:
     return plan(
         self_node=node,
         cluster=CLUSTER,
-        networks=NETWORKS,
+        networks=networks,
         containers=containers,
         facts=facts(endpoints),
         members={"node-a": A, "node-b": B},
@@ -140,6 +141,23 @@ def test_a_container_among_others() -> None:
         # C sends although nobody knows it as a member any more: its containers outlive its daemon.
         vteps=(B, C),
     )
+
+
+def test_peers_without_vxnet_are_the_segments_and_no_members() -> None:
+    """Their address opens the port for one identifier, not for all."""
+    peers = tuple(ForeignPeer(vtep=ip_address(text)) for text in ("192.0.2.9", "192.0.2.10", "2001:db8::1"))
+    networks = NETWORKS | {"net-a": replace(NETWORKS["net-a"], peers=peers)}
+    state = planned(container(attachment(3)), networks=networks)
+    assert [str(vtep) for vtep in state.segments[0].foreign] == ["192.0.2.9", "192.0.2.10"]
+    assert state.segments[0].flood == () and state.vteps == (B,)
+
+
+def test_other_subnets_are_on_the_link() -> None:
+    more = tuple(Subnet(prefix=prefix, gateway=prefix[1]) for prefix in map(ip_network, ("10.9.0.0/24", "fd00:9::/64")))
+    networks = NETWORKS | {"net-a": replace(NETWORKS["net-a"], subnets=(*NETWORKS["net-a"].subnets, *more))}
+    (box,) = planned(container(attachment(3)), networks=networks).sandboxes
+    # Of IPv6 this container has no address.
+    assert box.interfaces[0].links == (ip_network("10.9.0.0/24"),)
 
 
 def test_no_segment_without_a_container_here() -> None:

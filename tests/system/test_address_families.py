@@ -219,6 +219,18 @@ def test_what_is_said_to_all_is_heard_by_the_members_alone(session: Session) -> 
     assert elsewhere == []
 
 
+def test_an_address_that_a_container_gave_itself_is_found(session: Session) -> None:
+    """Nobody's row tells of it: ARP for it goes to the members, and nowhere else."""
+    session.network("float", "--attachable --subnet 10.69.0.0/24 --ip-range 10.69.0.64/26")
+    session.container("h2", "a", "float")
+    session.container("h3", "b", "float")
+    pid = session.pid("h3", "b")
+    session.say("h3", f"nsenter -t {pid} -n ip addr add 10.69.0.9/24 dev eth0")
+    with on_the_wire(session, "h1") as elsewhere:
+        eventually(lambda: session.inside("h2", "a", "ping -c1 -W1 10.69.0.9").returncode == 0)
+    assert elsewhere == []
+
+
 def test_both_families_over_an_underlay_of_ipv6(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab(hosts=2, ipv6=True, join=False)
     session = Session(lab)

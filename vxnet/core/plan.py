@@ -77,7 +77,14 @@ def plan(
         ]
         addresses = (interface.ip for attachment in here for interface in attachment.addresses)
         known = groups.settle(key, there, (attachment.mac for attachment in here), addresses)
-        return Segment(vni=network.vni, mtu=mtus[network.id], local=local, remotes=known.remotes, flood=known.vteps)
+        return Segment(
+            vni=network.vni,
+            mtu=mtus[network.id],
+            local=local,
+            remotes=known.remotes,
+            flood=known.vteps,
+            foreign=_sorted_addresses({peer.vtep for peer in network.peers if peer.vtep.version == local.version}),
+        )
 
     segments = tuple(
         segment(networks[network]) for network in sorted(residents, key=lambda network: networks[network].vni)

@@ -31,6 +31,7 @@ from vxnet.model.host import DATAPATH_NAMESPACE, Change, Interface, Remote, Segm
 
 MARK = "vxnet:"
 """At the front of the ifalias of every link of vxnet's."""
+_LEARNING = "IFLA_VXLAN_LEARNING"
 _SEGMENT_NAME = re.compile(r"(?:vx|br)\d+")
 
 SYSCTLS = {
@@ -62,6 +63,14 @@ CONTAINER_PORT = {
     "IFLA_BRPORT_NEIGH_SUPPRESS": 0,
     "IFLA_BRPORT_ISOLATED": 0,
 }
+
+
+def tunnel_port(segment: Segment) -> dict[str, int]:
+    """Flags of the tunnel's port. Who is behind a VTEP without vxnet is nobody's row: what a container sends to such a
+    MAC is unknown to the bridge, and goes to the tunnel, which learns (see :func:`tunnel_wish`). The bridge itself does
+    not: a frame's source cannot take a container's place.
+    """
+    return TUNNEL_PORT | {"IFLA_BRPORT_UNICAST_FLOOD": 1} if segment.foreign else TUNNEL_PORT
 
 
 def bridge_name(vni: int) -> str:
@@ -97,7 +106,8 @@ def tunnel_wish(segment: Segment, port: int) -> Wish:
             "IFLA_VXLAN_ID": segment.vni,
             local: segment.local,
             "IFLA_VXLAN_PORT": port,
-            "IFLA_VXLAN_LEARNING": 0,
+            # A learnt row never replaces a written one: the kernel drops what would (vxlan_snoop).
+            _LEARNING: 1 if segment.foreign else 0,
         },
     )
 
@@ -109,7 +119,8 @@ def incompatible(wish: Wish, link: Link) -> str:
     if wish.kind == "vxlan":
         if link.peer_namespace is None:
             return "has its socket in the wrong namespace"
-        return ", ".join(links.differing(wish.data, link.data, "vxlan"))
+        # Learning alone can be switched while the tunnel is in use.
+        return ", ".join(name for name in links.differing(wish.data, link.data, "vxlan") if name != _LEARNING)
     return ""
 
 
@@ -244,7 +255,7 @@ class Datapath:
             steps += present((mend(wish, bridge), enslaved))
             # The flags of a port that has just joined are the kernel's defaults, not what was seen before.
             seen = tunnel if tunnel.master == bridge.ifindex else tunnel._replace(port={})
-            steps += present((mend_port(tunnel.name, seen, TUNNEL_PORT),))
+            steps += present((mend_port(tunnel.name, seen, tunnel_port(segment)),))
         return steps
 
     def sweep(self, found: Mapping[str, Link], wanted: frozenset[int]) -> list[Change]:

@@ -22,7 +22,7 @@ from vxnet.host.links import Link, Wish
 from vxnet.host.netlink import Netlink
 from vxnet.host.nft import Ruleset
 from vxnet.host.steps import Step, carry_out, mend, present
-from vxnet.model.address import IPInterface
+from vxnet.model.address import IPAddress, IPInterface
 from vxnet.model.host import GATEWAY_BRIDGE, Change, GatewayBridge, HostState
 
 GATEWAY_PORT = {"IFLA_BRPORT_ISOLATED": 1}
@@ -117,6 +117,14 @@ def _switch_on(wanted: dict[str, str]) -> list[str]:
     return netns.set_sysctls(wanted)
 
 
+def _from(address: IPAddress) -> str:
+    return f"{'ip' if address.version == 4 else 'ip6'} saddr {address}"
+
+
+def _sorted(found: set[IPAddress]) -> list[IPAddress]:
+    return sorted(found, key=lambda address: (address.version, address.packed))
+
+
 def ruleset(state: HostState) -> Ruleset:
     """The host's table. Elements of its sets change alone; the rest depends on the data port and on the gateway."""
     port = state.data_port
@@ -125,9 +133,14 @@ def ruleset(state: HostState) -> Ruleset:
         f' oifname != "{GATEWAY_BRIDGE}" masquerade fully-random\n'
         for one in (state.gateway.addresses if state.gateway else ())
     )
+    strangers = [(segment.vni, vtep) for segment in state.segments for vtep in segment.foreign]
+    untracked = "".join(f"\t\t{_from(vtep)} udp dport {port} notrack\n" for vtep in _sorted({v for _, v in strangers}))
+    # Behind the UDP header and the first word of VXLAN's stand the 24 bits of the identifier.
+    let_in = "".join(f"\t\t{_from(vtep)} udp dport {port} @th,96,24 {vni:#x} accept\n" for vni, vtep in strangers)
     # prerouting: a container that sends to the port would pass the list by the address that masquerading gives it.
     # Tunnel packets are not tracked: each flow has a source port of its own, and would fill the table.
     # output: a socket of a user has an owner, the kernel's own tunnels have none.
+    # input: a VTEP without vxnet may send into the networks that it is a peer of.
     # forward: what others send to containers by way of this host's routing is not for them.
     body = f"""\
 \tset vteps4 {{
@@ -143,13 +156,13 @@ def ruleset(state: HostState) -> Ruleset:
 \t\tiifname "{GATEWAY_BRIDGE}" udp dport {port} drop
 \t\tip saddr @vteps4 udp dport {port} notrack
 \t\tip6 saddr @vteps6 udp dport {port} notrack
-\t}}
+{untracked}\t}}
 
 \tchain input {{
 \t\ttype filter hook input priority raw; policy accept;
 \t\tip saddr @vteps4 udp dport {port} accept
 \t\tip6 saddr @vteps6 udp dport {port} accept
-\t\tudp dport {port} drop
+{let_in}\t\tudp dport {port} drop
 \t}}
 
 \tchain output {{

@@ -67,6 +67,8 @@ class Kernel:
         """Heard from the first reconcile on. Drained by whoever calls reconcile, from any thread."""
         self._tables = nft.Tables()
         self._carried: dict[int, _Carried] = {}
+        self._learning: frozenset[int] = frozenset()
+        """VNIs of the tunnels that learn."""
         self._orphans: dict[str, float] = {}
 
     def __enter__(self) -> Kernel:
@@ -185,6 +187,9 @@ class Kernel:
     ) -> list[Change]:
         """``made``: names of the links that are new, and so have no rows yet."""
         carried = _to_carry(state, found)
+        learning = frozenset(segment.vni for segment in state.segments if segment.foreign)
+        # What a tunnel has learnt goes with its last peer without vxnet, and not by its age.
+        complete |= learning != self._learning
         wanted: Rows = {}
         there: Rows = {}
         for vni, one in carried.items():
@@ -204,11 +209,13 @@ class Kernel:
             for one in carried.values():
                 wanted |= one.rows()
             tunnels = {one.home.tunnel: one.home.bridge for one in carried.values()}
-            there = neighbours.dump(self._datapath.netlink, tunnels)
+            learners = {one.home.tunnel for vni, one in carried.items() if vni in learning}
+            there = neighbours.dump(self._datapath.netlink, tunnels, learners)
         difference = neighbours.difference(wanted, there)
         names = {link.ifindex: link.name for link in found.values()}
         changes = neighbours.apply(self._datapath.netlink, difference, wanted, there, names, self.events.expect)
         self._carried = {} if any(change.error for change in changes) else carried
+        self._learning = learning
         return changes
 
     # What is too much
@@ -304,5 +311,6 @@ def _to_carry(state: HostState, found: Mapping[str, Link]) -> dict[int, _Carried
         bridge, tunnel = found.get(bridge_name(segment.vni)), found.get(tunnel_name(segment.vni))
         if bridge is not None and tunnel is not None:
             home = Home(bridge.ifindex, tunnel.ifindex)
-            carried[segment.vni] = _Carried(home, segment.remotes, segment.flood, tuple(residents.get(segment.vni, ())))
+            flood = segment.flood + segment.foreign
+            carried[segment.vni] = _Carried(home, segment.remotes, flood, tuple(residents.get(segment.vni, ())))
     return carried

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from vxnet.host.netlink import (
@@ -67,23 +67,28 @@ def key_head(table: int, ifindex: int) -> bytes:
     return _KEY.pack(table, ifindex)
 
 
-def dump(netlink: Netlink, tunnels: Mapping[int, int]) -> Rows:
-    """The rows of vxnet's devices. ``tunnels``: ifindex of each vx → of its br. Raises OSError."""
+def dump(netlink: Netlink, tunnels: Mapping[int, int], learning: Collection[int] = ()) -> Rows:
+    """The rows of vxnet's devices. ``tunnels``: ifindex of each vx → of its br; ``learning``: of those that learn,
+    whose own rows are left out. Raises OSError.
+    """
     rows: Rows = {}
     bridges = frozenset(tunnels.values())
-    _read_fdb(netlink.dump(RTM_GETNEIGH, _NDMSG.pack(socket.AF_BRIDGE, 0, 0, 0, 0)), frozenset(tunnels), bridges, rows)
+    bodies = netlink.dump(RTM_GETNEIGH, _NDMSG.pack(socket.AF_BRIDGE, 0, 0, 0, 0))
+    _read_fdb(bodies, frozenset(tunnels), bridges, learning, rows)
     for kind in (socket.AF_INET, socket.AF_INET6):
         _read_neighbours(netlink.dump(RTM_GETNEIGH, _NDMSG.pack(kind, 0, 0, 0, 0)), bridges, rows)
     return rows
 
 
-def _read_fdb(bodies: list[bytes], tunnels: frozenset[int], bridges: frozenset[int], rows: Rows) -> None:
+def _read_fdb(
+    bodies: list[bytes], tunnels: frozenset[int], bridges: frozenset[int], learning: Collection[int], rows: Rows
+) -> None:
     tunnel_heads = {tunnel: key_head(TUNNEL, tunnel) for tunnel in tunnels}
     bridge_heads = {IFINDEX.pack(bridge): key_head(BRIDGE, bridge) for bridge in bridges}
     for body in bodies:
         _family, ifindex, state, flags, _type = _NDMSG.unpack_from(body)
         if flags & NTF_SELF:
-            if ifindex not in tunnel_heads:
+            if ifindex not in tunnel_heads or (ifindex in learning and not state & NUD_PERMANENT):
                 continue
             mac, vtep = _values(body, NDA_LLADDR, NDA_DST)
             if mac and vtep:

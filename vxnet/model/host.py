@@ -42,6 +42,10 @@ class Segment(Record, frozen=True, kw_only=True):
     remotes: tuple[Remote, ...] = ()
     flood: tuple[IPAddress, ...] = ()
     """VTEPs that get broadcast and multicast: hosts with an endpoint in this VNI (head-end replication)."""
+    foreign: tuple[IPAddress, ...] = ()
+    """VTEPs without vxnet that take part in this VNI, and in no other. What is behind them is learnt from what they
+    send; they get what goes to all, and to MACs that nobody knows.
+    """
 
 
 class Interface(Record, frozen=True, kw_only=True):
