@@ -1,6 +1,7 @@
 """The C parts of the build; everything else stands in pyproject.toml.
 
-cffi builds ``vxnet.host._syscalls`` as an extension of the limited API, so that one wheel serves Python 3.11 and later.
+cffi builds ``vxnet.host._syscalls`` and its neighbours as extensions of the limited API, so that one wheel serves
+Python 3.11 and later.
 The shim is not a module but a program. setuptools has no word for that, so it is an extension whose file name is the
 program's and whose linking makes an executable; as an extension it goes into wheels, ``-e`` installs and ``build_ext
 --inplace`` by itself.
@@ -77,7 +78,7 @@ def shim() -> list[Extension]:
 
 
 setup(
-    cffi_modules=["csrc/ffi_build.py:ffibuilder"] if Path("csrc/ffi_build.py").exists() else [],
+    cffi_modules=["csrc/ffi_build.py:ffibuilder", "csrc/ffi_build.py:dnsfast"],
     ext_modules=shim(),
     cmdclass={"build_ext": BuildExtensionsAndPrograms},
     options={"bdist_wheel": {"py_limited_api": "cp311"}},

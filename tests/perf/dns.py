@@ -33,6 +33,7 @@ SERVER = r"""
 import asyncio, ipaddress, socket, sys
 from vxnet.cluster.dns import Resolver
 from vxnet.core.names import View
+from vxnet.host.dnsfast import FastNames
 from vxnet.model.cluster import Network
 from vxnet.model.row import Endpoint, RowKey, Version
 
@@ -48,11 +49,12 @@ async def main():
     udp.bind(("127.0.0.11", 0))
     tcp.bind(("127.0.0.11", 0))
     tcp.listen()
-    async with Resolver() as resolver:
-        resolver.names.update(map(row, range(int(sys.argv[1]))), {"n": NET})
-        resolver.add("bench", udp, tcp, View(("n",), forward=False))
-        print(udp.getsockname()[1], flush=True)
-        await asyncio.Event().wait()
+    with FastNames() as fast:
+        async with Resolver(fast) as resolver:
+            resolver.know(map(row, range(int(sys.argv[1]))), {"n": NET})
+            resolver.add("bench", udp, tcp, View(("n",), forward=False))
+            print(udp.getsockname()[1], flush=True)
+            await asyncio.Event().wait()
 
 asyncio.run(main())
 """

@@ -2,13 +2,16 @@
 
 ::
 
-     namespace of a container          host namespace
-     127.0.0.11:port  udp, tcp  ◀──▶  Resolver ── core/names: answer ─▶ octets: back at once
-     (the shim holds them too)            └────── Forward ─▶ a fresh socket ─▶ host's resolver
+     namespace of a container                 host namespace
+     127.0.0.11:port  udp  ◀──▶  fast path: a known name ─▶ octets: back at once, whatever the daemon does
+                                     └─ all else ─▶ Resolver ── core/names: answer ─▶ octets: back
+                      tcp  ◀─────────────────────▶     └─────── Forward ─▶ a fresh socket ─▶ host's resolver
+     (the shim holds them too)
 
 The sockets were bound in the container's namespace and handed over, so that what comes on them is that container's and
 nobody else's. UDP is drained 64 datagrams a wake-up straight from the event loop (asyncio's datagram transport costs
-50 µs each); a task is made only for a TCP connection and for a query that goes outside.
+50 µs each); a task is made only for a TCP connection and for a query that goes outside. Without a fast path all of UDP
+comes here.
 """
 
 from __future__ import annotations
@@ -18,10 +21,10 @@ import errno
 import random
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Self, TypeVarTuple
+from typing import Protocol, Self, TypeVarTuple
 
 import structlog
 
@@ -29,6 +32,8 @@ from vxnet.cluster.upstream import DNS_PORT, Upstreams, framed, receive_message
 from vxnet.core.names import Forward, Names, Query, Rejected, View, forward
 from vxnet.core.names.message import TCP_QUERY_MAX, UDP_QUERY_MAX
 from vxnet.model.address import IPAddress
+from vxnet.model.cluster import Network
+from vxnet.model.row import RowKey, Value, Version
 
 log = structlog.get_logger()
 
@@ -43,18 +48,33 @@ TCP_IDLE_S = 10.0
 ACCEPT_PAUSE_S = 1.0
 """After the host ran out of descriptors or memory."""
 
+CLIENT_OCTETS = 6
+"""Address and port before a datagram that the fast path passes on."""
+
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class FastPath(Protocol):
+    """:class:`vxnet.host.dnsfast.FastNames`."""
+
+    def serve(self, container: str, udp: socket.socket, networks: Sequence[str]) -> socket.socket: ...
+    def update(self, container: str, networks: Sequence[str]) -> None: ...
+    def leave(self, container: str) -> None: ...
+    def put(self, network: str, name: bytes, answers: Mapping[int, tuple[int, int, bytes]] | None) -> None: ...
+    def statistics(self) -> dict[str, int]: ...
 
 
 class _Container:
     """What is served for one container."""
 
-    __slots__ = ("connections", "id", "in_flight", "tasks", "tcp", "udp", "view")
+    __slots__ = ("connections", "id", "in_flight", "misses", "tasks", "tcp", "udp", "view")
 
     def __init__(self, container_id: str, udp: socket.socket, tcp: socket.socket, view: View) -> None:
         self.id = container_id
         self.udp = udp
         self.tcp = tcp
+        self.misses: socket.socket | None = None
+        """Where the fast path passes queries on, while it serves."""
         self.view = view
         self.tasks: set[asyncio.Task[None]] = set()
         self.connections = 0
@@ -64,11 +84,12 @@ class _Container:
 class Resolver:
     """Use as ``async with Resolver() as resolver``; leaving closes everything. The other methods do not block.
 
-    Names change by ``resolver.names.update(rows, networks)`` and are the next query's at once.
+    Names change by :meth:`know` and are the next query's at once.
     """
 
-    def __init__(self, *, upstream_port: int = DNS_PORT) -> None:
-        self.names = Names()
+    def __init__(self, fast: FastPath | None = None, *, upstream_port: int = DNS_PORT) -> None:
+        self._names = Names()
+        self._fast = fast
         self._counts: Counter[str] = Counter()
         self._upstreams = Upstreams(upstream_port, self._counts)
         self._containers: dict[str, _Container] = {}
@@ -86,6 +107,13 @@ class Resolver:
         for container_id in list(self._containers):
             self.remove(container_id)
         await self._tasks.__aexit__(kind, error, trace)
+
+    def know(self, rows: Iterable[tuple[RowKey, Version, Value]], networks: Mapping[str, Network]) -> None:
+        """The whole truth, as :meth:`vxnet.core.names.Names.update` takes it."""
+        changed = self._names.update(rows, networks)
+        if self._fast is not None:
+            for (network, name), answers in changed.items():
+                self._fast.put(network, name, answers)
 
     def add(self, container_id: str, udp: socket.socket, tcp: socket.socket, view: View) -> None:
         """Serve a container on its bound ``udp`` and listening ``tcp`` socket, which are closed when it is removed."""
@@ -111,17 +139,32 @@ class Resolver:
 
     def _listen(self, container: _Container) -> None:
         loop = asyncio.get_running_loop()
-        loop.add_reader(container.udp, self._drain, container)
+        if self._fast is not None:
+            self._release_misses(container)
+            container.misses = self._fast.serve(container.id, container.udp, container.view.networks)
+        loop.add_reader(container.misses or container.udp, self._drain, container)
         loop.add_reader(container.tcp, self._accept, container)
 
     def _ignore(self, container: _Container) -> None:
         loop = asyncio.get_running_loop()
         loop.remove_reader(container.udp)
         loop.remove_reader(container.tcp)
+        self._release_misses(container)
+
+    def _release_misses(self, container: _Container) -> None:
+        if self._fast is not None and container.misses is not None:
+            self._fast.leave(container.id)
+            # What has come out of it already is of nobody else.
+            self._drain(container)
+            asyncio.get_running_loop().remove_reader(container.misses)
+            container.misses.close()
+            container.misses = None
 
     def update(self, container_id: str, view: View) -> None:
         """Its networks have changed. An unknown container is none of ours (any more)."""
         if container := self._containers.get(container_id):
+            if self._fast is not None and container.view.networks != view.networks:
+                self._fast.update(container_id, view.networks)
             container.view = view
 
     def remove(self, container_id: str) -> None:
@@ -142,27 +185,29 @@ class Resolver:
 
     def statistics(self) -> dict[str, int]:
         """Counts since the start, and how much there is now: ``containers``, ``connections``, ``in_flight``."""
-        return dict(self._counts) | {
+        counts = self._counts + Counter(self._fast.statistics() if self._fast is not None else {})
+        counts["queries_udp"] += counts["fast_answered"]
+        return dict(counts) | {
             "containers": len(self._containers),
             "connections": sum(container.connections for container in self._containers.values()),
             "in_flight": self._in_flight,
-            "names": len(self.names),
+            "names": len(self._names),
         }
 
     # UDP
 
     def _drain(self, container: _Container) -> None:
-        receive, answer, view = container.udp.recvfrom, self.names.answer, container.view
+        answer, view = self._names.answer, container.view
         for _ in range(DRAIN_MAX):
             try:
-                data, client = receive(UDP_QUERY_MAX + 1)
+                data, client = _receive(container)
             except BlockingIOError:
                 return
             except OSError as error:
                 self._count("udp_errors", container, error)
                 return
             self._counts["queries_udp"] += 1
-            outcome = answer(view, data, random.getrandbits(16))
+            outcome = answer(view, data, random.getrandbits(32))
             if isinstance(outcome, bytes):
                 self._send(container, outcome, client)
             elif isinstance(outcome, Rejected):
@@ -236,7 +281,7 @@ class Resolver:
 
     async def _answer_tcp(self, container: _Container, data: bytes) -> bytes:
         self._counts["queries_tcp"] += 1
-        outcome = self.names.answer(container.view, data, random.getrandbits(16), tcp=True)
+        outcome = self._names.answer(container.view, data, random.getrandbits(32), tcp=True)
         if isinstance(outcome, bytes):
             return outcome
         if isinstance(outcome, Forward):
@@ -308,3 +353,15 @@ class Resolver:
     def _count(self, what: str, container: _Container, error: OSError) -> None:
         self._counts[what] += 1
         log.debug("dns socket failed", container=container.id[:12], what=what, error=str(error))
+
+
+def _receive(container: _Container) -> tuple[bytes, tuple[str, int]]:
+    """The next datagram and whom it is from. Raises OSError, BlockingIOError if there is none (any more)."""
+    if container.misses is None:
+        data, client = container.udp.recvfrom(UDP_QUERY_MAX + 1)
+        return data, client
+    message = container.misses.recv(CLIENT_OCTETS + UDP_QUERY_MAX + 1)
+    if not message:
+        raise BlockingIOError
+    port = int.from_bytes(message[4:CLIENT_OCTETS], "big")
+    return message[CLIENT_OCTETS:], (socket.inet_ntoa(message[:4]), port)

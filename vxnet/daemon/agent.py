@@ -33,6 +33,7 @@ from vxnet.daemon.containers import Containers
 from vxnet.daemon.membership import Membership
 from vxnet.daemon.reconcile import Plan, Reconciler
 from vxnet.daemon.state import GatewayChoice, StateDirectory
+from vxnet.host.dnsfast import FastNames
 from vxnet.host.facts import observe_host
 from vxnet.host.kernel import Kernel
 from vxnet.model.address import IPAddress, IPInterface, IPNetwork
@@ -129,25 +130,26 @@ class Agent:
         facts = await asyncio.to_thread(observe_host)
         if facts.missing:
             raise HostError(f"this host lacks what vxnet needs: {'; '.join(facts.missing)}")
-        async with Resolver() as resolver, asyncio.TaskGroup() as group:
-            agent = cls(config, state, run_directory, facts, resolver)
-            resolver.set_upstreams(facts.nameservers)
-            resolver.pause()
-            async with agent._membership, agent._containers:
-                agent._membership.republished()
-                # Not before all is adopted: the plan of half a state would take the other half away.
-                await agent._measure_paths()
-                loops = [group.create_task(loop) for loop in agent._loops()]
-                try:
-                    await agent._reconciler.settle()
-                    loops.append(group.create_task(agent._answer_names()))
-                    yield agent
-                    await agent._membership.announce_restart()
-                finally:
-                    # Nor after the parts have let go of it.
-                    for loop in loops:
-                        loop.cancel()
-                    await asyncio.wait(loops)
+        with FastNames() as fast:
+            async with Resolver(fast) as resolver, asyncio.TaskGroup() as group:
+                agent = cls(config, state, run_directory, facts, resolver)
+                resolver.set_upstreams(facts.nameservers)
+                resolver.pause()
+                async with agent._membership, agent._containers:
+                    agent._membership.republished()
+                    # Not before all is adopted: the plan of half a state would take the other half away.
+                    await agent._measure_paths()
+                    loops = [group.create_task(loop) for loop in agent._loops()]
+                    try:
+                        await agent._reconciler.settle()
+                        loops.append(group.create_task(agent._answer_names()))
+                        yield agent
+                        await agent._membership.announce_restart()
+                    finally:
+                        # Nor after the parts have let go of it.
+                        for loop in loops:
+                            loop.cancel()
+                        await asyncio.wait(loops)
 
     def _loops(self) -> tuple[Coroutine[None, None, None], ...]:
         return (
@@ -199,7 +201,7 @@ class Agent:
 
     def _applied(self, seen: _Seen) -> None:
         """A name is told only once its path is there."""
-        self._resolver.names.update(seen.rows, seen.networks)
+        self._resolver.know(seen.rows, seen.networks)
         if (place := self._membership.place) is not None:
             place.acknowledge(seen.rows, seen.vnis)
 

@@ -197,7 +197,7 @@ class Names:
             self._claim(key, row[1], touched, add=True)
 
     def answer(self, view: View, data: bytes, turn: int, *, tcp: bool = False) -> bytes | Forward | Rejected:
-        """The reply to one message from a container. ``turn`` is random and says which address comes first."""
+        """The reply to one message from a container. ``turn``: 32 random bits, which the order of addresses follows."""
         query = parse_query(data, tcp=tcp)
         if isinstance(query, Rejected):
             return query
@@ -290,7 +290,9 @@ def _pack_addresses(endpoints: Iterable[Endpoint]) -> Answers:
 
 
 def _all_of(answers: Answers) -> RRset:
-    sets = answers.values()
+    sets = list(answers.values())
+    if len(sets) == 1:
+        return sets[0]
     return RRset(sum(rrset.number for rrset in sets), 0, b"".join(rrset.body for rrset in sets))
 
 
@@ -300,15 +302,37 @@ def _record(kind: int, data: bytes) -> bytes:
 
 def _choose(query: Query, rrset: RRset, turn: int) -> bytes:
     number, stride, body = rrset
-    if number > 1 and stride:
-        cut = turn % number * stride
-        body = body[cut:] + body[:cut]
     room = query.limit - 12 - len(query.question) - len(query.opt)
+    if stride and number:
+        # As many as fit: musl before 1.2.4 knows no TCP and takes what it gets.
+        order = _shuffled(number, min(number, room // stride), turn)
+        body = b"".join(body[one * stride : (one + 1) * stride] for one in order)
+        return pack_reply(query, NOERROR, len(order), body, truncated=len(order) < number)
     if len(body) <= room:
         return pack_reply(query, NOERROR, number, body)
-    # As many as fit: musl before 1.2.4 knows no TCP and takes what it gets.
-    number = room // stride if stride else 0
-    return pack_reply(query, NOERROR, number, body[: number * stride], truncated=True)
+    return pack_reply(query, NOERROR, truncated=True)
+
+
+def _shuffled(number: int, count: int, turn: int) -> list[int]:
+    """``count`` of ``number`` in an order that follows from ``turn`` (32 random bits): those from a random one on, then
+    shuffled by Fisher and Yates. csrc/dnsfast/message.c does the same, so that either can be checked by the other."""
+    if number == 1:
+        return [0]
+    start = 0
+    if count < number:
+        turn = _draw(turn)
+        start = (turn >> 16) * number >> 16
+    order = [(start + one) % number for one in range(count)]
+    for one in range(count):
+        turn = _draw(turn)
+        other = one + ((turn >> 16) * (count - one) >> 16)
+        order[one], order[other] = order[other], order[one]
+    return order
+
+
+def _draw(turn: int) -> int:
+    """A linear congruential step (Knuth, Lewis); the upper half is what is random."""
+    return (turn * 1664525 + 1013904223) & 0xFFFFFFFF
 
 
 def _inside(prefix: IPNetwork, subnet: IPNetwork) -> bool:
