@@ -89,8 +89,9 @@ class Host:
         self.spawning.set()
         monkeypatch.setattr(tasks, "start", self._start)
         gateway = ipaddress.ip_interface("172.19.0.1/16")
+        self.cluster = Cluster()
         self.containers = Containers(
-            self.state, path / "run", Cluster(), lambda: gateway, lambda: None, self._settle, resolver
+            self.state, path / "run", self.cluster, lambda: gateway, lambda: None, self._settle, resolver
         )
 
     async def _start(self, *_: object) -> Shim:
@@ -347,3 +348,28 @@ async def test_rename(host):
 async def test_rm_and_restart_contradict(host):
     with pytest.raises(CallerError, match="contradict"):
         await host.containers.create(replace(again(name="always"), remove=True))
+
+
+async def test_a_hundred_at_once_take_no_more_of_a_network_than_they_need(host, monkeypatch):
+    """Each asked for a block as large as all before together, and a network of 4,093 addresses was used up."""
+    blocks = [ipaddress.ip_network("10.0.0.8/29")]
+    asked = []
+
+    async def lease(request: LeaseRequest) -> None:
+        asked.append(request.addresses)
+        await asyncio.sleep(0.001)
+        size = max(request.addresses, sum(block.num_addresses for block in blocks))
+        prefix = 32 - (size - 1).bit_length()
+        start = max(int(block.broadcast_address) for block in blocks) + 1
+        aligned = -(-start // (1 << (32 - prefix))) << (32 - prefix)
+        blocks.append(ipaddress.ip_network((aligned, prefix)))
+
+    def leases(network: str) -> tuple[Lease, ...]:
+        return tuple(Lease(network="net1", vni=65536, prefix=block, node="node1", epoch=1) for block in blocks)
+
+    monkeypatch.setattr(host.cluster, "lease", lease)
+    monkeypatch.setattr(host.cluster, "blocks", leases)
+    specs = [replace(again(), name=f"c{number}") for number in range(100)]
+    made = await asyncio.gather(*map(host.containers.create, specs))
+    assert len({container.attachments[0].addresses for container in made}) == 100
+    assert len(asked) <= 2 and sum(block.num_addresses for block in blocks) <= 8 + 128 + 128

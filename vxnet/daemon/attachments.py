@@ -6,6 +6,8 @@ first container of a burst, a chosen ``--ip`` elsewhere). What is taken is compu
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import ipaddress
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
@@ -36,6 +38,12 @@ class Cluster(Protocol):
     async def lease(self, request: LeaseRequest) -> None: ...
 
 
+@dataclasses.dataclass(slots=True)
+class _Line:
+    lock: asyncio.Lock
+    waiting: int = 0
+
+
 class Attachments:
     """``live`` gives the containers that hold addresses now."""
 
@@ -45,6 +53,8 @@ class Attachments:
         self._cluster = cluster
         self._gateway = gateway
         self._live = live
+        self._lines: dict[str, _Line] = {}
+        """Before the managers, by network."""
         self._last: dict[tuple[str, int], IPAddress] = {}
 
     def network(self, ref: str) -> Network:
@@ -77,12 +87,29 @@ class Attachments:
             raise CallerError(f"{wish.ip} and {wish.ip6} are both of IPv{wish.ip.version}: one of each is given")
         for version in _versions(network):
             wanted = wish.address(version)
-            while self._pick(network, version, wanted) is None:
-                had = self._cluster.blocks(network.id)
-                await self._cluster.lease(LeaseRequest(network=network.id, address=wanted, family=version))
-                if self._cluster.blocks(network.id) == had:
-                    raise ExhaustedError(f'the managers gave no address of network "{network.name}" to this host')
+            if self._pick(network, version, wanted) is None:
+                await self._lease(network, version, wanted)
         return network
+
+    async def _lease(self, network: Network, version: int, wanted: IPAddress | None) -> None:
+        """Until :meth:`_pick` finds one. A hundred at once ask one after the other, for all: each block is as large as
+        what there was before, and a hundred of them would take the whole network.
+        """
+        line = self._lines.setdefault(network.id, _Line(asyncio.Lock()))
+        line.waiting += 1
+        try:
+            async with line.lock:
+                while self._pick(network, version, wanted) is None:
+                    had = self._cluster.blocks(network.id)
+                    several = 1 if wanted is not None else line.waiting
+                    request = LeaseRequest(network=network.id, addresses=several, address=wanted, family=version)
+                    await self._cluster.lease(request)
+                    if self._cluster.blocks(network.id) == had:
+                        raise ExhaustedError(f'the managers gave no address of network "{network.name}" to this host')
+        finally:
+            line.waiting -= 1
+            if not line.waiting:
+                self._lines.pop(network.id, None)
 
     def attach(self, container: Container, network: Network, wish: NetworkWish) -> Attachment:
         """Call it right after :meth:`join`, and keep what it returns before the next ``await``."""
