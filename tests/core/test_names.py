@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from vxnet.core.names import TTL_S, Forward, Names, Query, Rejected, View, forward, view_of
 from vxnet.core.names.message import UDP_QUERY_MAX, encode_name, parse_query, reverse_prefix
-from vxnet.core.names.table import Answers
+from vxnet.core.names.records import Answers
 from vxnet.model.cluster import Network, Subnet
 from vxnet.model.container import Attachment, Container, ContainerSpec
 from vxnet.model.row import Applied, Endpoint, EndpointState, RowKey, Value, Version
+from vxnet.model.service import PublicService, ServiceNetwork
 
 Row = tuple[RowKey, Version, Value]
 
@@ -54,6 +55,8 @@ def row(
     aliases: Sequence[str] = (),
     state: EndpointState = "ready",
     version: tuple[int, int] = (1, 1),
+    service: str = "",
+    ports: Sequence[str] = (),
 ) -> Row:
     endpoint = Endpoint(
         network=network.id,
@@ -64,6 +67,8 @@ def row(
         name=name,
         aliases=tuple(aliases),
         state=state,
+        service=service,
+        ports=tuple(ports),
     )
     return RowKey("node1", "endpoint", f"{id12 or name}.{network.id}"), Version(*version), endpoint
 
@@ -312,12 +317,102 @@ def test_a_network_comes_later_than_its_rows_and_goes_before_them() -> None:
     assert told(ON_A, "1.16.0.10.in-addr.arpa", "PTR", names=names) == "forward"
 
 
+# Services
+
+
+def place(network: Network, *vips: str, aliases: Sequence[str] = ()) -> ServiceNetwork:
+    return ServiceNetwork(
+        network=network.id, aliases=tuple(aliases), vips=tuple(ipaddress.ip_address(vip) for vip in vips)
+    )
+
+
+APP = PublicService(
+    id="s1",
+    name="my-app",
+    networks=(place(NET_A, "10.0.16.100", aliases=["app"]), place(NET_B, "10.0.32.100", "fd00:1::64")),
+)
+POOL = PublicService(id="s2", name="pool", networks=(place(NET_A),), endpoint_mode="dnsrr")
+TASKS = [
+    row("my-app.1.x", "10.0.16.2", service="s1", ports=["http:8080/tcp", "stats:8125/udp"]),
+    row("my-app.2.y", "10.0.16.3", service="s1", ports=["http:8081/tcp"], state="draining"),
+    row("my-app.3.z", "10.0.16.4", service="s1", ports=["http:8080/tcp", "odd"], state="starting"),
+    row("my-app.1.x", "10.0.32.2", "fd00:1::2", network=NET_B, service="s1"),
+    row("pool.1.x", "10.0.16.11", service="s2"),
+    row("pool.2.y", "10.0.16.12", service="s2"),
+    row("pool.3.z", "10.0.16.13", service="s2", state="draining"),
+]
+
+
+def served(rows: Iterable[Row] = TASKS, services: Sequence[PublicService] = (APP, POOL)) -> Names:
+    names = Names()
+    names.update(rows, NETWORKS, services)
+    return names
+
+
+@pytest.mark.parametrize(
+    "view, name, kind, told_",
+    [
+        (ON_A, "my-app", "A", ["10.0.16.100"]),
+        (ON_A, "APP.network-a", "A", ["10.0.16.100"]),
+        (ON_A, "my-app", "AAAA", "NOERROR"),
+        (ON_A, "tasks.my-app", "A", ["10.0.16.2"]),
+        (ON_A, "tasks.app", "A", ["10.0.16.2"]),
+        (ON_A, "tasks.my-app.network-a", "A", ["10.0.16.2"]),
+        (ON_A, "pool", "A", ["10.0.16.11", "10.0.16.12"]),
+        (ON_A, "tasks.pool", "A", ["10.0.16.11", "10.0.16.12"]),
+        (ON_A, "_http._tcp.my-app", "SRV", ["0 1 8080 my-app.1.x.network-a."]),
+        (ON_A, "_stats._udp.app", "SRV", ["0 1 8125 my-app.1.x.network-a."]),
+        (ON_A, "_http._tcp.my-app.network-a", "SRV", ["0 1 8080 my-app.1.x.network-a."]),
+        (ON_A, "_http._tcp.my-app", "A", "NOERROR"),
+        (ON_A, "_http._udp.my-app", "SRV", "forward"),
+        (ON_A, "_odd._tcp.my-app", "SRV", "forward"),
+        (ON_A, "100.16.0.10.in-addr.arpa", "PTR", ["my-app.network-a."]),
+        (ON_A, "2.16.0.10.in-addr.arpa", "PTR", ["my-app.1.x.network-a."]),
+        (ON_B, "my-app", "AAAA", ["fd00:1::64"]),
+        (ON_B, "tasks.my-app", "AAAA", ["fd00:1::2"]),
+        (ON_B, "pool", "A", "forward"),
+        (ON_B, "app", "A", "forward"),
+        (ON_BOTH, "my-app.network-b", "A", ["10.0.32.100"]),
+    ],
+)
+def test_names_of_services(view: View, name: str, kind: str, told_: list[str] | str) -> None:
+    found = told(view, name, kind, names=served())
+    assert (sorted(found) if isinstance(found, list) else found) == told_
+
+
+def test_without_a_ready_task_the_draining_ones_are_told_and_then_nobody() -> None:
+    assert told(ON_A, "tasks.my-app", names=served(TASKS[1:])) == ["10.0.16.3"]
+    assert told(ON_A, "_http._tcp.my-app", "SRV", names=served(TASKS[1:])) == ["0 1 8081 my-app.2.y.network-a."]
+    assert told(ON_A, "tasks.my-app", names=served(TASKS[2:])) == "NOERROR"
+    assert told(ON_A, "my-app", names=served([])) == ["10.0.16.100"]
+    assert told(ON_A, "pool", names=served([])) == "NOERROR"
+    # A container cannot take a service's name.
+    assert told(ON_A, "my-app", names=served([row("my-app", "10.0.16.66")])) == ["10.0.16.100"]
+    assert told(ON_A, "my-app", names=served([row("my-app", "10.0.16.66")], [])) == ["10.0.16.66"]
+
+
+@pytest.mark.parametrize("alias", ["my-app", "pool"])
+def test_a_services_name_comes_before_anothers_alias(alias: str) -> None:
+    other = PublicService(id="s0", name="other", networks=(place(NET_A, "10.0.16.200", aliases=[alias]),))
+    assert told(ON_A, alias, names=served(services=[other, APP, POOL])) != ["10.0.16.200"]
+    assert told(ON_A, alias, names=served(services=[other])) == ["10.0.16.200"]
+
+
 _TEXT = st.sampled_from(["web", "WEB", "db", "a.b", "web.network-a", "web.other", ""])
+_SERVICES = st.builds(
+    lambda name, aliases, vips, network: PublicService(
+        id="s", name=name, networks=(place(network, *vips, aliases=aliases),)
+    ),
+    st.sampled_from(["web", "app"]),
+    st.lists(st.sampled_from(["a", "web.network-a"]), max_size=1),
+    st.lists(st.sampled_from(["10.0.16.9", "fd00:1::9"]), max_size=1),
+    st.sampled_from([NET_A, NET_B]),
+)
 _ADDRESS = st.sampled_from(["10.0.16.2", "10.0.16.3", "fd00:1::2"])
 
 
 @st.composite
-def _worlds(draw: st.DrawFn) -> tuple[list[Row], dict[str, Network]]:
+def _worlds(draw: st.DrawFn) -> tuple[list[Row], dict[str, Network], list[PublicService]]:
     networks = {
         NET_A.id: Network(id=NET_A.id, name=draw(st.sampled_from(["network-a", "other"])), subnets=NET_A.subnets),
         NET_B.id: NET_B,
@@ -333,25 +428,29 @@ def _worlds(draw: st.DrawFn) -> tuple[list[Row], dict[str, Network]]:
             id12=draw(st.sampled_from([WEB_ID, "c", "d"])),
             aliases=draw(st.lists(_TEXT, max_size=2)),
             state=draw(st.sampled_from(["starting", "ready", "draining"])),
+            service=draw(st.sampled_from(["", "s"])),
+            ports=draw(st.lists(st.sampled_from(["http:80/tcp", "x:1/udp"]), max_size=1)),
         )[2]
         key = RowKey("node1", "endpoint", draw(st.sampled_from(["c", WEB_ID + ".n", "d"])))
         # A version stands for one value, as with the real table.
         rows[key] = (key, Version(1, hash(value) & 0xFFFFFFFF), value)
-    return list(rows.values()), networks
+    return list(rows.values()), networks, draw(st.lists(_SERVICES, max_size=1))
 
 
 @given(st.lists(_worlds(), min_size=1, max_size=5))
-def test_differences_add_up_to_the_whole(worlds: list[tuple[list[Row], dict[str, Network]]]) -> None:
+def test_differences_add_up_to_the_whole(
+    worlds: list[tuple[list[Row], dict[str, Network], list[PublicService]]],
+) -> None:
     names = Names()
     mirror: dict[tuple[str, bytes], Answers] = {}
-    for rows, networks in worlds:
-        for key, answers in names.update(rows, networks).items():
+    for rows, networks, services in worlds:
+        for key, answers in names.update(rows, networks, services).items():
             if answers is None:
                 mirror.pop(key, None)
             else:
                 mirror[key] = answers
         anew = Names()
-        assert mirror == anew.update(rows, networks)
+        assert mirror == anew.update(rows, networks, services)
         assert len(names) == len(anew) == len(mirror)
 
 

@@ -34,6 +34,7 @@ from vxnet.core.names.message import TCP_QUERY_MAX, UDP_QUERY_MAX
 from vxnet.model.address import IPAddress
 from vxnet.model.cluster import Network
 from vxnet.model.row import RowKey, Value, Version
+from vxnet.model.service import PublicService
 
 log = structlog.get_logger()
 
@@ -108,9 +109,14 @@ class Resolver:
             self.remove(container_id)
         await self._tasks.__aexit__(kind, error, trace)
 
-    def know(self, rows: Iterable[tuple[RowKey, Version, Value]], networks: Mapping[str, Network]) -> None:
+    def know(
+        self,
+        rows: Iterable[tuple[RowKey, Version, Value]],
+        networks: Mapping[str, Network],
+        services: Iterable[PublicService] = (),
+    ) -> None:
         """The whole truth, as :meth:`vxnet.core.names.Names.update` takes it."""
-        changed = self._names.update(rows, networks)
+        changed = self._names.update(rows, networks, services)
         if self._fast is not None:
             for (network, name), answers in changed.items():
                 self._fast.put(network, name, answers)

@@ -59,6 +59,7 @@ from vxnet.model.cluster import ForeignPeer, Lease, Network, Node, Role
 from vxnet.model.container import Container, ContainerSpec
 from vxnet.model.errors import ConflictError, HostError, NotFoundError, VxnetError
 from vxnet.model.host import GATEWAY_BRIDGE, Change, GatewayBridge, HostFacts
+from vxnet.model.service import PublicService
 
 log = structlog.get_logger()
 
@@ -88,6 +89,7 @@ class _Seen(NamedTuple):
 
     rows: Facts
     networks: Mapping[str, Network]
+    services: tuple[PublicService, ...]
     vnis: frozenset[int]
     """Of the segments on this host."""
 
@@ -183,6 +185,7 @@ class Agent:
     def _plan(self) -> Plan[_Seen]:
         place = self._membership.place
         live = [container for container in self._containers.live() if container.pid]
+        services = place.assignment.services if place is not None else ()
         needed = place is not None or live
         state = plan.plan(
             self_node=place.node if place is not None else None,
@@ -197,11 +200,12 @@ class Agent:
             groups=self._groups,
         )
         vnis = frozenset(segment.vni for segment in state.segments)
-        return Plan(state, _Seen(place.rows() if place is not None else NO_FACTS, self._membership.networks, vnis))
+        rows = place.rows() if place is not None else NO_FACTS
+        return Plan(state, _Seen(rows, self._membership.networks, services, vnis))
 
     def _applied(self, seen: _Seen) -> None:
         """A name is told only once its path is there."""
-        self._resolver.know(seen.rows, seen.networks)
+        self._resolver.know(seen.rows, seen.networks, seen.services)
         if (place := self._membership.place) is not None:
             place.acknowledge(seen.rows, seen.vnis)
 

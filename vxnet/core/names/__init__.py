@@ -2,8 +2,8 @@
 
 ::
 
-     rows, networks ──update──▶ table: (network, name, type) ──▶ RRset, packed
-                                        │
+     rows, networks, services ──update──▶ table: (network, name, type) ──▶ RRset, packed
+                                                  │
      datagram ──▶ message: checks ──▶ answer ──▶ octets | Forward | Rejected
 
 Pure: :mod:`vxnet.cluster.dns` owns the sockets and asks the host's resolvers. A container sees the names of the
@@ -13,6 +13,7 @@ networks it is on (:class:`View`) and no others.
 from __future__ import annotations
 
 from vxnet.core.names.message import Query, Rejected
-from vxnet.core.names.table import TTL_S, Forward, Names, RRset, View, view_of
+from vxnet.core.names.records import TTL_S, RRset
+from vxnet.core.names.table import Forward, Names, View, view_of
 
 __all__ = ["TTL_S", "Forward", "Names", "Query", "RRset", "Rejected", "View", "view_of"]

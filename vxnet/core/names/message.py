@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from vxnet.model.address import IPAddress, IPNetwork
 
-A, PTR, AAAA, OPT, ANY = 1, 12, 28, 41, 255
+A, PTR, AAAA, SRV, OPT, ANY = 1, 12, 28, 33, 41, 255
 IN = 1
 NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED, BADVERS = 0, 1, 2, 3, 4, 5, 16
 

@@ -1,26 +1,21 @@
 """The table behind the names: packed answers by (network, name, type), kept up by difference.
 
-An answer's records all begin with a pointer to the question's name (``c0 0c``), so that they are the same octets for
-every query, whatever its spelling: a lookup is two dictionary reads and a concatenation, and the same octets can be
-laid into a C table (:attr:`RRset`, the differences that :meth:`Names.update` returns).
+An answer is the same octets for every query (:mod:`vxnet.core.names.records`): a lookup is two dictionary reads and a
+concatenation, and the same octets are laid into a C table (the differences that :meth:`Names.update` returns).
 """
 
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from vxnet.core.facts import Fact, Facts
 from vxnet.core.names.message import (
-    AAAA,
     ANY,
-    IN,
     NOERROR,
     NXDOMAIN,
     PTR,
-    A,
     Query,
     Rejected,
     encode_name,
@@ -29,17 +24,14 @@ from vxnet.core.names.message import (
     parse_query,
     reverse_prefix,
 )
+from vxnet.core.names.records import Answers, RRset, all_of, pack_addresses, pack_names
+from vxnet.core.names.services import Service, ServiceNames
 from vxnet.model.address import IPAddress, IPNetwork
 from vxnet.model.cluster import Network
 from vxnet.model.container import Container
 from vxnet.model.row import Endpoint, RowKey, Value, Version
+from vxnet.model.service import PublicService
 
-TTL_S = 5
-"""How long a client may go on with what it knows, and so how long it may knock at a place where nobody lives any more.
-Docker's 600 s were complaint 4 of its users; less than 5 s buys little, as most of libc's resolvers keep nothing."""
-
-_HEADS = {kind: struct.pack(">HHHI", 0xC00C, kind, IN, TTL_S) for kind in (A, AAAA, PTR)}
-"""Owner, type, class, TTL; the owner is a pointer to octet 12, where the question's name stands."""
 _CONTAINER_ID = re.compile(r"[0-9a-f]{12}")
 
 
@@ -53,19 +45,6 @@ class View(NamedTuple):
     because DNS itself would be the way out (CVE-2024-29018)."""
     servers: tuple[IPAddress, ...] = ()
     """Who is asked outside (``--dns``); empty: the host's resolvers."""
-
-
-class RRset(NamedTuple):
-    """Answers of one name and type."""
-
-    number: int
-    stride: int
-    """Octets of each record, so that they can be turned and cut; 0: as a whole or not at all."""
-    body: bytes
-
-
-Answers = dict[int, RRset]
-"""By type. Empty: the name exists, and no address may be told yet."""
 
 
 class Forward(NamedTuple):
@@ -82,7 +61,7 @@ def view_of(container: Container) -> View:
 class _Zone:
     """One network's names."""
 
-    __slots__ = ("answers", "claims", "network", "reverse", "suffix")
+    __slots__ = ("answers", "claims", "network", "reverse", "services", "suffix")
 
     def __init__(self, network: Network) -> None:
         self.network = network
@@ -91,6 +70,7 @@ class _Zone:
         self.claims: dict[bytes, dict[RowKey, int]] = {}
         """Who has a name, and in which rank: 0 for the name itself, 1 for ``name.network``, which yields to it."""
         self.reverse: dict[bytes, dict[RowKey, int]] = {}
+        self.services = ServiceNames(self.qualify)
 
     def keys(self, key: RowKey, endpoint: Endpoint) -> list[tuple[dict[bytes, dict[RowKey, int]], bytes, int]]:
         """All that a row claims here: which table, name on the wire, rank."""
@@ -116,7 +96,10 @@ class _Zone:
         self, name: bytes, rows: Mapping[RowKey, tuple[Version, Endpoint]], alone: dict[RowKey, Answers]
     ) -> Answers | None:
         """``alone``: the addresses of those that have a name for themselves; nearly all names are of one, and one has
-        several."""
+        several. A service's name is nobody else's."""
+        served = self.services.pack(name, rows)
+        if served is not None:
+            return served
         claims = self.claims.get(name)
         reverse = self.reverse.get(name)
         if claims is None and reverse is None:
@@ -125,16 +108,16 @@ class _Zone:
         if claims and len(claims) == 1:
             (key,) = claims
             if key not in alone:
-                alone[key] = _pack_addresses([rows[key][1]])
+                alone[key] = pack_addresses([rows[key][1]])
             answers = alone[key]
         elif claims:
             best = min(claims.values())
-            answers = _pack_addresses([rows[key][1] for key, rank in claims.items() if rank == best])
+            answers = pack_addresses([rows[key][1] for key, rank in claims.items() if rank == best])
         if reverse:
             names = {encode_name(rows[key][1].name) for key in reverse}
-            targets = sorted(target for name in names if name and (target := self.qualify(name)))
+            targets = [target for name in names if name and (target := self.qualify(name))]
             if targets:
-                answers = {**answers, PTR: RRset(len(targets), 0, b"".join(_record(PTR, one) for one in targets))}
+                answers = {**answers, PTR: pack_names(PTR, targets)}
         return answers
 
 
@@ -151,9 +134,13 @@ class Names:
         return sum(len(zone.answers) for zone in self._zones.values())
 
     def update(
-        self, rows: Iterable[tuple[RowKey, Version, Value]], networks: Mapping[str, Network]
+        self,
+        rows: Iterable[tuple[RowKey, Version, Value]],
+        networks: Mapping[str, Network],
+        services: Iterable[PublicService] = (),
     ) -> dict[tuple[str, bytes], Answers | None]:
-        """Take over the whole truth: all effective rows of the cluster, this host's own too, and all networks by id.
+        """Take over the whole truth: all effective rows of the cluster, this host's own too, all networks by id, all
+        services.
 
         Returns what became different, by network and name: the new answers, or None for a name that is gone. Only an
         owner with other rows than last time costs more than a comparison (:class:`~vxnet.core.facts.Facts`).
@@ -175,7 +162,17 @@ class Names:
                 }
                 self._hear(wanted, self._known(before or ()), touched)
             self._heard[owner] = facts
+        self._follow_services(services, touched)
         return self._repack(touched)
+
+    def _follow_services(self, services: Iterable[PublicService], touched: set[tuple[str, bytes]]) -> None:
+        places: dict[str, dict[str, Service]] = {network: {} for network in self._zones}
+        for service in services:
+            for place in service.networks:
+                if place.network in places:
+                    places[place.network][service.id] = service, place
+        for network, found in places.items():
+            touched.update((network, name) for name in self._zones[network].services.follow(found, self._rows))
 
     def _known(self, facts: Iterable[Fact]) -> set[RowKey]:
         return {key for key, _, _ in facts if key in self._rows}
@@ -208,7 +205,7 @@ class Names:
                 continue
             answers = zone.answers.get(query.name)
             if answers:
-                rrset = _all_of(answers) if query.type == ANY else answers.get(query.type)
+                rrset = all_of(answers) if query.type == ANY else answers.get(query.type)
                 # The name exists, the type does not: NOERROR. Asked upstream, AAAA would cost a round trip or more.
                 return pack_reply(query, NOERROR) if rrset is None else _choose(query, rrset, turn)
             known |= answers is not None
@@ -254,6 +251,8 @@ class Names:
                 claims.pop(key, None)
                 if not claims:
                     del table[name]
+        if endpoint.service:
+            touched.update((endpoint.network, name) for name in zone.services.claim(key, endpoint, add=add))
 
     def _repack(self, touched: Iterable[tuple[str, bytes]]) -> dict[tuple[str, bytes], Answers | None]:
         difference: dict[tuple[str, bytes], Answers | None] = {}
@@ -269,35 +268,6 @@ class Names:
             else:
                 zone.answers[name] = answers
         return difference
-
-
-def _pack_addresses(endpoints: Iterable[Endpoint]) -> Answers:
-    """A and AAAA of those that are ready. Draining ones count only where nobody is ready: they still serve, and a name
-    without an address makes a client give up where it would have got through. Starting ones never do: nobody listens,
-    perhaps not even the path is there.
-    """
-    # Sets: one endpoint may claim a name twice over, and two hosts may claim one address for a moment.
-    by_state: dict[str, set[bytes]] = {"starting": set(), "draining": set(), "ready": set()}
-    for endpoint in endpoints:
-        by_state[endpoint.state].update([address.packed for address in endpoint.addresses])
-    packed = sorted(by_state["ready"] or by_state["draining"])
-    answers: Answers = {}
-    for kind, size in ((A, 4), (AAAA, 16)):
-        records = [_record(kind, address) for address in packed if len(address) == size]
-        if records:
-            answers[kind] = RRset(len(records), len(records[0]), b"".join(records))
-    return answers
-
-
-def _all_of(answers: Answers) -> RRset:
-    sets = list(answers.values())
-    if len(sets) == 1:
-        return sets[0]
-    return RRset(sum(rrset.number for rrset in sets), 0, b"".join(rrset.body for rrset in sets))
-
-
-def _record(kind: int, data: bytes) -> bytes:
-    return _HEADS[kind] + len(data).to_bytes(2, "big") + data
 
 
 def _choose(query: Query, rrset: RRset, turn: int) -> bytes:
