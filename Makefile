@@ -21,7 +21,7 @@ export PIP_ROOT_USER_ACTION := ignore
 # An argument of $(call) cannot hold one.
 comma := ,
 
-.PHONY: help demo test test-fast lint bench ext clean
+.PHONY: help demo test test-fast lint bench fuzz ext clean
 .DELETE_ON_ERROR:
 
 help:
@@ -30,6 +30,7 @@ help:
 	@echo "make test-fast  those that take no lab and no patience: under two minutes"
 	@echo "make lint       ruff, mypy --strict, C compiled with warnings as errors"
 	@echo "make bench      the figures of docs/performance.md, on this machine (root, about ten minutes)"
+	@echo "make fuzz       ten minutes of octets that nobody meant, at every decoder of the gossip"
 	@echo "make ext        compile the C again"
 	@echo "make clean      everything that make made"
 
@@ -50,6 +51,10 @@ lint: $(VENV)/test.stamp ext
 	    echo "$(CC) $(C_STRICT) $$source"; \
 	    $(CC) $(C_STRICT) -I$$(dirname $$source) -c -o /dev/null $$source; \
 	done
+
+# Ten minutes on one core; FUZZ="--seconds 60 packet" for less.
+fuzz: $(VENV)/test.stamp
+	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 bench: $(VENV)/test.stamp ext
 	$(ROOTED) $(BIN)/python -m tests.perf

@@ -7,7 +7,7 @@ import struct
 import zlib
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vxnet.core import frame, rows, serf, wire
@@ -154,7 +154,7 @@ def test_lzw_grows_and_clears_its_table(rng: random.Random, size: int) -> None:
 
 
 def test_lzw_is_no_bomb() -> None:
-    with pytest.raises(MalformedError, match="grows beyond 1000"):
+    with pytest.raises(MalformedError, match="grows beyond its limit"):
         decompress(lzw_compress(b"a" * 100_000), 1000)
 
 
@@ -196,14 +196,13 @@ def test_compressed_packets_are_read() -> None:
     assert frame.open_packet(packet, None, "") == MESSAGES
 
 
-def test_version_0_of_the_encryption_is_read() -> None:
-    """PKCS#7 padding, as agents of protocol 1 write it."""
-    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
-    plain = wire.encode(wire.Ping(1, "h1"))
-    padding = 16 - len(plain) % 16
-    body = AESGCM(b"k" * 16).encrypt(NONCE, plain + bytes((padding,)) * padding, b"")
-    assert frame.open_packet(b"\x00" + NONCE + body, RING, "") == [wire.Ping(1, "h1")]
+def test_version_0_of_the_encryption_is_not_read() -> None:
+    """It would let anybody cut off the end of a packet: the version is not authenticated, and it pads."""
+    plain = wire.encode(wire.Ping(1, "h1\x02"))
+    sealed = frame.seal_packet(plain, RING, "", NONCE, crc=False)
+    assert frame.open_packet(sealed, RING, "") == [wire.Ping(1, "h1\x02")]
+    with pytest.raises(MalformedError, match="unknown version of encryption"):
+        frame.open_packet(b"\x00" + sealed[1:], RING, "")
 
 
 def test_a_ring_opens_with_every_key_and_seals_with_the_first() -> None:
@@ -243,7 +242,7 @@ def bombs(count: int) -> bytes:
         (nested(6), "wrapped too often"),
         (b"\x09" + pack({"Algo": 1, "Buf": b""}), "unknown compression"),
         (b"\x09" + pack({"Algo": 0, "Buf": b"\x00"}), "compressed data has no end"),
-        (bombs(5), "compressed data grows beyond 5533 octets"),
+        (bombs(5), "compressed data grows beyond its limit"),
     ],
 )
 def test_what_is_wrong_with_a_message_is_said(packet: bytes, reason: str) -> None:
@@ -387,6 +386,7 @@ def test_the_clock_moves_past_what_it_hears_and_cannot_be_wound_to_its_end() -> 
 
 
 @given(st.binary(max_size=300))
+@example(b"\x92\xa1b\xa1\x8b")  # text that is not UTF-8: of msgspec's errors only this one is not its own
 def test_row_messages_of_garbage_raise_nothing_else(data: bytes) -> None:
     for decode in (lambda: rows.decode(rows.MAGIC + data), lambda: rows.decode_content(data)):
         try:

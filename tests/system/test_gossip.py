@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -94,3 +99,44 @@ def test_a_node_that_was_away_is_told_the_new_key(session: Session) -> None:
     session.lab.start("h3")
     eventually(lambda: session.table("h1", "vxnet node ls --filter name=h3")[0]["status"] == "ready")
     assert eventually(lambda: keys(session, "h3")[0] == (epoch, "in use"))
+
+
+@contextlib.contextmanager
+def agent(session: Session, key: str) -> Iterator[None]:
+    """A stock `serf agent` on the machine outside, that joins h1."""
+    words = f"exec serf agent -node=x1 -bind=$(hostname -I | cut -d' ' -f1) -encrypt={key} -retry-join=192.168.56.11"
+    child = session.lab.popen("x1", ["sh", "-c", words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        child.terminate()
+        child.wait(timeout=20)
+
+
+@pytest.mark.skipif(
+    not shutil.which("serf", path="/usr/bin:/usr/sbin"), reason="no serf: install Debian's package serf"
+)
+def test_a_stock_agent_joins_with_the_key_that_is_shown(session: Session) -> None:
+    key = session.say("h1", "vxnet gossip keys -q").split()[0]
+
+    def serf(status: str) -> dict[str, dict[str, str]]:
+        done = session.run("x1", "serf members -format=json")
+        members = json.loads(done.stdout)["members"] if not done.returncode else []
+        return {one["name"]: one["tags"] for one in members if one["status"] == status}
+
+    with agent(session, key):
+        eventually(lambda: set(serf("alive")) == {"x1", *HOSTS}, 60)
+        seen = serf("alive")
+        assert {"role", "vtep", "version", "datapath", "id"} <= set(seen["h2"])
+        assert (seen["h1"]["role"], seen["h2"]["role"]) == ("manager", "worker")
+        assert eventually(lambda: "x1" in {member["name"] for member in gossip(session, "h3")["members"]})
+        # It is no node, and has no part in networks.
+        assert {row["node"]["name"] for row in session.table("h1", "vxnet node ls")} == set(HOSTS)
+        assert session.run("x1", "serf event deploy now").returncode == 0
+        session.lab.kill("h3")
+        eventually(lambda: "h3" in serf("failed"), 60)
+        session.lab.start("h3")
+        eventually(lambda: "h3" in serf("alive"), 60)
+        session.run("x1", "serf leave")
+    eventually(lambda: {m["name"]: m["status"] for m in gossip(session, "h2")["members"]}["x1"] in ("left", "dead"))
+    assert unread(session) == 0

@@ -16,7 +16,6 @@ import struct
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import msgspec
 import structlog
 
 from vxnet.core.rows import BATCH_LIMIT, Batch
@@ -57,7 +56,7 @@ class Journal:
                 break
             try:
                 found.append(from_wire(packed, Batch))
-            except msgspec.MsgspecError:
+            except ValueError:
                 break
             at += _LENGTH.size + length
         return found

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from vxnet.core import wire
-from vxnet.core.members import Address, Member, parse_address, read_tags
+from vxnet.core.members import Address, Member, Status, parse_address, read_tags
 from vxnet.core.stream import Stream
 from vxnet.core.wire import NODES_LIMIT
 
@@ -97,24 +97,25 @@ class Exchange:
                 # Of itself it speaks first hand.
                 address = parse_address(node.address)
                 self._swim.hear_alive(news, pass_on=address is not None and str(address) == addr[0])
-            if node.state == wire.State.LEFT:
-                self._swim.hear_accusation(wire.Dead(node.incarnation, node.name, node.name))
-            elif node.state == wire.State.DEAD and not known:
+            if node.state in (wire.State.LEFT, wire.State.DEAD) and not known:
                 self._remember_gone(node)
+            elif node.state == wire.State.LEFT:
+                self._swim.hear_accusation(wire.Dead(node.incarnation, node.name, node.name))
             elif node.state in (wire.State.SUSPECT, wire.State.DEAD):
                 # A dead one is only suspected, so that it may still speak for itself.
                 self._swim.hear_accusation(wire.Suspect(node.incarnation, node.name, me))
 
     def _remember_gone(self, node: wire.NodeState) -> None:
-        """A node that was dead before this one came: known, so that an old "alive" cannot raise it here, and so that
-        it is found when it comes back."""
+        """A node that was gone before this one came: known, so that an old "alive", or one that is sent again, cannot
+        raise it here, and so that it is found when it comes back."""
         address = parse_address(node.address)
         if address is None or not node.name or len(self._swim.members) >= NODES_LIMIT:
             return
         tags, node_id = read_tags(node.meta)
         now = self._swim.agenda.now
+        status: Status = "left" if node.state == wire.State.LEFT else "dead"
         gone = Member(
-            node.name, node_id, address, tags, "dead", node.incarnation, node.port, node.meta, node.versions, now
+            node.name, node_id, address, tags, status, node.incarnation, node.port, node.meta, node.versions, now
         )
         self._swim.replace(None, gone)
 

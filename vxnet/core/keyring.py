@@ -4,9 +4,10 @@
 
     version (1) │ nonce (12) │ ciphertext │ tag (16)
 
-Version 0 pads the plaintext to 16 octets (PKCS#7), version 1 does not; agents that speak protocol 2 or newer write
-version 1. The authenticated data of a packet is the cluster's label (empty without one), that of a stream its five
-octets of header and the label. Source: memberlist, security.go and label.go.
+That is version 1. Version 0, of memberlist's protocol 1, which no agent that vxnet can talk to speaks any more, is not
+read: the version is not authenticated, so that a packet whose first octet is changed to 0 would lose as much of its end
+as its last octet says. The authenticated data of a packet is the cluster's label (empty without one), that of a stream
+its five octets of header and the label. Source: memberlist, security.go and label.go.
 """
 
 from __future__ import annotations
@@ -48,20 +49,12 @@ class KeyRing:
         """Raises :class:`MalformedError`."""
         if len(sealed) < OVERHEAD:
             raise MalformedError("too short to be encrypted")
-        version = sealed[0]
-        if version > 1:
+        if sealed[0] != 1:
             raise MalformedError("unknown version of encryption")
         nonce, body = sealed[1 : 1 + NONCE], sealed[1 + NONCE :]
         for cipher in self._ciphers:
             try:
-                plain = cipher.decrypt(nonce, body, associated)
+                return cipher.decrypt(nonce, body, associated)
             except InvalidTag:
                 continue
-            return plain if version else _unpad(plain)
         raise MalformedError("no key opens it")
-
-
-def _unpad(plain: bytes) -> bytes:
-    if not plain or not 1 <= plain[-1] <= min(16, len(plain)):
-        raise MalformedError("bad padding")
-    return plain[: -plain[-1]]

@@ -44,7 +44,7 @@ def decompress(data: bytes, limit: int) -> bytes:
             raise MalformedError("compressed data refers to what never was")
         out += entry
         if len(out) > limit:
-            raise MalformedError(f"compressed data grows beyond {limit} octets")
+            raise MalformedError("compressed data grows beyond its limit")
         # A full table takes no more entries; the encoder clears it when it sees fit.
         if previous and len(table) + _FIRST < 1 << _MAX_WIDTH:
             table.append(previous + entry[:1])

@@ -157,7 +157,7 @@ def decode(payload: bytes) -> SyncMessage:
         raise MalformedError("a row message that is too long")
     try:
         return _decoder.decode(payload[2:])
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise MalformedError("not a row message") from error
 
 

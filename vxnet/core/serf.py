@@ -1,8 +1,8 @@
 """What vxnet speaks of Serf's own layer, so that a stock agent sees its nodes as it sees its own.
 
 Tags (node meta), the user state of a push/pull, and the leave intent, without which an agent shows a node that has
-left as failed. Everything else of Serf's (events, queries, conflict votes) passes by unread. Source: serf's
-messages.go, delegate.go, serf.go.
+left as failed. Everything else of Serf's (events, queries, conflict votes) has no effect here; what is meant for
+everybody is passed on to agents (:mod:`vxnet.core.relay`). Source: serf's messages.go, delegate.go, serf.go.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from vxnet.model.errors import CallerError
 
 _TAGS = 0xFF
 """First octet of a meta that holds tags; older agents wrote a bare role."""
-_LEAVE, _JOIN, _PUSH_PULL = 0, 1, 2
+_LEAVE, _JOIN, _PUSH_PULL, _USER_EVENT, _QUERY = 0, 1, 2, 3, 4
+_NO_BROADCAST = 2
+"""Flag of a query that its asker sends to everybody by itself."""
 LAST_MESSAGE = 15
 """First octets of user messages up to here are Serf's (10 are in use)."""
 _TAG_LIMIT = 64
@@ -44,6 +46,19 @@ def decode_tags(meta: bytes) -> dict[str, str]:
         for key, value in found.items()
         if isinstance(value, bytes)
     }
+
+
+def is_for_everybody(payload: bytes) -> bool:
+    """Whether an agent that gets this user message passes it on: intents, events, and queries that do not ask it not
+    to."""
+    if not payload or payload[0] not in (_LEAVE, _JOIN, _USER_EVENT, _QUERY):
+        return False
+    try:
+        found = unpack_all(payload[1:])
+    except MalformedError:
+        return False
+    flags = found.get(b"Flags", 0) if isinstance(found, dict) else _NO_BROADCAST
+    return isinstance(flags, int) and not flags & _NO_BROADCAST
 
 
 class Clock:

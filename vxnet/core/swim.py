@@ -25,6 +25,7 @@ from vxnet.core.members import Address, Member, Verdict, judge, kind_of, may_mov
 from vxnet.core.news import News
 from vxnet.core.oldpack import MalformedError
 from vxnet.core.probe import Prober
+from vxnet.core.relay import Relay
 from vxnet.core.roster import Roster
 from vxnet.core.stream import Stream
 from vxnet.core.timing import LAN, Settings
@@ -106,6 +107,7 @@ class Swim:
         self.prober = Prober(self)
         self._news = News(self)
         self._exchange = Exchange(self)
+        self._relay = Relay(self)
         if not is_known:
             self.introduce()
 
@@ -327,6 +329,7 @@ class Swim:
             case wire.User():
                 if message.payload[:1] and message.payload[0] <= serf.LAST_MESSAGE:
                     self.clock.observe(message.payload)
+                    self._relay.hear(message.payload)
                 else:
                     self._events.append(UserMessage(message.payload, addr))
             case _:

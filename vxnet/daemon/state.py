@@ -20,7 +20,6 @@ import shutil
 from pathlib import Path
 from typing import TypeVar
 
-import msgspec
 import structlog
 
 from vxnet.model.address import IPAddress, IPInterface
@@ -187,7 +186,7 @@ class StateDirectory:
             return None
         except OSError as error:
             raise HostError(f"cannot read {path}: {error.strerror}") from error
-        except msgspec.DecodeError as error:
+        except ValueError as error:
             raise HostError(
                 f"{path} is damaged ({error})",
                 hint=f"restore it from a backup, or move {path} away",

@@ -1,0 +1,96 @@
+"""Coverage-guided: ``python -m tests.fuzz [--seconds N] [TARGET…]``. Needs root for nothing.
+
+Each target runs in a process of its own under atheris (libFuzzer for Python), and the time is shared out evenly. What
+it finds is written to build/fuzz, and the status is 1. The corpus stays there too, so that the next run goes on from
+it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+PLACE = Path("build/fuzz")
+DEFAULT_S = 600
+INPUT_LIMIT = 4096
+"""Octets."""
+MEMORY_MB = 1024
+HANG_S = 10
+
+
+def one(name: str, seconds: int) -> int:
+    """Fuzz ``name`` in this process. Does not return: libFuzzer ends it."""
+    import atheris
+
+    with atheris.instrument_imports(include=["vxnet.core", "vxnet.model"]):
+        from tests.fuzz.targets import TARGETS
+    target = TARGETS[name]
+    corpus = PLACE / name
+    corpus.mkdir(parents=True, exist_ok=True)
+    for number, seed in enumerate(target.seeds):
+        (corpus / f"seed-{number}").write_bytes(seed)
+    options = [
+        f"-max_total_time={seconds}",
+        f"-max_len={INPUT_LIMIT}",
+        f"-rss_limit_mb={MEMORY_MB}",
+        f"-timeout={HANG_S}",
+        f"-artifact_prefix={PLACE}/{name}-",
+        "-print_final_stats=1",
+    ]
+    atheris.Setup([sys.argv[0], *options, str(corpus)], target.run)
+    atheris.Fuzz()
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=int, default=DEFAULT_S, help="for all targets together")
+    parser.add_argument("--one", metavar="TARGET", help="in this process")
+    parser.add_argument("targets", nargs="*")
+    options = parser.parse_args()
+    try:
+        import atheris  # noqa: F401
+    except ImportError:
+        print("atheris is not here: `pip install atheris` (CPython 3.11 to 3.13 on Linux)", file=sys.stderr)
+        return 2
+    if options.one:
+        return one(options.one, options.seconds)
+
+    from tests.fuzz.targets import TARGETS
+
+    names = options.targets or list(TARGETS)
+    if unknown := set(names) - set(TARGETS):
+        print(f"no such target: {', '.join(sorted(unknown))}; there are {', '.join(TARGETS)}", file=sys.stderr)
+        return 2
+    failed = []
+    for name in names:
+        PLACE.mkdir(parents=True, exist_ok=True)
+        log = PLACE / f"{name}.log"
+        words = [
+            sys.executable,
+            "-m",
+            "tests.fuzz",
+            "--seconds",
+            str(max(1, options.seconds // len(names))),
+            "--one",
+            name,
+        ]
+        with log.open("wb") as output:
+            done = subprocess.run(words, stdout=output, stderr=subprocess.STDOUT, check=False)
+        lines = log.read_text(errors="replace").splitlines()
+        figures = {key: value for line in lines if line.startswith("stat::") for key, value in [line[6:].split(":")]}
+        covered = next((line for line in reversed(lines) if "cov:" in line), "")
+        cov = covered.partition("cov: ")[2].split(" ")[0]
+        runs, memory = (figures.get(key, "?").strip() for key in ("number_of_executed_units", "peak_rss_mb"))
+        end = "FAILED" if done.returncode else ""
+        print(f"{name:14} {runs:>10} inputs {cov:>6} branches {memory:>5} MB  {end}".rstrip(), flush=True)
+        if done.returncode:
+            failed.append(name)
+            print(*lines[-40:], sep="\n", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
