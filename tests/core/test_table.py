@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import zlib
 
 import msgspec
 import pytest
@@ -14,7 +15,7 @@ from vxnet.core import trust
 from vxnet.core.author import Author
 from vxnet.core.evidence import RECHECK_S, Judge
 from vxnet.core.oldpack import MalformedError
-from vxnet.core.rows import Batch, BatchContent, decode_content, to_be_signed
+from vxnet.core.rows import Batch, BatchContent, decode_content, pack_content, to_be_signed
 from vxnet.core.table import KEYS_PER_OWNER, Table
 from vxnet.model import codec
 from vxnet.model.errors import CallerError
@@ -79,10 +80,39 @@ def test_rows_are_numbered_and_only_changes_are_told(cluster: Cluster) -> None:
 
 def test_batches_fit_into_datagrams(cluster: Cluster) -> None:
     author = Author("id1", cluster.papers("id1").key, 1)
-    for host in range(50):
-        author.put("endpoint", f"e{host}", endpoint(f"10.0.1.{host}"))
+    for host in range(250):
+        id_ = f"{cluster.rng.randbytes(6).hex()}.net1"
+        author.put("endpoint", id_, endpoint(f"10.0.1.{host}", f"web.{id_[:8]}"))
     batches = author.flush()
-    assert len(batches) >= 5 and max(len(batch.content) for batch in batches) < 1200
+    assert len(batches) >= 10 and max(len(batch.content) for batch in batches) < 1200
+    # Compressed, a row takes less than half.
+    assert sum(len(batch.content) for batch in batches) < 250 * 64
+
+
+def test_what_goes_is_told_before_what_is_new(cluster: Cluster) -> None:
+    author, table = Author("id1", cluster.papers("id1").key, 1), Table()
+    author.put("endpoint", "old", endpoint("10.0.1.5"))
+    author.put("endpoint", "moved", endpoint("10.0.1.6"))
+    for batch in author.flush():
+        table.receive(batch)
+    author.put("endpoint", "new", endpoint("10.0.1.7"))
+    author.delete("endpoint", "old")
+    author.put("endpoint", "moved", endpoint("10.0.1.8"))
+    urgent, rest = author.flush()
+    contents = [decode_content(batch.content) for batch in (urgent, rest)]
+    assert [[row.id for row in content.rows] for content in contents] == [["old", "moved"], ["new"]]
+    assert [table.urgency(author.key, content) for content in contents] == [0, 1]
+
+
+def test_compressed_rows_are_no_bomb() -> None:
+    bomb = zlib.compress(bytes(64 << 20))
+    for content in (bomb, bomb[:1000], b"\x78garbage"):
+        with pytest.raises(MalformedError):
+            decode_content(content)
+
+
+def test_limits_of_a_row(cluster: Cluster) -> None:
+    author = Author("id1", cluster.papers("id1").key, 1)
     with pytest.raises(CallerError, match="at most 65536"):
         author.put("applied", "", Applied(versions=tuple(("owner", n, n) for n in range(20_000))))
 
@@ -141,7 +171,7 @@ def test_a_floor_takes_tombstones_and_earlier_lives_away(cluster: Cluster) -> No
     assert ("endpoint", "d") not in ledger.rows and ledger.floor.incarnation == 2
     # No resurrection: somebody who was away tells of the first life.
     for batch in first_life:
-        assert table.receive(batch) is None
+        assert not table.receive(batch)
     assert shown(judge, table)[0] == {"a"}
 
 
@@ -150,14 +180,16 @@ def test_only_the_key_in_it_signs_a_batch(cluster: Cluster) -> None:
     (batch, *_) = node.tell()
     liar = cluster.papers("liar")
     for forged in (
-        msgspec.structs.replace(batch, content=batch.content.replace(b"id1", b"id2")),
+        msgspec.structs.replace(
+            batch, content=pack_content(msgspec.structs.replace(decode_content(batch.content), owner="id2"))
+        ),
         msgspec.structs.replace(batch, signature=liar.key.sign(to_be_signed(batch.content))),
         msgspec.structs.replace(batch, signature=b"short"),
         msgspec.structs.replace(batch, signature=trust.sign_bytes("another purpose", batch.content, node.papers.key)),
     ):
         with pytest.raises(MalformedError, match="wrong signature"):
             table.receive(forged)
-    assert table.receive(batch) is not None and table.receive(batch) is None
+    assert table.receive(batch) and not table.receive(batch)
 
 
 def test_two_values_of_one_version_end_the_same_everywhere(cluster: Cluster) -> None:
@@ -351,7 +383,7 @@ def test_unknown_kinds_are_kept_and_passed_on(cluster: Cluster) -> None:
         BatchContent("id1", node.author.key.key, 1, (Row("of the future", "x", 9, b"\xc1 whatever"),))
     )
     batch = Batch(content, node.papers.key.sign(to_be_signed(content)))
-    assert table.receive(batch) is not None
+    assert table.receive(batch)
     assert shown(judge, table) == (set(), {})
     ledger = next(iter(table.of_owner("id1")))
     assert batch in ledger.lacking(ledger.floor, {Version(1, 1), Version(1, 2)})

@@ -5,13 +5,15 @@ from __future__ import annotations
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from vxnet.core.rows import Batch, BatchContent, LedgerKey, to_be_signed
+from vxnet.core.rows import Batch, BatchContent, LedgerKey, pack_content, to_be_signed
 from vxnet.model import codec
 from vxnet.model.errors import CallerError
 from vxnet.model.row import Evidence, Row, Value, Version
 
-BATCH_OCTETS = 1000
-"""Of packed rows in one batch, so that it fits into a datagram; a longer row travels alone."""
+BATCH_OCTETS = 1100
+"""Of one batch, so that it fits into a datagram; a longer row travels alone."""
+PLAIN_OCTETS = 3000
+"""… before compression: rows shrink to a half or a third."""
 ROW_OCTETS = 64 << 10
 TOMBSTONES = 64
 """So many deleted rows are carried along before a floor takes their place."""
@@ -95,7 +97,14 @@ class Author:
         batches: list[Batch] = []
         held: list[Row] = []
         size = 0
-        for (kind, id_), value in changed.items():
+        # What goes or changes is more urgent than what is new, and so not in one batch with it.
+        new = {name: None for name, value in changed.items() if value is not None and name not in self._rows}
+        for name in [*(name for name in changed if name not in new), *new]:
+            kind, id_ = name
+            value = changed[name]
+            if name in new and held and (held[-1].kind, held[-1].id) not in new:
+                batches += self._sign_rows(held)
+                held, size = [], 0
             self.seq += 1
             row = Row(kind, id_, self.seq, value)
             self._rows[kind, id_] = row
@@ -104,13 +113,13 @@ class Author:
             else:
                 self._tombstones.pop((kind, id_), None)
             octets = len(kind) + len(id_) + len(value or b"") + 12
-            if held and size + octets > BATCH_OCTETS:
-                batches.append(self._sign(tuple(held)))
+            if held and size + octets > PLAIN_OCTETS:
+                batches += self._sign_rows(held)
                 held, size = [], 0
             held.append(row)
             size += octets
         if held:
-            batches.append(self._sign(tuple(held)))
+            batches += self._sign_rows(held)
         # Before everything is put again a floor would deny what still lives.
         if self._is_complete and (self._floor_wanted or len(self._tombstones) > TOMBSTONES):
             batches.append(self._make_floor())
@@ -123,6 +132,13 @@ class Author:
         self._tombstones.clear()
         return self._sign((), self.seq, tuple(sorted(row.seq for row in self._rows.values())))
 
+    def _sign_rows(self, rows: list[Row]) -> list[Batch]:
+        batch = self._sign(tuple(rows))
+        if len(batch.content) <= BATCH_OCTETS or len(rows) == 1:
+            return [batch]
+        half = len(rows) // 2
+        return self._sign_rows(rows[:half]) + self._sign_rows(rows[half:])
+
     def _sign(self, rows: tuple[Row, ...], floor: int = 0, live: tuple[int, ...] = ()) -> Batch:
-        content = codec.to_wire(BatchContent(self.key.owner, self.key.key, self.incarnation, rows, floor, live))
+        content = pack_content(BatchContent(self.key.owner, self.key.key, self.incarnation, rows, floor, live))
         return Batch(content, self._signing_key.sign(to_be_signed(content)))

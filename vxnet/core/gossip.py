@@ -170,6 +170,7 @@ class GossipNode:
                     self.table.receive(batch)
             except MalformedError as error:
                 self.spread.dropped[str(error)] += 1
+        self.spread.note_absent()
         self._remembered_until = now + self._settings.paths_kept_s
         self._look_again("", self._settings.paths_kept_s)
 

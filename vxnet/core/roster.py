@@ -104,7 +104,10 @@ class Roster(Mapping[str, Member]):
                 del self._at[before.endpoint]
             self._at[after.endpoint] = name
         if after.is_vxnet and self._ids.get(after.id) != name:
-            self._ids[after.id] = name
+            other = self.of_id(after.id)
+            # Under another name it may be here, while the old one is dead.
+            if other is None or after.present or not other.present:
+                self._ids[after.id] = name
         on_ring, wanted = was and before is not None and before.is_vxnet, after.present and after.is_vxnet
         if on_ring != wanted:
             self._own_lists()

@@ -10,7 +10,8 @@ The certificate and the leases that answer this are rows themselves.
 ::
 
     Batch ── new rows, to everybody at once or by gossip
-    Offer ── the same for what does not fit into a datagram: "I have these"
+    Relay ── the same, with the part of the ring that it shall be passed on to
+    Ids   ── "I have these", and Ask ── "I lack these"
     Digest ── one hash over all     ──> equal: done             (and one over the members)
     Buckets <── 128 hashes          ──
     Have  ── ledgers of the buckets that differ, each with its hash ──>   (and back)
@@ -20,6 +21,8 @@ The certificate and the leases that answer this are rows themselves.
 from __future__ import annotations
 
 import hashlib
+import zlib
+from functools import lru_cache
 from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
@@ -36,6 +39,7 @@ BATCH_LIMIT: Final = 256 << 10
 """Octets of one batch."""
 BATCH_ROWS_LIMIT: Final = 4096
 MESSAGE_LIMIT: Final = 4 << 20
+_ZLIB = b"\x78"
 
 
 class LedgerKey(NamedTuple):
@@ -63,7 +67,7 @@ class Batch(msgspec.Struct, frozen=True, array_like=True, tag="b", gc=False):
     """As its owner made it; relays pass on these very octets."""
 
     content: bytes
-    """A :class:`BatchContent`."""
+    """A :class:`BatchContent`, packed and perhaps compressed: see :func:`pack_content`."""
     signature: bytes
 
 
@@ -71,12 +75,21 @@ class Batches(msgspec.Struct, frozen=True, array_like=True, tag="B"):
     batches: tuple[Batch, ...]
 
 
-class Offer(msgspec.Struct, frozen=True, array_like=True, tag="o"):
-    owner: str
-    key: bytes
-    incarnation: int
-    seqs: tuple[int, ...]
-    floor: int
+class Relay(msgspec.Struct, frozen=True, array_like=True, tag="r"):
+    batch: Batch
+    begin: int
+    end: int
+    """The :class:`~vxnet.core.roster.Span` of the ring that depends on the receiver."""
+
+
+class Ids(msgspec.Struct, frozen=True, array_like=True, tag="i"):
+    ids: bytes
+    """The first 8 octets of each batch's signature."""
+
+
+class Ask(msgspec.Struct, frozen=True, array_like=True, tag="a"):
+    ids: bytes
+    source: str
 
 
 class Digest(msgspec.Struct, frozen=True, array_like=True, tag="d"):
@@ -139,7 +152,7 @@ class Want(msgspec.Struct, frozen=True, array_like=True, tag="w"):
     source: str
 
 
-SyncMessage: TypeAlias = Batch | Batches | Offer | Digest | Buckets | Have | Want | Roll | Present | States
+SyncMessage: TypeAlias = Batch | Relay | Ids | Ask | Batches | Digest | Buckets | Have | Want | Roll | Present | States
 
 _decoder: msgspec.msgpack.Decoder[SyncMessage] = msgspec.msgpack.Decoder(SyncMessage)
 _encoder = msgspec.msgpack.Encoder()
@@ -161,8 +174,21 @@ def decode(payload: bytes) -> SyncMessage:
         raise MalformedError("not a row message") from error
 
 
+def pack_content(content: BatchContent) -> bytes:
+    """Compressed where that is shorter: rows of one owner have much in common."""
+    plain = codec.to_wire(content)
+    packed = zlib.compress(plain)
+    return packed if len(packed) < len(plain) else plain
+
+
 def decode_content(content: bytes) -> BatchContent:
     """Raises :class:`MalformedError`."""
+    # A packed array never begins so.
+    if content[:1] == _ZLIB:
+        try:
+            content = zlib.decompressobj().decompress(content, BATCH_LIMIT + 1)
+        except zlib.error as error:
+            raise MalformedError("not a batch") from error
     if len(content) > BATCH_LIMIT:
         raise MalformedError("a batch that is too long")
     try:
@@ -187,5 +213,6 @@ def row_hash(key: LedgerKey, incarnation: int, row: Row) -> int:
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "big")
 
 
+@lru_cache(maxsize=1 << 15)
 def bucket_of(owner: str) -> int:
     return hashlib.blake2b(owner.encode(), digest_size=1).digest()[0] % BUCKETS

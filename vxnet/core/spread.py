@@ -1,9 +1,8 @@
-"""How rows get to every vxnet node: new ones at once, lost ones by comparing tables.
+"""How rows get to every vxnet node: new ones are pushed (:mod:`vxnet.core.push`), lost ones found by comparing tables.
 
-In a cluster of up to ``direct_nodes`` a new row goes to every live node, in a larger one to a few that pass it on.
 What datagrams lose, partitions hold back or bounded queues drop is found by anti-entropy (:mod:`vxnet.core.rows` draws
-the exchange): with one node of a shuffled round every few seconds, with a node that appears at once, and again soon
-after an exchange that brought news.
+the exchange): with one node of a round in random order every few seconds, with a node that appears at once, and again
+soon after an exchange that brought news.
 """
 
 from __future__ import annotations
@@ -11,19 +10,33 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable
 
-from vxnet.core import muster, rows, wire
+from vxnet.core import muster, rows
 from vxnet.core.author import Author
-from vxnet.core.broadcast import BroadcastQueue
 from vxnet.core.members import Address, Member
+from vxnet.core.muster import octets
 from vxnet.core.oldpack import MalformedError
-from vxnet.core.roster import Round
-from vxnet.core.rows import Batch, Batches, Buckets, Digest, Have, Held, LedgerKey, Offer, Present, Roll, States, Want
+from vxnet.core.push import DATAGRAM, Push
+from vxnet.core.roster import Round, Span
+from vxnet.core.rows import (
+    Ask,
+    Batch,
+    Batches,
+    Buckets,
+    Digest,
+    Have,
+    Held,
+    Ids,
+    LedgerKey,
+    Present,
+    Relay,
+    Roll,
+    States,
+    Want,
+)
 from vxnet.core.swim import Swim
 from vxnet.core.table import Ledger, Table, check_signature
 from vxnet.model.row import Version
 
-DATAGRAM = wire.PACKET_CONTENT - 3
-"""Octets of a row message that travels by datagram."""
 HAVE_OCTETS = 1000
 HAVE_LIMIT = 4096
 """Ledgers in one list of a peer's."""
@@ -41,6 +54,9 @@ DOUBTS = 4
 """So many comparisons follow the last sign of a difference: each may be lost on its way."""
 HOUSEKEEPING_S = 30.0
 GONE_LIMIT = 20_000
+IN_FLIGHT_S = 0.3
+"""An owner's rows that came so lately are followed by others, perhaps: no reason to ask for them."""
+FULL_S = 0.05
 TOMBSTONE_S = 30.0
 """Deleted rows are carried along this long at most before a floor takes their place."""
 
@@ -51,11 +67,12 @@ class Spread:
         self._swim = swim
         self._table = table
         self._author = author
-        self._queue = BroadcastQueue()
-        self._fresh: list[bytes] = []
+        self._push = Push(swim, self.dropped)
+        self._changed_at: dict[str, float] = {}
         self._round = Round(swim.rng)
         self._soon_s = SOON_S
         self._doubts = 0
+        self._quiet_revision = 0
         self._absent_since: dict[str, float] = {}
         self._gone: dict[str, float] = {}
         agenda, settings = swim.agenda, swim.settings
@@ -65,16 +82,24 @@ class Spread:
     def flush_soon(self) -> None:
         """The author has something to say."""
         if "flush" not in self._swim.agenda:
-            self._swim.agenda.after(self._swim.settings.coalesce_s, "flush", self.flush)
+            self._swim.agenda.after(self._push.join_s, "flush", self.flush)
 
     def flush(self) -> None:
+        if self._push.is_full:
+            # Until then some of it may have changed again.
+            self._swim.agenda.after(FULL_S, "flush", self.flush)
+            return
         for batch in self._author.flush():
-            if self._table.receive(batch) is not None:
-                self._spread(batch, at_once=True)
+            content = rows.decode_content(batch.content)
+            urgency = self._table.urgency(self._author.key, content)
+            if self._table.receive(batch, content):
+                self._push.tell_all(batch, urgency)
         if self._author.tombstones and "floor" not in self._swim.agenda:
             self._swim.agenda.after(TOMBSTONE_S, "floor", self._raise_floor)
 
     def member_changed(self, before: Member | None, after: Member) -> None:
+        if not after.present and after.id:
+            self._absent_since.setdefault(after.id, self._swim.agenda.now)
         if not after.is_vxnet or not after.present or (before is not None and before.present and before.is_vxnet):
             return
         self._gone.pop(after.id, None)
@@ -89,17 +114,21 @@ class Spread:
             message = rows.decode(payload)
             match message:
                 case Batch():
-                    self._receive_batch(message, sender, relay=True)
+                    self._receive_batch(message, sender, None)
+                case Relay():
+                    self._receive_batch(message.batch, sender, Span(message.begin, message.end))
                 case Batches():
-                    self._receive_batches(message)
-                case Offer():
-                    self._consider(message, sender)
+                    self._receive_batches(message, sender)
+                case Ids():
+                    self._push.hear_ids(message, sender)
+                case Ask():
+                    self._push.hear_ask(message)
                 case Digest():
                     if told := muster.differs(self._swim, message.members, sender):
                         self._swim.send_user(sender, told)
                     if message.root != self._root():
-                        self._compare_soon()
-                        self._send(sender, Buckets(b"".join(_octets(bucket) for bucket in self._table.buckets)))
+                        self._doubt()
+                        self._send(sender, Buckets(b"".join(octets(bucket) for bucket in self._table.buckets)))
                 case Buckets():
                     self._compare(message, sender)
                 case Have():
@@ -119,14 +148,14 @@ class Spread:
         return {
             "ledgers": len(self._table.ledgers),
             "row_octets": self._table.octets,
-            "row_queue": len(self._queue),
-            "row_queue_dropped": self._queue.dropped,
+            **self._push.statistics(),
             "rows_dropped": self.dropped.total(),
         }
 
     # New rows
 
-    def _receive_batch(self, batch: Batch, sender: Address | None, *, relay: bool) -> bool:
+    def _receive_batch(self, batch: Batch, sender: Address | None, span: Span | None, *, tell: bool = True) -> bool:
+        """Whether it was news."""
         content = rows.decode_content(batch.content)
         key = LedgerKey(content.owner, content.key)
         if key == self._author.key:
@@ -134,21 +163,28 @@ class Spread:
             return False
         if content.owner in self._gone:
             return False
-        if self._table.receive(batch) is None:
+        urgency = self._table.urgency(key, content)
+        if not self._table.receive(batch, content):
+            if span is not None:
+                self._push.pass_on(batch, span)
             return False
-        if relay:
-            self._spread(batch, at_once=self._swim.present > self._swim.settings.direct_nodes)
+        if tell:
+            self._push.tell(batch, urgency, span)
+        self._changed_at[content.owner] = self._swim.agenda.now
+        if content.owner not in self._absent_since and self._swim.members.of_id(content.owner) is None:
+            self._absent_since[content.owner] = self._swim.agenda.now
         if self._table.ledgers[key].get("certificate") is None and sender is not None:
             # Without it the rows mean nothing, and who sent them knows it.
             self._want(key, sender, "certificate")
         return True
 
-    def _receive_batches(self, message: Batches) -> None:
+    def _receive_batches(self, message: Batches, sender: Address) -> None:
         news = False
+        # A few that somebody lacked others may lack too; of a whole table they would only hear what they know.
+        tell = len(message.batches) <= DATAGRAMS_AT_ONCE
         for batch in message.batches:
             try:
-                # What does not fit into a datagram was offered, and is to be offered on.
-                news |= self._receive_batch(batch, None, relay=len(batch.content) > DATAGRAM)
+                news |= self._receive_batch(batch, sender, None, tell=tell)
             except MalformedError as error:
                 self.dropped[str(error)] += 1
         if news:
@@ -166,59 +202,6 @@ class Spread:
         self._author.begin_anew(content.incarnation + 1)
         self.flush_soon()
 
-    def _spread(self, batch: Batch, *, at_once: bool) -> None:
-        payload = rows.encode(batch)
-        content = rows.decode_content(batch.content)
-        seqs = tuple(row.seq for row in content.rows)
-        if len(payload) > DATAGRAM:
-            payload = rows.encode(Offer(content.owner, content.key, content.incarnation, seqs[:64], content.floor))
-        deletes = any(row.value is None for row in content.rows)
-        self._queue.add((content.owner, content.key, content.incarnation, seqs, content.floor), payload, not deletes)
-        if at_once:
-            self._fresh.append(payload)
-            if "fresh rows" not in self._swim.agenda:
-                # The author has waited already.
-                self._swim.agenda.after(0.0, "fresh rows", self._flood)
-        if "row gossip" not in self._swim.agenda:
-            self._swim.agenda.after(self._swim.settings.gossip_interval_s, "row gossip", self._gossip)
-
-    def _flood(self) -> None:
-        fresh, self._fresh = self._fresh, []
-        settings = self._swim.settings
-        few = self._swim.present <= settings.direct_nodes
-        too_much = sum(map(len, fresh)) > settings.byte_rate * settings.gossip_interval_s
-        for member in self._peers(settings.direct_nodes if few else settings.gossip_nodes):
-            if too_much:
-                # A stream carries it better; they ask for it once they see the difference.
-                self._greet(member.name)
-                continue
-            for payload in fresh:
-                self._swim.send_user(member.endpoint, payload)
-
-    def _gossip(self) -> None:
-        settings, n = self._swim.settings, self._swim.present
-        # In a small cluster everybody was told already: this is for what got lost.
-        limit = settings.gossip_nodes if n <= settings.direct_nodes else settings.retransmissions(n)
-        room = int(settings.byte_rate * settings.gossip_interval_s / settings.gossip_nodes)
-        for member in self._peers(settings.gossip_nodes):
-            for payload in self._queue.take(room, 3, limit):
-                self._swim.send_user(member.endpoint, payload)
-        if len(self._queue):
-            self._swim.agenda.after(settings.gossip_interval_s, "row gossip", self._gossip)
-
-    def _consider(self, offer: Offer, sender: Address) -> None:
-        key = LedgerKey(offer.owner, offer.key)
-        if key == self._author.key or offer.owner in self._gone:
-            return
-        ledger = self._table.ledgers.get(key)
-        if ledger is not None:
-            offered = {Version(offer.incarnation, seq) for seq in offer.seqs}
-            held = {entry.version for entry in ledger.rows.values()}
-            lacking = [version for version in offered - held if not ledger.is_below_floor(version)]
-            if not lacking and Version(offer.incarnation, offer.floor) <= ledger.floor:
-                return
-        self._want(key, sender, (offer.incarnation, offer.seqs, offer.floor))
-
     # Comparison
 
     def _compare_with_next(self) -> None:
@@ -234,6 +217,13 @@ class Spread:
             if member.present and member.is_vxnet and member.name != self._swim.me.name:
                 self._greet(member.name)
                 return
+
+    def _doubt(self) -> None:
+        """The tables differ: but while rows are on their way they always do."""
+        if self._table.revision == self._quiet_revision:
+            self._compare_soon()
+        else:
+            self._quiet_revision = self._table.revision
 
     def _compare_soon(self) -> None:
         self._doubts = DOUBTS
@@ -254,7 +244,7 @@ class Spread:
     def _greet(self, name: str) -> None:
         member = self._swim.members.get(name)
         if member is not None and member.present:
-            self._send(member.endpoint, Digest(self._root(), _octets(self._swim.present_hash)))
+            self._send(member.endpoint, Digest(self._root(), octets(self._swim.present_hash)))
 
     def _compare(self, theirs: Buckets, sender: Address) -> None:
         if len(theirs.hashes) != 8 * rows.BUCKETS:
@@ -262,16 +252,15 @@ class Spread:
         differing = [
             number
             for number, bucket in enumerate(self._table.buckets)
-            if theirs.hashes[8 * number : 8 * number + 8] != _octets(bucket)
+            if theirs.hashes[8 * number : 8 * number + 8] != octets(bucket)
         ]
         if differing:
-            self._compare_soon()
+            self._doubt()
         buckets: list[int] = []
         ledgers: list[Ledger] = []
         size = 0
-        by_bucket = self._by_bucket(differing)
         for number in differing:
-            found = by_bucket[number]
+            found = self._table.in_bucket(number)
             if buckets and size + 70 * len(found) > HAVE_OCTETS:
                 self._send_have(sender, buckets, ledgers)
                 buckets, ledgers, size = [], [], 0
@@ -282,7 +271,7 @@ class Spread:
             self._send_have(sender, buckets, ledgers)
 
     def _send_have(self, addr: Address, buckets: list[int], ledgers: list[Ledger], *, answer: bool = True) -> None:
-        held = tuple(Held(ledger.key.owner, ledger.key.key, _octets(ledger.hash)) for ledger in ledgers)
+        held = tuple(Held(ledger.key.owner, ledger.key.key, octets(ledger.hash)) for ledger in ledgers)
         self._send(addr, Have(tuple(buckets), held, answer, self._swim.me.name))
 
     def _answer_have(self, have: Have) -> None:
@@ -294,14 +283,15 @@ class Spread:
         listed = {LedgerKey(held.owner, held.key): held.hash for held in have.ledgers}
         for key, hash_ in listed.items():
             ledger = self._table.ledgers.get(key)
-            if (ledger is None or _octets(ledger.hash) != hash_) and key.owner not in self._gone:
+            is_moving = self._swim.agenda.now - self._changed_at.get(key.owner, -IN_FLIGHT_S) < IN_FLIGHT_S
+            if (ledger is None or octets(ledger.hash) != hash_) and key.owner not in self._gone and not is_moving:
                 self._want(key, source.endpoint, hash_)
         if have.answer:
             mine = [
                 ledger
-                for found in self._by_bucket([number for number in have.buckets if 0 <= number < rows.BUCKETS]).values()
-                for ledger in found
-                if listed.get(ledger.key) != _octets(ledger.hash)
+                for number in {number for number in have.buckets if 0 <= number < rows.BUCKETS}
+                for ledger in self._table.in_bucket(number)
+                if listed.get(ledger.key) != octets(ledger.hash)
             ]
             for at in range(0, len(mine), 12):
                 self._send_have(source.endpoint, [], mine[at : at + 12], answer=False)
@@ -351,6 +341,12 @@ class Spread:
 
     # House
 
+    def note_absent(self) -> None:
+        """Rows were put into the table that did not come by gossip."""
+        for owner in self._table.owners():
+            if owner != self._author.key.owner and self._swim.members.of_id(owner) is None:
+                self._absent_since.setdefault(owner, self._swim.agenda.now)
+
     def is_gone(self, owner: str) -> bool:
         return owner in self._gone
 
@@ -362,33 +358,19 @@ class Spread:
         """Rows of owners that have been away for long go, and are not taken in again from somebody who is late."""
         agenda = self._swim.agenda
         agenda.after(HOUSEKEEPING_S, "rows kept", self._keep_house)
-        here = {member.id for member in self._swim.members.values() if member.present}
         for owner in list(self._gone):
-            if owner in here or agenda.now - self._gone[owner] > self._swim.settings.dead_kept_s:
+            if agenda.now - self._gone[owner] > self._swim.settings.dead_kept_s:
                 del self._gone[owner]
-        for owner in self._table.owners():
-            if owner in here or owner == self._author.key.owner:
-                self._absent_since.pop(owner, None)
-            elif agenda.now - self._absent_since.setdefault(owner, agenda.now) > self._swim.settings.paths_kept_s:
-                self._table.remove_owner(owner)
+        for owner, since in list(self._absent_since.items()):
+            member = self._swim.members.of_id(owner)
+            if member is not None and member.present:
                 del self._absent_since[owner]
+            elif agenda.now - since > self._swim.settings.paths_kept_s:
+                del self._absent_since[owner]
+                self._changed_at.pop(owner, None)
+                self._table.remove_owner(owner)
                 if len(self._gone) < GONE_LIMIT:
                     self._gone[owner] = agenda.now
 
-    def _peers(self, count: int) -> list[Member]:
-        return self._swim.pick(count, lambda member: member.present and member.is_vxnet)
-
     def _root(self) -> bytes:
-        return _octets(self._table.root)
-
-    def _by_bucket(self, wanted: list[int]) -> dict[int, list[Ledger]]:
-        found: dict[int, list[Ledger]] = {number: [] for number in wanted}
-        for ledger in self._table.ledgers.values():
-            number = rows.bucket_of(ledger.key.owner)
-            if number in found:
-                found[number].append(ledger)
-        return found
-
-
-def _octets(hash_: int) -> bytes:
-    return hash_.to_bytes(8, "big")
+        return octets(self._table.root)

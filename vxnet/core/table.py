@@ -170,10 +170,14 @@ class Table:
         """Which ledgers must not make room for others."""
         self.received: Callable[[Batch], None] = lambda batch: None
         """Called with each batch that brought news."""
+        self._in_bucket: list[tuple[LedgerKey, ...]] = [()] * BUCKETS if base is None else list(base._in_bucket)
         self._by_owner: Layered[str, tuple[LedgerKey, ...]] = Layered(None if base is None else base._by_owner)
 
     def of_owner(self, owner: str) -> Iterable[Ledger]:
         return [self.ledgers[key] for key in self._by_owner.get(owner) or ()]
+
+    def in_bucket(self, number: int) -> list[Ledger]:
+        return [self.ledgers[key] for key in self._in_bucket[number]]
 
     def owners(self) -> Iterator[str]:
         return iter(tuple(self._by_owner))
@@ -190,14 +194,22 @@ class Table:
             root ^= bucket
         return root
 
-    def receive(self, batch: Batch) -> BatchContent | None:
-        """Merge. The content if any of it was news. Raises :class:`MalformedError`: no batch, not signed, no room."""
-        content = decode_content(batch.content)
+    def urgency(self, key: LedgerKey, content: BatchContent) -> int:
+        """0 for what takes something away or changes it, 1 for what only adds."""
+        ledger = self.ledgers.get(key)
+        known = {} if ledger is None else ledger.rows
+        return int(not any(row.value is None or (row.kind, row.id) in known for row in content.rows))
+
+    def receive(self, batch: Batch, content: BatchContent | None = None) -> bool:
+        """Merge. Whether any of it was news. ``content``: the batch's, if it was decoded before. Raises
+        :class:`MalformedError`: no batch, not signed, no room."""
+        if content is None:
+            content = decode_content(batch.content)
         key = LedgerKey(content.owner, content.key)
         ledger = self.ledgers.get(key)
         # Most of what gossip brings is known already, and a look is cheaper than a signature.
         if ledger is not None and not _could_be_news(ledger, content):
-            return None
+            return False
         check_signature(batch, content)
         if ledger is None:
             ledger = self._make_room(key)
@@ -207,18 +219,20 @@ class Table:
         if self.octets + _octets(batch) > TABLE_OCTETS_LIMIT and not self._evict(ledger):
             raise MalformedError("more rows than the table holds")
         if not ledger.merge(batch, content):
-            return None
+            return False
         self.octets += ledger.octets - octets
         self.buckets[bucket_of(key.owner)] ^= ledger.hash ^ hash_
         self.revision += 1
         self.received(batch)
-        return content
+        return True
 
     def remove(self, key: LedgerKey) -> None:
         ledger = self.ledgers.pop(key, None)
         if ledger is not None:
             self.octets -= ledger.octets
-            self.buckets[bucket_of(key.owner)] ^= ledger.hash
+            number = bucket_of(key.owner)
+            self.buckets[number] ^= ledger.hash
+            self._in_bucket[number] = tuple(other for other in self._in_bucket[number] if other != key)
             self.revision += 1
             siblings = tuple(other for other in self._by_owner[key.owner] if other != key)
             if siblings:
@@ -239,6 +253,7 @@ class Table:
             raise MalformedError("more owners than the table holds")
         ledger = Ledger(key)
         self.ledgers[key] = ledger
+        self._in_bucket[bucket_of(key.owner)] += (key,)
         self._by_owner[key.owner] = (*(self._by_owner.get(key.owner) or ()), key)
         return ledger
 

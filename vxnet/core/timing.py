@@ -42,6 +42,13 @@ class Settings(NamedTuple):
     """Sendings of a piece of news = multiplier × ⌈log10(n + 1)⌉."""
     direct_nodes: int = 16
     """Up to so many nodes, news goes to every one of them at once."""
+    tree_from: int = 17
+    """From so many nodes on, rows travel along a tree, and what is missed is asked for. Below, rows are pushed."""
+    tree_fanout: int = 3
+    """A row takes ⌈log n / log fanout⌉ hops, and each node sends it once, on average."""
+    payload_sends: int = 6
+    """Sendings of a row to random nodes, where rows are pushed or little is to be said; its name alone is sent as often
+    as other news."""
     coalesce_s: float = 0.005
     """News waits so long for more of it."""
     byte_rate: float = 125_000.0
