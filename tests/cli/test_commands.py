@@ -52,8 +52,7 @@ def test_summaries_are_not_cut(vxnet_: Vxnet, words: list[str]) -> None:
         if isinstance(entry, Section)
         for inner, below in entry.table.items()
         if below is LATER
-    ]
-    + [["service", "create", "--name", "web", "--", "sleep", "9"], ["service", "ls"]],
+    ],
     ids=" ".join,
 )
 def test_what_is_not_built_says_so(vxnet_: Vxnet, words: list[str]) -> None:

@@ -19,10 +19,11 @@ from typing import Literal, TypeVar
 
 from msgspec.structs import replace
 
+from tests.daemon.memory_services import MemoryServices
 from vxnet.cluster.api import serve_unix
 from vxnet.cluster.client import Client
 from vxnet.core import networks
-from vxnet.core.decisions import is_prunable
+from vxnet.core.decisions import is_prunable, update_node
 from vxnet.daemon.local_api import AgentApi, build_app
 from vxnet.model.api import (
     ContainerView,
@@ -40,6 +41,7 @@ from vxnet.model.api import (
     NetworkPrune,
     NetworkUpdate,
     NetworkView,
+    NodeUpdate,
     NodeView,
     OwnerRows,
     ProcessView,
@@ -72,6 +74,7 @@ class MemoryAgent:
         self.key_epoch = 1
         self.ring: dict[int, Literal["in use", "next", "old"]] = {1: "in use"}
         self.rotate_requests: list[RotateKeys] = []
+        self.service_table = MemoryServices()
         self.log: list[bytes] = []
         self.signals: list[tuple[str, int]] = []
         self.patience: list[float | None] = []
@@ -104,6 +107,21 @@ class MemoryAgent:
         )
         self.cluster_nodes[node.id] = node
         return node
+
+    def services(self, command: str) -> MemoryServices:
+        """Those of a manager; a host in no cluster says so as for every other such command."""
+        self._joined()
+        self.service_table.follow(self.cluster_nodes, self.network_table)
+        return self.service_table
+
+    async def update_node(self, ref: str, update: NodeUpdate) -> Node:
+        node = (await self.node(ref)).node
+        self.service_table.follow(self.cluster_nodes, self.network_table)
+        _, changed = update_node(self.service_table.wishes, node.id, update)
+        self.cluster_nodes[node.id] = changed
+        self.service_table.follow(self.cluster_nodes, self.network_table)
+        self.service_table.settle()
+        return changed
 
     # cluster
 

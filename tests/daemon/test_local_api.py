@@ -57,6 +57,8 @@ async def until(condition: Callable[[], bool]) -> None:
 
 WEB = {"name": "web", "argv": ["sleep", "9"]}
 
+SERVICE = {"name": "my-app", "task": {"container": {"argv": ["sleep", "9"], "networks": [{"network": "my-net"}]}}}
+
 # method, target, body → status, part of the answer. In this order, on one agent.
 CONVERSATION: list[tuple[str, str, object, int, object]] = [
     ("GET", "info", None, 200, {"name": "h1"}),
@@ -77,6 +79,21 @@ CONVERSATION: list[tuple[str, str, object, int, object]] = [
     ("POST", "networks", {"name": "my-net", "attachable": True}, 201, {"name": "my-net", "vni": 65536}),
     ("POST", "networks", {"name": "my-net"}, 409, "conflict"),
     ("GET", "networks", None, 200, 1),
+    ("POST", "nodes/h1/update", {"labels_added": {"zone": "a"}}, 200, {"labels": {"zone": "a"}}),
+    ("POST", "nodes/h1/update", {"labels_removed": ["rack"]}, 400, "invalid"),
+    ("POST", "services", {**SERVICE, "replicas": 2}, 201, {"created_at": CREATED_AT}),
+    ("POST", "services", SERVICE, 409, "conflict"),
+    ("GET", "services", None, 200, 1),
+    ("GET", "services/my-app", None, 200, {"running": 2, "wanted": 2}),
+    ("GET", "services/my-app/tasks", None, 200, 2),
+    ("GET", "nodes/h1/tasks", None, 200, 2),
+    ("POST", "services/my-app/scale/3", None, 200, {"previous_version": 1}),
+    ("POST", "services/my-app/scale/many", None, 400, "invalid"),
+    ("POST", "services/my-app/update", {"spec": SERVICE, "base": SERVICE}, 409, "conflict"),
+    ("POST", "services/my-app/rollback", None, 200, {"previous_version": 1}),
+    ("GET", "services/nothing/progress", None, 404, "not-found"),
+    ("DELETE", "services/my-app", None, 204, b""),
+    ("DELETE", "services/my-app", None, 404, "not-found"),
     ("POST", "networks/my-net/update", {"labels": {"team": "a"}}, 200, {"labels": {"team": "a"}}),
     ("POST", "networks/my-net/update", {"subnets": ["10.0.16.0/24"]}, 400, "invalid"),
     ("POST", "networks/my-net/peers", {"vtep": "192.0.2.7", "name": "x1"}, 201, {"name": "my-net"}),

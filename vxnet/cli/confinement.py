@@ -97,7 +97,7 @@ def confinement(options: dict[str, Any]) -> dict[str, Any]:
         # Docker takes both signs; an IPv6 address may stand in brackets.
         "hosts": tuple(text.replace("=", ":", 1).replace("[", "").rstrip("]") for text in options["hosts"]),
         "sysctls": options["sysctls"],
-        "mounts": (*map(_volume, options["volumes"]), *map(_tmpfs, options["tmpfs"])),
+        "mounts": (*map(volume, options["volumes"]), *map(_tmpfs, options["tmpfs"])),
         "read_only": options["read_only"],
         "rootfs": os.path.abspath(options["rootfs"]) if options["rootfs"] else "",
         "memory": options["memory"],
@@ -112,7 +112,7 @@ def confinement(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _volume(text: str) -> Mount:
+def volume(text: str) -> Mount:
     """``/here:/there:ro``; a source that begins with a dot is below the working directory."""
     source, sign, rest = text.partition(":")
     target, _, words = rest.partition(":")

@@ -37,6 +37,17 @@ def octets(text: str) -> int:
     return int(float(found[1]) * 1024 ** "bkmgt".index(found[2] or "b"))
 
 
+def seconds(text: str) -> float:
+    """An option's type: a duration in Docker's notation, ``500ms``, ``1m30s``; a bare number means seconds."""
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return float(text)
+    units = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+    parts = re.findall(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)", text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise click.BadParameter(f"expected a duration such as 10s or 1m30s, found {text!r}")
+    return sum(float(number) * units[unit] for number, unit in parts)
+
+
 def restart_policy(text: str) -> RestartPolicy:
     """An option's type: ``always``, ``on-failure:3`` …"""
     if found := re.fullmatch(r"on-failure(?::(\d{1,9}))?", text):

@@ -220,7 +220,7 @@ def network_wishes(
     """``--network`` in both of Docker's forms; ``--ip``, ``--ip6`` and ``--alias`` belong to the first. Raises
     :class:`CallerError`.
     """
-    wishes = [_network_wish(text) for text in networks]
+    wishes = [network_wish(text) for text in networks]
     if ip is not None or ip6 is not None or aliases:
         if not wishes:
             raise CallerError("--ip, --ip6 and --alias need a --network that they are for")
@@ -238,7 +238,7 @@ def network_wishes(
     return tuple(wishes)
 
 
-def _network_wish(text: str) -> NetworkWish:
+def network_wish(text: str) -> NetworkWish:
     """``my-net``, or ``name=my-net,ip=10.0.16.9,ip6=fd00:16::9,alias=web,alias=www``."""
     if "=" not in text:
         if not text:

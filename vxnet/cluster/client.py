@@ -28,14 +28,20 @@ from vxnet.model.api import (
     NetworkPrune,
     NetworkUpdate,
     NetworkView,
+    NodeUpdate,
     NodeView,
     ProcessView,
     RotateKeys,
     Rotation,
+    ServiceProgress,
+    ServiceUpdate,
+    ServiceView,
+    TaskView,
 )
 from vxnet.model.cluster import ForeignPeer, Network, Node, Record, Role
 from vxnet.model.container import Container, ContainerSpec
 from vxnet.model.errors import ForbiddenError, NotFoundError, PeerError, UnavailableError
+from vxnet.model.service import Service, ServiceSpec
 
 T = TypeVar("T")
 
@@ -105,6 +111,49 @@ class Client:
 
     def rotate_keys(self, request: RotateKeys) -> Rotation:
         return self._post("gossip/rotate-keys", Rotation, request)
+
+    def update_node(self, ref: str, update: NodeUpdate) -> Node:
+        return self._post(f"nodes/{_segment('node', ref)}/update", Node, update)
+
+    def tasks_of_node(self, ref: str) -> tuple[TaskView, ...]:
+        return self._get(f"nodes/{_segment('node', ref)}/tasks", tuple[TaskView, ...])
+
+    # ------------------------------------------------------------------------------------------------------ services
+
+    def services(self) -> tuple[ServiceView, ...]:
+        return self._get("services", tuple[ServiceView, ...])
+
+    def service(self, ref: str) -> ServiceView:
+        return self._get(f"services/{_segment('service', ref)}", ServiceView)
+
+    def tasks_of_service(self, ref: str) -> tuple[TaskView, ...]:
+        return self._get(f"services/{_segment('service', ref)}/tasks", tuple[TaskView, ...])
+
+    def create_service(self, spec: ServiceSpec) -> Service:
+        return self._post("services", Service, spec)
+
+    def update_service(self, ref: str, update: ServiceUpdate) -> Service:
+        return self._post(f"services/{_segment('service', ref)}/update", Service, update)
+
+    def scale_service(self, ref: str, replicas: int) -> Service:
+        return self._post(f"services/{_segment('service', ref)}/scale/{replicas}", Service)
+
+    def roll_back_service(self, ref: str) -> Service:
+        return self._post(f"services/{_segment('service', ref)}/rollback", Service)
+
+    def remove_service(self, ref: str) -> None:
+        self._call("DELETE", f"services/{_segment('service', ref)}")
+
+    def progress(self, ref: str) -> Iterator[ServiceProgress]:
+        """Now, and whenever it is another, until the service is removed."""
+        target = f"/v1/services/{_segment('service', ref)}/progress"
+        with self._reached(None), Exchange(self.socket_path, "GET", target, None, None) as exchange:
+            if exchange.status >= 400:
+                raise failure_from_json(exchange.status, exchange.read())
+            rest = b""
+            for chunk in exchange.chunks():
+                *lines, rest = (rest + chunk).split(b"\n")
+                yield from (self._read(line, ServiceProgress) for line in lines)
 
     # ------------------------------------------------------------------------------------------------------ networks
 

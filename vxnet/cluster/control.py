@@ -26,7 +26,7 @@ from vxnet.cluster.manager_api import KEEPALIVE_S, Renewal, Renewed, ReturnedLea
 from vxnet.cluster.tls import MANAGER_NAME, Credentials, blind_context, client_context
 from vxnet.core.assignment import Update, decode_update
 from vxnet.core.trust import Token, certificate_to_pem, pins
-from vxnet.model.api import JoinClaim, JoinGrant, LeaseRequest, NodeReport
+from vxnet.model.api import JoinClaim, JoinGrant, LeaseRequest, NodeReport, TaskReport, TaskReports
 from vxnet.model.cluster import CONTROL_PORT, Lease, Manager, Signed
 from vxnet.model.codec import from_json, to_json
 from vxnet.model.errors import CallerError, ForbiddenError, PeerError, UnavailableError, VxnetError
@@ -169,6 +169,9 @@ class ManagerClient:
 
     async def report(self, report: NodeReport) -> None:
         await self._request("POST", "/report", report, None)
+
+    async def report_tasks(self, reports: Sequence[TaskReport]) -> None:
+        await self._request("POST", "/tasks", TaskReports(reports=tuple(reports)), None)
 
     async def renew(self, csr: bytes) -> bytes:
         """The new certificate, DER; hand it to :meth:`update`."""

@@ -9,6 +9,7 @@ GET    /v1/nodes/{node}/assignment        self    ``?since=REVISION``: stream of
 POST   /v1/nodes/{node}/leases            self    a :class:`LeaseRequest` for the node's set of leases
 POST   /v1/nodes/{node}/returned-leases   self    :class:`ReturnedLeases` for the set without them
 POST   /v1/nodes/{node}/report            self    a :class:`NodeReport`
+POST   /v1/nodes/{node}/tasks             self    :class:`TaskReports` of its own tasks
 POST   /v1/nodes/{node}/certificate       self    a :class:`Renewal` for a new certificate
 DELETE /v1/nodes/{node}                   self    leave
 ====== ================================== ======= ================================================================
@@ -43,7 +44,7 @@ from vxnet.cluster.tls import Credentials, server_context, use_credentials
 from vxnet.core.assignment import Update
 from vxnet.core.trust import Identity, verify_certificate
 from vxnet.model.address import IPAddress
-from vxnet.model.api import JoinClaim, JoinGrant, LeaseRequest, NodeReport
+from vxnet.model.api import JoinClaim, JoinGrant, LeaseRequest, NodeReport, TaskReport, TaskReports
 from vxnet.model.cluster import CONTROL_PORT, Lease, Record, Signed
 from vxnet.model.codec import to_json
 from vxnet.model.errors import CallerError, ForbiddenError, HostError, VxnetError
@@ -88,6 +89,7 @@ class ManagerService(Protocol):
     async def lease(self, node_id: str, request: LeaseRequest) -> Signed: ...
     async def release(self, node_id: str, leases: Sequence[Lease]) -> Signed: ...
     async def report(self, node_id: str, report: NodeReport) -> None: ...
+    async def report_tasks(self, node_id: str, reports: Sequence[TaskReport]) -> None: ...
     def renew(self, node_id: str, csr: bytes) -> bytes: ...
     async def leave(self, node_id: str) -> None: ...
 
@@ -252,6 +254,11 @@ async def _report(service: ManagerService, request: web.Request) -> web.StreamRe
     return empty_response()
 
 
+async def _tasks(service: ManagerService, request: web.Request) -> web.StreamResponse:
+    await service.report_tasks(request.match_info["node"], (await read_record(request, TaskReports)).reports)
+    return empty_response()
+
+
 async def _certificate(service: ManagerService, request: web.Request) -> web.StreamResponse:
     renewal = await read_record(request, Renewal)
     return json_response(Renewed(certificate=service.renew(request.match_info["node"], renewal.csr)))
@@ -269,6 +276,7 @@ ROUTES = (
     Route("POST", "/v1/nodes/{node}/leases", "self", _leases),
     Route("POST", "/v1/nodes/{node}/returned-leases", "self", _returned_leases),
     Route("POST", "/v1/nodes/{node}/report", "self", _report),
+    Route("POST", "/v1/nodes/{node}/tasks", "self", _tasks),
     Route("POST", "/v1/nodes/{node}/certificate", "self", _certificate),
     Route("DELETE", "/v1/nodes/{node}", "self", _leave),
 )

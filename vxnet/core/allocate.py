@@ -149,7 +149,7 @@ def _lease_block(
     leases = [lease for lease in leases if lease.prefix.version == version]
     free = [FreeSpace(subnet, leases) for subnet in network.subnets if subnet.prefix.version == version]
     held = sum(lease.prefix.num_addresses for lease in leases if lease.node == node)
-    with_some = {lease.node for lease in leases} - {node}
+    with_some = {lease.node for lease in leases if lease.node} - {node}
     waiting = max(nodes - 1 - len(with_some), 1)
     wanted = min(max(FIRST_BLOCK[version], held, addresses), LARGEST_BLOCK[version])
     share = sum(space.size for space in free) // (waiting + 1)
@@ -202,12 +202,32 @@ def lease_address(network: Network, leases: Collection[Lease], node: str, addres
         if address in lease.prefix:
             if lease.node == node:
                 return None
+            if lease.service:
+                raise ConflictError(
+                    f"address {address} of network {network.name} is the virtual IP of a service",
+                    hint="choose another address",
+                )
             raise ConflictError(
                 f"address {address} of network {network.name} lies in block {lease.prefix}, leased to node "
                 f"{lease.node}",
                 hint="choose another address, or start the container there",
             )
     return ipaddress.ip_network(address)
+
+
+def pick_vips(network: Network, leases: Collection[Lease]) -> tuple[IPAddress, ...]:
+    """A virtual IP in each address family of ``network``, outside all of its ``leases``: to be leased itself. Raises
+    :class:`ExhaustedError`.
+    """
+    vips: list[IPAddress] = []
+    for version in sorted({subnet.prefix.version for subnet in network.subnets}):
+        mine = [lease for lease in leases if lease.prefix.version == version]
+        spaces = [FreeSpace(subnet, mine) for subnet in network.subnets if subnet.prefix.version == version]
+        block = next((block for space in spaces if (block := space.find(1)) is not None), None)
+        if block is None:
+            raise _exhausted(network, version, mine)
+        vips.append(block.network_address)
+    return tuple(vips)
 
 
 def reserved_addresses(subnet: Subnet) -> frozenset[IPAddress]:
@@ -278,7 +298,7 @@ def _exhausted(network: Network, version: int, leases: Collection[Lease]) -> Exh
         prefix.num_addresses - sum(address in prefix for address in reserved_addresses(subnet))
         for subnet, prefix in zip(subnets, ranges, strict=True)
     )
-    holders = len({lease.node for lease in leases})
+    holders = len({lease.node for lease in leases if lease.node})
     return ExhaustedError(
         f"network {network.name} has no address left: {', '.join(map(str, ranges))} has "
         f"{usable} usable addresses, and all are leased to {holders} node{'s' if holders != 1 else ''}",

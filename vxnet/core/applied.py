@@ -1,10 +1,14 @@
-"""A container's command begins when the others know the way back to it: who tells that, and who is waited for.
+"""A container's command begins when the others know the way back to it, and a task is told to end when they have ceased
+to send to it: who tells that, and who is waited for.
 
 ::
 
      this host                              a host with containers on the same network
      row "starting" ──────────────────────> its kernel carries the path
      command begins <── row "applied" ─────── "of you I carry all up to this version"
+
+     row "draining" ──────────────────────> its kernel sends no new connections there
+     SIGTERM        <── row "applied" ───────
 
 Without it the first packet races with gossip, and on a busy host loses now and then.
 """
@@ -15,7 +19,7 @@ from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from vxnet.core.facts import ByOwner, Fact, Facts
-from vxnet.model.row import Applied, Endpoint, Version
+from vxnet.model.row import Applied, Endpoint, EndpointState, Version
 
 NEVER = Version(0, 0)
 
@@ -27,8 +31,8 @@ class _Summary(NamedTuple):
     """Of its endpoints."""
     residences: frozenset[int]
     """VNIs in which it has endpoints."""
-    starting: tuple[tuple[str, int, Version], ...]
-    """Id, VNI and version of those that wait."""
+    waiting: tuple[tuple[str, int, Version, EndpointState], ...]
+    """Id, VNI, version and state of those that wait to be carried: *starting* and *draining*."""
     told: Applied | None
 
 
@@ -38,20 +42,33 @@ class Acknowledgements:
     def __init__(self) -> None:
         self._summaries = ByOwner(_summarize)
 
-    def to_tell(self, rows: Iterable[Fact], node: str, vnis: Collection[int]) -> Applied | None:
-        """What ``node`` tells when its kernel carries ``rows`` in its segments ``vnis``; None: nobody waits to hear."""
+    def to_tell(
+        self,
+        rows: Iterable[Fact],
+        node: str,
+        vnis: Collection[int],
+        states: Collection[EndpointState] = ("starting", "draining"),
+    ) -> Applied | None:
+        """What ``node`` tells when its kernel carries ``rows`` in its segments ``vnis``; None: nobody waits to hear.
+        ``states``: of the rows whose owners are told.
+        """
         waiting = [
             (owner, *summary.newest)
             for owner, summary in self._summaries.of(Facts.gather(rows)).items()
-            if owner != node and any(vni in vnis for _id, vni, _version in summary.starting)
+            if owner != node and any(vni in vnis and state in states for _id, vni, _version, state in summary.waiting)
         ]
         return Applied(versions=tuple(sorted(waiting))) if waiting else None
 
-    def unaware(self, rows: Iterable[Fact], node: str, ids: Collection[str]) -> frozenset[str]:
-        """The nodes on the networks of ``node``'s starting rows ``ids`` that have not told yet that they carry them."""
+    def unaware(
+        self, rows: Iterable[Fact], node: str, ids: Collection[str], state: EndpointState = "starting"
+    ) -> frozenset[str]:
+        """The nodes on the networks of those of ``node``'s rows ``ids`` that are in ``state`` which have not told yet
+        that they carry them.
+        """
         summaries = self._summaries.of(Facts.gather(rows))
         own = summaries.get(node)
-        mine = [(vni, version) for id_, vni, version in own.starting if id_ in ids] if own is not None else []
+        waiting = own.waiting if own is not None else ()
+        mine = [(vni, version) for id_, vni, version, now in waiting if id_ in ids and now == state]
         if not mine:
             return frozenset()
         return frozenset(
@@ -65,7 +82,7 @@ class Acknowledgements:
 def _summarize(owner: str, rows: Iterable[Fact]) -> _Summary:
     newest = NEVER
     residences: set[int] = set()
-    starting = []
+    waiting: list[tuple[str, int, Version, EndpointState]] = []
     told = None
     for key, version, value in rows:
         if isinstance(value, Applied):
@@ -73,9 +90,9 @@ def _summarize(owner: str, rows: Iterable[Fact]) -> _Summary:
         elif isinstance(value, Endpoint):
             newest = max(newest, version)
             residences.add(value.vni)
-            if value.state == "starting":
-                starting.append((key.id, value.vni, version))
-    return _Summary(newest, frozenset(residences), tuple(starting), told)
+            if value.state != "ready":
+                waiting.append((key.id, value.vni, version, value.state))
+    return _Summary(newest, frozenset(residences), tuple(waiting), told)
 
 
 def _told(summary: _Summary, node: str) -> Version:

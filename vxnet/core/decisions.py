@@ -17,9 +17,9 @@ from vxnet.core.nodes import check_claim
 from vxnet.core.rotation import GossipKeys
 from vxnet.core.wishes import Counter, JoinSecret, RemovedNode, Wishes, lease_key
 from vxnet.model.address import IPAddress, IPNetwork
-from vxnet.model.api import JoinClaim, LeaseRequest, NetworkCreate, NetworkPrune, NetworkUpdate, NodeReport
+from vxnet.model.api import JoinClaim, LeaseRequest, NetworkCreate, NetworkPrune, NetworkUpdate, NodeReport, NodeUpdate
 from vxnet.model.cluster import Cluster, ForeignPeer, GossipKey, Lease, Network, Node
-from vxnet.model.errors import ConflictError, ForbiddenError, NotFoundError
+from vxnet.model.errors import CallerError, ConflictError, ForbiddenError, NotFoundError
 
 BLOCKS_AT_ONCE = 90
 """Leases in a commit, which takes at most 100 records."""
@@ -128,6 +128,16 @@ def is_prunable(network: Network, request: NetworkPrune) -> bool:
 def remove_network(wishes: Wishes, ref: str, users_of: Callable[[str], list[str]]) -> tuple[Decision, Network]:
     """Raises :class:`NotFoundError`, or :class:`ConflictError` naming who still uses it."""
     network = networks.find(ref, wishes.networks.values(), "network")
+    services = sorted(
+        service.name
+        for service in wishes.services.values()
+        if any(place.network == network.id for place in service.networks)
+    )
+    if services:
+        raise ConflictError(
+            f"network {network.name} is still in use by service {', '.join(services[:_SHOWN_USERS])}",
+            hint="remove it with `vxnet service rm`, or `vxnet service update --network-rm`",
+        )
     if users := sorted(users_of(network.id)):
         more = f" and {len(users) - _SHOWN_USERS} more" if len(users) > _SHOWN_USERS else ""
         raise ConflictError(
@@ -180,7 +190,16 @@ def join(
 
 def report(wishes: Wishes, node_id: str, news: NodeReport) -> tuple[Decision, None]:
     node = member(wishes, node_id)
-    changed = replace(node, routes=news.routes, version=news.version, key_epochs=news.key_epochs)
+    changed = replace(
+        node,
+        routes=news.routes,
+        version=news.version,
+        key_epochs=news.key_epochs,
+        cpus=news.cpus,
+        memory=news.memory,
+        os=news.os,
+        arch=news.arch,
+    )
     return Decision({f"node/{node_id}": changed} if changed != node else {}, [f"node/{node_id}"]), None
 
 
@@ -205,6 +224,17 @@ def remove_node(
         "set/lease": Counter(),
     }
     return Decision(changes, [f"node/{node.id}", "set/node", "set/lease"]), node
+
+
+def update_node(wishes: Wishes, ref: str, update: NodeUpdate) -> tuple[Decision, Node]:
+    """Raises :class:`NotFoundError`, :class:`CallerError` (a label that is not there)."""
+    node = networks.find(ref, wishes.nodes.values(), "node")
+    labels = {key: value for key, value in node.labels.items() if key not in update.labels_removed}
+    for key in update.labels_removed:
+        if key not in node.labels:
+            raise CallerError(f"node {node.name} has no label {key!r}")
+    changed = replace(node, availability=update.availability or node.availability, labels=labels | update.labels_added)
+    return Decision({f"node/{node.id}": changed} if changed != node else {}, [f"node/{node.id}"]), changed
 
 
 def member(wishes: Wishes, node_id: str) -> Node:
@@ -286,7 +316,7 @@ def mend(wishes: Wishes, now: float) -> tuple[Decision, bool]:
     """End the leases of removed nodes and networks, give first blocks to nodes that have none, forget removed nodes
     whose certificates have expired. Whether there was anything to do.
     """
-    lost = [one for one in wishes.leases() if one.network not in wishes.networks or one.node not in wishes.nodes]
+    lost = [one for one in wishes.leases() if one.network not in wishes.networks or not _has_holder(wishes, one)]
     changes = _end(lost)
     for one in list(wishes.removed.values())[: BLOCKS_AT_ONCE - len(changes)]:
         if one.removed_at + FORGOTTEN_S < now:
@@ -316,10 +346,14 @@ def _end(leases: Sequence[Lease]) -> dict[str, object | None]:
     return {lease_key(lease.network, lease.prefix): None for lease in leases[:BLOCKS_AT_ONCE]}
 
 
+def _has_holder(wishes: Wishes, lease: Lease) -> bool:
+    return lease.service in wishes.services if lease.service else lease.node in wishes.nodes
+
+
 def _chosen(
     wishes: Wishes, network: Network, leases: Sequence[Lease], node_id: str, address: IPAddress
 ) -> tuple[IPNetwork, ...]:
-    holder = next((one.node for one in leases if address in one.prefix and one.node != node_id), None)
+    holder = next((one.node for one in leases if address in one.prefix and one.node not in (node_id, "")), None)
     if holder is not None:
         name = wishes.nodes[holder].name if holder in wishes.nodes else holder
         raise ConflictError(

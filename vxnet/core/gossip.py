@@ -267,7 +267,7 @@ class GossipNode:
                 found.add(member.id)
             # "It has left" is nobody's signed word: only names follow from it. Who really leaves deletes its rows.
             elif member.status == "dead" or paths:
-                kept_s = self._settings.paths_kept_s if paths else _restarting_s(member)
+                kept_s = self._settings.paths_kept_s if paths else planned_absence_s(member)
                 if now - member.since < kept_s:
                     found.add(member.id)
         return frozenset(found)
@@ -279,7 +279,7 @@ class GossipNode:
                     self._members_changed = True
                     self.spread.member_changed(before, after)
                     if not after.present:
-                        for delay in (_restarting_s(after), self._settings.paths_kept_s):
+                        for delay in (planned_absence_s(after), self._settings.paths_kept_s):
                             self._look_again(after.name, delay)
                 case UserMessage(payload, sender):
                     self.spread.receive(payload, sender)
@@ -302,7 +302,8 @@ class GossipNode:
             self.spread.flush_soon()
 
 
-def _restarting_s(member: Member) -> float:
+def planned_absence_s(member: Member) -> float:
+    """For how long a node that left has said that it will be away; 0: it said nothing."""
     try:
         return float(min(max(int(member.tags.get(RESTARTING_TAG, "0")), 0), RESTARTING_LIMIT_S))
     except ValueError:

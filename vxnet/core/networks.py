@@ -14,6 +14,7 @@ from vxnet.model.address import IPAddress, IPNetwork
 from vxnet.model.api import NetworkCreate, NetworkUpdate, SubnetWish
 from vxnet.model.cluster import Cluster, ForeignPeer, Network, Node, Subnet
 from vxnet.model.errors import CallerError, ConflictError, NotFoundError, UnsupportedError
+from vxnet.model.service import Service
 
 RESERVED_NAMES = ("bridge", "host", "none", "vxnet_gw", "ingress")
 SMALLEST_SUBNET = 8
@@ -27,7 +28,7 @@ _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 _MTU_OPTIONS = ("mtu", "com.docker.network.driver.mtu")
 _PEERS_OPTION = "peers"
 
-R = TypeVar("R", Network, Node)
+R = TypeVar("R", Network, Node, Service)
 
 
 def decide_network(

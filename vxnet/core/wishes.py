@@ -11,6 +11,9 @@ key                       record
 ``node/<id>``             :class:`Node`
 ``removed/<id>``          :class:`RemovedNode`: its certificate counts for nothing
 ``lease/<network>/<p>``   :class:`Lease` of prefix p
+``service/<id>``          :class:`Service`
+``task/<id>``             :class:`Task`; written by the scheduler alone
+``status/<task>``         :class:`TaskStatus`, as its node reports
 ``signer/<node>``         :class:`Signer`: certificate with which that manager signs lease sets
 ``set/<name>``            :class:`Counter`: changed with every addition to a set, which is what guards it
 ``lead``                  the store's own
@@ -29,6 +32,7 @@ from vxnet.model.address import IPNetwork
 from vxnet.model.cluster import Cluster, Lease, Manager, Network, Node, Record, Role
 from vxnet.model.codec import from_json
 from vxnet.model.errors import HostError
+from vxnet.model.service import PublicService, Service, Task, TaskStatus
 
 
 class JoinSecret(Record, frozen=True, kw_only=True):
@@ -62,7 +66,12 @@ _TYPES: dict[str, Any] = {
     "lease": Lease,
     "signer": Signer,
     "set": Counter,
+    "service": Service,
+    "task": Task,
+    "status": TaskStatus,
 }
+SCHEDULED = frozenset(("service", "task", "status", "node"))
+"""Kinds of records that the scheduler looks at."""
 
 
 def lease_key(network: str, prefix: IPNetwork) -> str:
@@ -80,6 +89,10 @@ class Delta(NamedTuple):
     """All of them are to be signed anew."""
     sets_changed: bool
     """A node, network or subnet came or went: blocks may be missing or left over."""
+    own: Mapping[str, tuple[Item, ...]] = {}
+    """For one node each: its tasks."""
+    scheduled: bool = False
+    """Something that the scheduler looks at is different."""
 
 
 class Wishes:
@@ -95,6 +108,11 @@ class Wishes:
         self._leases: dict[str, Lease] = {}
         self._leases_of_network: dict[str, dict[str, Lease]] = {}
         self._leases_of_node: dict[str, dict[str, Lease]] = {}
+        self.services: dict[str, Service] = {}
+        self.tasks: dict[str, Task] = {}
+        self.tasks_of_service: dict[str, dict[str, Task]] = {}
+        self.statuses: dict[str, TaskStatus] = {}
+        self._tasks_of_node: dict[str, dict[str, Task]] = {}
         self._counters: dict[str, Counter] = {}
         self._versions: dict[str, int] = {}
 
@@ -115,18 +133,33 @@ class Wishes:
         leases = [self._leases.get(key) for key in changes]
         before = self._served(changes)
         managers = {f"node/{node.id}" for node in self.managers}
+        public = {key: self._public(key) for key in changes if key.startswith("service/")}
+        nodes_of_tasks = {key: self.tasks[id].node for key, id in _tasks(changes) if id in self.tasks}
         for key, value in changes.items():
             self._put(key, value, revision)
         leases += [self._leases.get(key) for key in changes]
         self.revision = revision
         managers |= {f"node/{node.id}" for node in self.managers}
         kinds = {key.partition("/")[0] for key in changes}
-        told = [key for key in changes if not key.startswith("node/") or key in managers]
+        told = [
+            key
+            for key in changes
+            if (not key.startswith("node/") or key in managers)
+            and (key not in public or public[key] != self._public(key))
+        ]
+        own: dict[str, list[Item]] = {}
+        for key, id in _tasks(changes):
+            task = self.tasks.get(id)
+            node = task.node if task is not None else nodes_of_tasks.get(key, "")
+            if node:
+                own.setdefault(node, []).append(item("task", id, task))
         return Delta(
             items=tuple(self._items(told)),
             nodes=frozenset(lease.node for lease in leases if lease is not None),
             all_leases="signer" in kinds,
             sets_changed=before != self._served(changes),
+            own={node: tuple(items) for node, items in own.items()},
+            scheduled=not kinds.isdisjoint(SCHEDULED),
         )
 
     # Questions
@@ -163,6 +196,9 @@ class Wishes:
     def leases_of_node(self, node: str) -> tuple[Lease, ...]:
         return tuple(lease for _, lease in sorted(self._leases_of_node.get(node, {}).items()))
 
+    def tasks_of_node(self, node: str) -> tuple[Task, ...]:
+        return tuple(task for _, task in sorted(self._tasks_of_node.get(node, {}).items()))
+
     def leases(self) -> Iterable[Lease]:
         return self._leases.values()
 
@@ -172,6 +208,7 @@ class Wishes:
         keys += [f"network/{id}" for id in self.networks]
         keys += [f"node/{node.id}" for node in self.managers]
         keys += [f"removed/{id}" for id in self.removed]
+        keys += [f"service/{id}" for id in self.services]
         return tuple(self._items(keys))
 
     # Parts
@@ -196,6 +233,8 @@ class Wishes:
             "node": self.nodes,
             "removed": self.removed,
             "set": self._counters,
+            "service": self.services,
+            "status": self.statuses,
         }
         if kind == "cluster":
             self.cluster = record
@@ -203,6 +242,8 @@ class Wishes:
             self.ring = record
         elif kind == "lease":
             self._put_lease(key, record)
+        elif kind == "task":
+            self._put_task(rest, record)
         elif kind in tables:
             _set(tables[kind], rest, record)
 
@@ -213,6 +254,20 @@ class Wishes:
                 _set(self._leases_of_network.setdefault(one.network, {}), key, value)
                 _set(self._leases_of_node.setdefault(one.node, {}), key, value)
         _set(self._leases, key, lease)
+
+    def _put_task(self, id: str, task: Task | None) -> None:
+        before = self.tasks.get(id)
+        for one, value in ((before, None), (task, task)):
+            if one is not None:
+                _set(self.tasks_of_service.setdefault(one.service, {}), id, value)
+                _set(self._tasks_of_node.setdefault(one.node, {}), id, value)
+        if before is not None and not self.tasks_of_service[before.service]:
+            del self.tasks_of_service[before.service]
+        _set(self.tasks, id, task)
+
+    def _public(self, key: str) -> PublicService | None:
+        service = self.services.get(key.removeprefix("service/"))
+        return service.public if service is not None else None
 
     def _items(self, keys: Iterable[str]) -> Iterable[Item]:
         for key in keys:
@@ -227,6 +282,8 @@ class Wishes:
                 yield item("network", rest, self.networks.get(rest))
             elif kind == "node":
                 yield item("manager", rest, self._manager(rest))
+            elif kind == "service":
+                yield item("service", rest, self._public(key))
             elif kind == "removed":
                 yield item("revoked", rest, True if rest in self.removed else None)
 
@@ -235,6 +292,11 @@ class Wishes:
         if node is None or node.role != "manager":
             return None
         return Manager(id=node.id, name=node.name, addr=node.advertise_addr)
+
+
+def _tasks(keys: Iterable[str]) -> list[tuple[str, str]]:
+    """(key, id) of the tasks among ``keys``."""
+    return [(key, key.removeprefix("task/")) for key in keys if key.startswith("task/")]
 
 
 def _set(table: dict[str, Any], key: str, value: Any) -> None:

@@ -28,10 +28,12 @@ from vxnet.core.facts import NO_FACTS, Facts
 from vxnet.core.names import view_of
 from vxnet.core.remotes import Groups
 from vxnet.daemon import views, watch
+from vxnet.daemon.assigned import Assigned
 from vxnet.daemon.config import Config
 from vxnet.daemon.containers import Containers
 from vxnet.daemon.membership import Membership
 from vxnet.daemon.reconcile import Plan, Reconciler
+from vxnet.daemon.services import Services
 from vxnet.daemon.state import GatewayChoice, StateDirectory
 from vxnet.host.dnsfast import FastNames
 from vxnet.host.facts import observe_host
@@ -50,6 +52,7 @@ from vxnet.model.api import (
     NetworkPrune,
     NetworkUpdate,
     NetworkView,
+    NodeUpdate,
     NodeView,
     ProcessView,
     RotateKeys,
@@ -123,6 +126,7 @@ class Agent:
             self._settle,
             resolver,
         )
+        self._assigned = Assigned(self._containers, lambda: self._membership.place, self._reconciler.settle)
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -162,6 +166,7 @@ class Agent:
             self._ask_for_blocks(),
             self._return_chosen(),
             self._return_blocks(),
+            self._assigned.run(),
         )
 
     # The state, in and out
@@ -173,6 +178,7 @@ class Agent:
             self._resolver.update(container.id, view_of(container))
         self._blocks_due.set()
         self._addresses_due.set()
+        self._assigned.wake()
         if self._nodes() != self._vteps:
             self._nodes_changed.set()
         self._reconciler.wake()
@@ -381,6 +387,13 @@ class Agent:
 
     async def rotate_keys(self, request: RotateKeys) -> Rotation:
         return await self._membership.manager("gossip rotate-keys").rotate_keys(request)
+
+    async def update_node(self, ref: str, update: NodeUpdate) -> Node:
+        return await self._membership.manager("node update").update_node(ref, update)
+
+    def services(self, command: str) -> Services:
+        """Raises :class:`ConflictError` on a worker: ``command`` is a manager's."""
+        return self._membership.manager(command).services
 
     # Networks
 

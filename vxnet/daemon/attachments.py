@@ -72,7 +72,7 @@ class Attachments:
         network = self.network(wish.network)
         if network.driver != "overlay":
             raise UnsupportedError(f'network "{network.name}": driver {network.driver} is not built yet')
-        if not network.attachable:
+        if not network.attachable and container.task is None:
             raise CallerError(
                 f'network "{network.name}" is not attachable: only services may use it',
                 hint="create it with --attachable to start containers on it",

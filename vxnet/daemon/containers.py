@@ -42,7 +42,7 @@ from vxnet.daemon.state import StateDirectory
 from vxnet.daemon.wiring import Wiring
 from vxnet.host import tasks
 from vxnet.model.address import IPInterface
-from vxnet.model.container import Container, ContainerSpec, NetworkWish
+from vxnet.model.container import Container, ContainerSpec, NetworkWish, TaskRef
 from vxnet.model.errors import (
     CallerError,
     ConflictError,
@@ -115,9 +115,9 @@ class Containers:
 
     # Making one
 
-    async def create(self, spec: ContainerSpec) -> Container:
+    async def create(self, spec: ContainerSpec, task: TaskRef | None = None, unready: bool = False) -> Container:
         """Everything but the command: see the picture above. Whatever fails, nothing of it stays."""
-        container = self._reserve(spec)
+        container = self._reserve(spec, task, unready)
         self._making.add(container.id)
         try:
             wishes = [wish for wish in spec.networks if wish.network not in NOT_OVERLAYS]
@@ -128,15 +128,16 @@ class Containers:
         finally:
             self._making.discard(container.id)
 
-    def _reserve(self, spec: ContainerSpec) -> Container:
+    def _reserve(self, spec: ContainerSpec, task: TaskRef | None, unready: bool) -> Container:
         """A record that holds the name, before anything that waits."""
         names = {container.spec.name for container in self._records.all()}
-        check_spec(spec)
+        # A task's name is the managers' making: longer than a person's may be.
+        check_spec(spec if task is None else replace(spec, name=""))
         if not spec.name:
             spec = replace(spec, name=nickname(secrets.choice, names))
         else:
             self._check_free(spec.name)
-        container = Container(id=secrets.token_hex(32), spec=spec, created_at=time.time())
+        container = Container(id=secrets.token_hex(32), spec=spec, task=task, unready=unready, created_at=time.time())
         self._records.begin(container)
         return container
 

@@ -37,14 +37,39 @@ from vxnet.model.api import (
     NetworkPrune,
     NetworkUpdate,
     NetworkView,
+    NodeUpdate,
     NodeView,
     ProcessView,
     RotateKeys,
     Rotation,
+    ServiceProgress,
+    ServiceUpdate,
+    ServiceView,
+    TaskView,
 )
 from vxnet.model.cluster import ForeignPeer, Network, Node, Role
+from vxnet.model.codec import to_json
 from vxnet.model.container import Container, ContainerSpec
 from vxnet.model.errors import CallerError, ForbiddenError
+from vxnet.model.service import Service, ServiceSpec
+
+
+class ServicesApi(Protocol):
+    """What a manager offers: :class:`vxnet.daemon.services.Services`."""
+
+    def all(self) -> tuple[ServiceView, ...]: ...
+    def service(self, ref: str, /) -> ServiceView: ...
+    def tasks(self, ref: str, /) -> tuple[TaskView, ...]: ...
+    def tasks_of_node(self, ref: str, /) -> tuple[TaskView, ...]: ...
+    async def create(self, spec: ServiceSpec, /) -> Service: ...
+    async def update(self, ref: str, update: ServiceUpdate, /) -> Service: ...
+    async def scale(self, ref: str, replicas: int, /) -> Service: ...
+    async def roll_back(self, ref: str, /) -> Service: ...
+    async def remove(self, ref: str, /) -> Service: ...
+
+    def progress(self, ref: str, /) -> AsyncIterator[ServiceProgress]:
+        """Now, and whenever it is another; an async generator, closed when the reader goes."""
+        ...
 
 
 class AgentApi(Protocol):
@@ -61,7 +86,9 @@ class AgentApi(Protocol):
     async def nodes(self) -> tuple[NodeView, ...]: ...
     async def node(self, ref: str, /) -> NodeView: ...
     async def remove_node(self, ref: str, force: bool, /) -> None: ...
+    async def update_node(self, ref: str, update: NodeUpdate, /) -> Node: ...
     async def gossip(self) -> GossipView: ...
+    def services(self, command: str, /) -> ServicesApi: ...
     async def gossip_keys(self) -> tuple[GossipKeyView, ...]: ...
     async def rotation(self) -> Rotation: ...
     async def rotate_keys(self, request: RotateKeys, /) -> Rotation: ...
@@ -99,7 +126,7 @@ class AgentApi(Protocol):
 
 def build_app(agent: AgentApi) -> web.Application:
     app = make_app()
-    for routes in (_ClusterRoutes, _GossipRoutes, _NetworkRoutes, _ContainerRoutes):
+    for routes in (_ClusterRoutes, _GossipRoutes, _NetworkRoutes, _ServiceRoutes, _ContainerRoutes):
         app.router.add_routes(routes(agent).table())
     return app
 
@@ -134,6 +161,8 @@ class _ClusterRoutes:
             web.get("/v1/nodes", self.nodes),
             web.get("/v1/nodes/{ref}", self.node),
             web.delete("/v1/nodes/{ref}", self.remove_node),
+            web.post("/v1/nodes/{ref}/update", self.update_node),
+            web.get("/v1/nodes/{ref}/tasks", self.tasks),
         ]
 
     async def info(self, request: web.Request) -> web.Response:
@@ -164,6 +193,12 @@ class _ClusterRoutes:
     async def remove_node(self, request: web.Request) -> web.Response:
         await self._agent.remove_node(_ref(request), query_flag(request, "force"))
         return empty_response()
+
+    async def update_node(self, request: web.Request) -> web.Response:
+        return json_response(await self._agent.update_node(_ref(request), await read_record(request, NodeUpdate)))
+
+    async def tasks(self, request: web.Request) -> web.Response:
+        return json_response(self._agent.services("node ps").tasks_of_node(_ref(request)))
 
 
 def _role(request: web.Request) -> Role:
@@ -268,6 +303,65 @@ class _NetworkRoutes:
 def _timeout(request: web.Request) -> float | None:
     """None: the container's own."""
     return query_number(request, "timeout", 0) if "timeout" in request.query else None
+
+
+class _ServiceRoutes:
+    def __init__(self, agent: AgentApi) -> None:
+        self._agent = agent
+
+    def table(self) -> list[web.RouteDef]:
+        return [
+            web.get("/v1/services", self.services),
+            web.post("/v1/services", self.create),
+            web.get("/v1/services/{ref}", self.service),
+            web.delete("/v1/services/{ref}", self.remove),
+            web.post("/v1/services/{ref}/update", self.update),
+            web.post("/v1/services/{ref}/scale/{replicas}", self.scale),
+            web.post("/v1/services/{ref}/rollback", self.roll_back),
+            web.get("/v1/services/{ref}/tasks", self.tasks),
+            web.get("/v1/services/{ref}/progress", self.progress),
+        ]
+
+    async def services(self, request: web.Request) -> web.Response:
+        return json_response(self._agent.services("service ls").all())
+
+    async def create(self, request: web.Request) -> web.Response:
+        return json_response(
+            await self._agent.services("service create").create(await read_record(request, ServiceSpec)), status=201
+        )
+
+    async def service(self, request: web.Request) -> web.Response:
+        return json_response(self._agent.services("service inspect").service(_ref(request)))
+
+    async def remove(self, request: web.Request) -> web.Response:
+        await self._agent.services("service rm").remove(_ref(request))
+        return empty_response()
+
+    async def update(self, request: web.Request) -> web.Response:
+        wish = await read_record(request, ServiceUpdate)
+        return json_response(await self._agent.services("service update").update(_ref(request), wish))
+
+    async def scale(self, request: web.Request) -> web.Response:
+        text = request.match_info["replicas"]
+        if not (text.isascii() and text.isdecimal() and len(text) <= 9):
+            raise CallerError(f"a number of replicas is wanted, found {text!r}")
+        return json_response(await self._agent.services("service scale").scale(_ref(request), int(text)))
+
+    async def roll_back(self, request: web.Request) -> web.Response:
+        return json_response(await self._agent.services("service rollback").roll_back(_ref(request)))
+
+    async def tasks(self, request: web.Request) -> web.Response:
+        return json_response(self._agent.services("service ps").tasks(_ref(request)))
+
+    @until_disconnect
+    async def progress(self, request: web.Request) -> web.StreamResponse:
+        lines = _lines(self._agent.services("service ps").progress(_ref(request)))
+        return await stream_response(request, lines, "application/x-ndjson")
+
+
+async def _lines(records: AsyncIterator[object]) -> AsyncIterator[bytes]:
+    async for record in records:
+        yield to_json(record) + b"\n"
 
 
 class _ContainerRoutes:

@@ -31,6 +31,7 @@ from vxnet.core.assignment import Update
 from vxnet.core.decisions import Decision
 from vxnet.core.wishes import JoinSecret, Signer, Wishes
 from vxnet.daemon.mirror import Mirror
+from vxnet.daemon.services import Services
 from vxnet.model.address import IPAddress, IPNetwork
 from vxnet.model.api import (
     JoinClaim,
@@ -40,8 +41,10 @@ from vxnet.model.api import (
     NetworkPrune,
     NetworkUpdate,
     NodeReport,
+    NodeUpdate,
     RotateKeys,
     Rotation,
+    TaskReport,
 )
 from vxnet.model.assignment import Assignment
 from vxnet.model.cluster import DATA_PORT, Cluster, ForeignPeer, Lease, LeaseSet, Network, Node, Role, Signed
@@ -95,6 +98,7 @@ class Manager:
         self._entropy = entropy
         self._mirror = Mirror(store, wishes, self._sign_leases)
         self._deciding = asyncio.Lock()
+        self.services = Services(self._mirror, self._deciding, self._decide, self._write, self._new_id, now)
 
     # Birth
 
@@ -184,6 +188,7 @@ class Manager:
                 tasks.create_task(self._mirror.run())
                 tasks.create_task(self._keep_mending())
                 tasks.create_task(self._keep_turning_keys())
+                tasks.create_task(self.services.run())
         except* VxnetError as errors:
             raise errors.exceptions[0] from None
 
@@ -350,6 +355,15 @@ class Manager:
         log.info("node removed", node=node.id, name=node.name)
         return node
 
+    async def update_node(self, ref: str, update: NodeUpdate) -> Node:
+        node = await self._decide(lambda wishes: decisions.update_node(wishes, ref, update))
+        log.info("node updated", node=node.id, name=node.name, availability=node.availability)
+        return node
+
+    async def report_tasks(self, node_id: str, reports: Sequence[TaskReport]) -> None:
+        decisions.member(self._wishes, node_id)
+        await self.services.report(node_id, reports)
+
     def renew(self, node_id: str, csr: bytes) -> bytes:
         """A new certificate, DER. Raises :class:`ForbiddenError` if it is no node (any more)."""
         node = decisions.member(self._wishes, node_id)
@@ -398,6 +412,11 @@ class Manager:
                 else:
                     await self._mirror.reach(revision)
                     return answer
+
+    async def _write(self, changes: dict[str, bytes | None]) -> None:
+        """For the scheduler, which holds the turn: nobody else of this manager decides meanwhile."""
+        guards = {key: self._wishes.version(key) for key in changes}
+        await self._mirror.reach(await self._store.commit(changes, guards | self._leadership.guard))
 
     async def _put(self, key: str, record: object) -> None:
         await self._decide(lambda wishes: (Decision({key: record}), None))

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from vxnet.core.assignment import Update
 from vxnet.daemon.manager import Manager
-from vxnet.model.api import LeaseRequest, NodeReport
+from vxnet.model.api import LeaseRequest, NodeReport, TaskReport
 from vxnet.model.cluster import Lease, Signed
 
 
@@ -18,6 +18,7 @@ class Managers(Protocol):
     async def lease(self, request: LeaseRequest) -> Signed: ...
     async def release(self, leases: Sequence[Lease]) -> Signed: ...
     async def report(self, report: NodeReport) -> None: ...
+    async def report_tasks(self, reports: Sequence[TaskReport]) -> None: ...
     async def renew(self, csr: bytes) -> bytes: ...
     async def leave(self) -> None: ...
 
@@ -39,6 +40,9 @@ class Here:
 
     async def report(self, report: NodeReport) -> None:
         await self._manager.report(self._manager.node_id, report)
+
+    async def report_tasks(self, reports: Sequence[TaskReport]) -> None:
+        await self._manager.report_tasks(self._manager.node_id, reports)
 
     async def renew(self, csr: bytes) -> bytes:
         return self._manager.renew(self._manager.node_id, csr)

@@ -28,6 +28,8 @@ class Mirror:
         self.wishes = wishes
         self.unsettled = asyncio.Event()
         """Set when nodes or networks came or went: somebody should look after the blocks."""
+        self.schedule_due = asyncio.Event()
+        """Set when services, tasks or nodes are others than before."""
         self._store = store
         self._sign = sign
         self._moved = asyncio.Event()
@@ -41,6 +43,7 @@ class Mirror:
     async def run(self) -> None:
         """Ends only with the error that stops it, or cancelled."""
         self.unsettled.set()
+        self.schedule_due.set()
         try:
             async with aclosing(self._store.watch("", self.wishes.revision)) as events:
                 async for event in events:
@@ -102,13 +105,15 @@ class Mirror:
     # Parts
 
     def _snapshot(self, node: str) -> Update:
-        items = (*self.wishes.all_items(), assignment.item("leases", "", self.leases_of(node)))
+        tasks = (assignment.item("task", task.id, task) for task in self.wishes.tasks_of_node(node))
+        items = (*self.wishes.all_items(), *tasks, assignment.item("leases", "", self.leases_of(node)))
         return Update(revision=self.wishes.revision, snapshot=True, items=items)
 
     def _items(self, node: str, delta: Delta) -> tuple[Item, ...]:
+        items = (*delta.items, *delta.own.get(node, ()))
         if delta.all_leases or node in delta.nodes:
-            return (*delta.items, assignment.item("leases", "", self.leases_of(node)))
-        return delta.items
+            items = (*items, assignment.item("leases", "", self.leases_of(node)))
+        return items
 
     def _restart(self, wishes: Wishes) -> None:
         self.wishes = wishes
@@ -116,6 +121,7 @@ class Mirror:
         self._log_start = wishes.revision
         self._signed.clear()
         self.unsettled.set()
+        self.schedule_due.set()
 
     def _append(self, revision: int, delta: Delta) -> None:
         if len(self._log) == LOG_LENGTH:
@@ -127,6 +133,8 @@ class Mirror:
             self._signed.pop(node, None)
         if delta.sets_changed:
             self.unsettled.set()
+        if delta.scheduled:
+            self.schedule_due.set()
 
     def _wake(self) -> None:
         self._moved.set()

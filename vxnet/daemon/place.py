@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import ipaddress
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import structlog
 from msgspec.structs import replace
@@ -30,18 +30,19 @@ from vxnet.core import assignment as assignments
 from vxnet.core import trust
 from vxnet.core.applied import Acknowledgements
 from vxnet.core.facts import Facts
+from vxnet.core.gossip import planned_absence_s
 from vxnet.core.members import Member
 from vxnet.core.timing import LAN
 from vxnet.daemon.manager import Manager
 from vxnet.daemon.managers import Here, Managers
 from vxnet.daemon.state import LastMembers, LocalNode, StateDirectory
 from vxnet.model.address import IPAddress
-from vxnet.model.api import LeaseRequest, NodeReport
+from vxnet.model.api import LeaseRequest, NodeReport, TaskReport
 from vxnet.model.assignment import Assignment
 from vxnet.model.cluster import GOSSIP_PORT, Lease, Network
 from vxnet.model.errors import ForbiddenError, HostError, VxnetError
 from vxnet.model.host import HostFacts
-from vxnet.model.row import Applied, Endpoint
+from vxnet.model.row import Applied, Endpoint, EndpointState
 
 log = structlog.get_logger()
 
@@ -56,6 +57,9 @@ CLOCK_S = 600.0
 """How late a clock that was set (at boot it may be years off) is noticed."""
 SYNC_S = 0.5
 """From meeting a member to having its table: a push/pull over TCP and what follows from it."""
+
+MET_S = 30.0
+"""After a manager's start, for the nodes to be met: gossip asks its seeds and the last members within seconds."""
 
 KNOWN_S = 0.5
 """Longest that a container's start waits for the others. It takes 20 ms, which the making of its sandbox hides; a
@@ -108,6 +112,9 @@ class Place:
         self._told: Applied | None = None
         self._remembered_vteps = state.last_members().vteps
         self._remembered_until = time.monotonic() + LAN.paths_kept_s
+        self._lost: dict[str, float] = {}
+        """Since when the gossip calls a node dead; seconds since 1970."""
+        self._opened_at = time.time()
         self._leaving = False
         self.removed = False
         """The managers say that this node is none of the cluster any more."""
@@ -148,6 +155,7 @@ class Place:
         if manager is not None:
             manager.users_of = self.users_of
             manager.alive = self.is_alive
+            manager.services.scheduler.lost = self.lost
 
     @classmethod
     async def open(
@@ -285,7 +293,16 @@ class Place:
             gateway = self._state.gateway()
             own = tuple(address.network for address in gateway.addresses) if gateway is not None else ()
             epochs = tuple(key.epoch for key in self.assignment.keys)
-            report = NodeReport(routes=(*self._facts().routes, *own), version=__version__, key_epochs=epochs)
+            facts = self._facts()
+            report = NodeReport(
+                routes=(*facts.routes, *own),
+                version=__version__,
+                key_epochs=epochs,
+                cpus=facts.cpus,
+                memory=facts.memory,
+                os=facts.os,
+                arch=facts.arch,
+            )
             try:
                 if report != last:
                     await self._managers.report(report)
@@ -351,9 +368,10 @@ class Place:
 
     def acknowledge(self, seen: Facts, vnis: Collection[int]) -> None:
         """Tell those who wait for it that this host's kernel carries ``seen`` in its segments ``vnis``."""
-        if len(self.members()) > ACKNOWLEDGED_NODES:
-            return
-        told = self._acknowledgements.to_tell(seen, self.node.id, vnis)
+        states: tuple[EndpointState, ...] = ("draining",)
+        if len(self.members()) <= ACKNOWLEDGED_NODES:
+            states = ("starting", "draining")
+        told = self._acknowledgements.to_tell(seen, self.node.id, vnis, states)
         if told is not None and told != self._told:
             self._told = told
             self.gossip.put("applied", "", told)
@@ -368,6 +386,18 @@ class Place:
             names = self.names()
             silent = ", ".join(sorted(names.get(node, node) for node in self._unaware(row_ids)))
             log.warning("the way back is not known everywhere yet", rows=", ".join(row_ids), by=silent)
+
+    async def drained(self, row_ids: Collection[str], bound_s: float) -> bool:
+        """Until no other node sends new connections to these rows of ours, which are *draining*; False: not within
+        ``bound_s``.
+        """
+        try:
+            async with asyncio.timeout(bound_s):
+                while self._acknowledgements.unaware(self.rows(), self.node.id, row_ids, "draining"):
+                    await self._moved.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def _unaware(self, row_ids: Collection[str]) -> frozenset[str]:
         if len(self.members()) > ACKNOWLEDGED_NODES:
@@ -384,6 +414,7 @@ class Place:
             self.gossip.changed.clear()
             self._moved.set()
             self._moved = asyncio.Event()
+            self._count_lost()
             self._changed()
             addresses = {member.address for member in self.members() if member.present}
             last = LastMembers(addresses=tuple(sorted(addresses, key=str)), vteps=self.vteps())
@@ -430,6 +461,29 @@ class Place:
 
     def is_alive(self, node_id: str) -> bool:
         return node_id == self.node.id or any(member.id == node_id and member.present for member in self.members())
+
+    def _count_lost(self) -> None:
+        now = time.time()
+        silent = {member.id: now + planned_absence_s(member) for member in self.members() if not member.present}
+        lost = {id: self._lost.get(id, since) for id, since in silent.items()}
+        if lost != self._lost:
+            self._lost = lost
+            if self.manager is not None:
+                self.manager.services.scheduler.wake()
+
+    def lost(self) -> Mapping[str, float]:
+        """Since when nodes are lost, by node id; of one that said when it will be back, from then on. One that was not
+        met since this daemon's start is lost too, but not before it had time to be met.
+        """
+        found = dict(self._lost)
+        if self.manager is not None and time.time() > self._opened_at + MET_S:
+            met = {member.id for member in self.members()} | {self.node.id}
+            found |= {node.id: self._opened_at + MET_S for node in self.manager.nodes() if node.id not in met}
+        return found
+
+    async def report_tasks(self, reports: Sequence[TaskReport]) -> None:
+        """Raises what the managers do, or that there is none in reach."""
+        await self._managers.report_tasks(reports)
 
     def users_of(self, network_id: str) -> list[str]:
         """``web on h2``: whoever still uses a network."""

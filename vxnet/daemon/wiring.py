@@ -17,7 +17,7 @@ from vxnet.model.api import NetworkConnect
 from vxnet.model.container import Container, NetworkWish
 from vxnet.model.errors import ConflictError, HostError, NotFoundError, VxnetError
 from vxnet.model.host import Change
-from vxnet.model.row import Endpoint
+from vxnet.model.row import Endpoint, EndpointState
 
 
 class Wiring:
@@ -58,9 +58,27 @@ class Wiring:
                     vtep=vtep,
                     name=container.spec.name,
                     aliases=attachment.aliases,
-                    state="ready" if container.state == "running" else "starting",
+                    service=container.task.service if container.task is not None else "",
+                    task=container.task.task if container.task is not None else "",
+                    ports=container.task.ports if container.task is not None else (),
+                    state=_row_state(container),
                 )
         return rows
+
+    def set_ready(self, container_id: str) -> None:
+        """Its health check has succeeded: its rows are *ready*. Harmless if it has gone."""
+        if (container := self._records.get(container_id)) is not None and container.unready:
+            self._records.keep(replace(container, unready=False))
+            self._changed()
+
+    def set_draining(self, container_id: str) -> list[str]:
+        """Its rows are *draining* from now on; their ids. Not kept on disk: who dies meanwhile begins again."""
+        container = self._records.get(container_id)
+        if container is None or container.state != "running":
+            return []
+        self._records.put(replace(container, draining=True))
+        self._changed()
+        return [row for row in self.endpoints() if row.startswith(container_id[:12])]
 
     async def attach(self, container_id: str, wish: NetworkWish) -> None:
         """One more interface. Its addresses are taken from here on."""
@@ -133,3 +151,9 @@ class Wiring:
 
     def forget(self, container_id: str) -> None:
         self._locks.pop(container_id, None)
+
+
+def _row_state(container: Container) -> EndpointState:
+    if container.draining:
+        return "draining"
+    return "ready" if container.state == "running" and not container.unready else "starting"

@@ -57,6 +57,10 @@ def observe_host() -> HostFacts:
         addresses=held,
         routes=tuple(sorted(routes, key=lambda one: (one.version, one))),
         nameservers=nameservers(_text(RESOLV_CONF)),
+        cpus=float(len(os.sched_getaffinity(0))),
+        memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        os=os.uname().sysname.lower(),
+        arch=os.uname().machine,
         missing=missing(),
     )
 

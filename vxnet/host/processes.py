@@ -9,6 +9,10 @@ from pathlib import Path
 from vxnet.model.api import ProcessView
 
 _STAT = re.compile(r"\d+ \((.*)\) (.*)", re.DOTALL)
+_ESTABLISHED, _LISTEN = "01", "0A"
+"""States in /proc/net/tcp: the kernel's include/net/tcp_states.h."""
+_LOOPBACK = ("0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F")
+"""As /proc/net/tcp has them on little endian machines; elsewhere a connection to oneself is waited for, too."""
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -28,6 +32,26 @@ def processes_beside(pid: int, proc: Path = Path("/proc")) -> tuple[ProcessView,
         except OSError:  # it has just ended
             continue
     return tuple(sorted(found, key=lambda process: process.pid))
+
+
+def open_connections(pid: int, proc: Path = Path("/proc")) -> int:
+    """TCP connections that others have open to servers in the network namespace of ``pid``; 0 if that has ended.
+    Blocks.
+    """
+    established: list[tuple[str, str]] = []
+    listening: set[str] = set()
+    for table in ("tcp", "tcp6"):
+        try:
+            lines = (proc / str(pid) / "net" / table).read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            _, local, remote, state = line.split()[:4]
+            if state == _LISTEN:
+                listening.add(local.rpartition(":")[2])
+            elif state == _ESTABLISHED and remote.partition(":")[0] not in _LOOPBACK:
+                established.append((local.rpartition(":")[2], remote))
+    return sum(port in listening for port, _ in established)
 
 
 def _read(entry: Path) -> ProcessView:

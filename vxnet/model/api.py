@@ -6,8 +6,9 @@ from typing import Literal
 
 from vxnet.model.address import IPAddress, IPNetwork
 from vxnet.model.assignment import Assignment
-from vxnet.model.cluster import DATA_PORT, Driver, Network, Node, Record, Role
+from vxnet.model.cluster import DATA_PORT, Availability, Driver, Network, Node, Record, Role
 from vxnet.model.container import ContainerState
+from vxnet.model.service import DesiredState, Service, ServiceSpec, TaskState
 
 MemberStatus = Literal["ready", "suspect", "down", "left", "unknown"]
 
@@ -57,6 +58,85 @@ class NodeReport(Record, frozen=True, kw_only=True):
     version: str = ""
     key_epochs: tuple[int, ...] = ()
     """Of the gossip keys that it accepts, the one it uses first: so a manager knows when a new one may be used."""
+    cpus: float = 0.0
+    memory: int = 0
+    """Octets."""
+    os: str = ""
+    arch: str = ""
+
+
+class TaskReport(Record, frozen=True, kw_only=True):
+    """What a node says of one of its tasks. Times are given as ages, since clocks differ."""
+
+    task: str
+    state: TaskState
+    age_s: float = 0.0
+    """Since when it is in ``state``."""
+    ran_s: float | None = None
+    """How long it runs, or did."""
+    message: str = ""
+    exit_status: int | None = None
+    container: str = ""
+
+
+class NodeUpdate(Record, frozen=True, kw_only=True):
+    availability: Availability | None = None
+    labels_added: dict[str, str] = {}
+    labels_removed: tuple[str, ...] = ()
+
+
+class ServiceUpdate(Record, frozen=True, kw_only=True):
+    spec: ServiceSpec
+    base: ServiceSpec
+    """What ``spec`` was made of: an update that somebody else made meanwhile is not undone by accident."""
+    rebalance: bool = False
+
+
+class TaskView(Record, frozen=True, kw_only=True):
+    """A line of ``service ps`` and ``node ps``."""
+
+    id: str
+    name: str
+    """``my-app.1``."""
+    service: str
+    """Name."""
+    node: str
+    """Name of the host; empty: none yet."""
+    desired: DesiredState
+    state: TaskState
+    since: float
+    started_at: float | None = None
+    message: str = ""
+    exit_status: int | None = None
+    container: str = ""
+    superseded: bool = False
+    """Another task has taken its slot."""
+    version: int = 0
+    argv: tuple[str, ...] = ()
+
+
+class ServiceView(Record, frozen=True, kw_only=True):
+    """A line of ``service ls``, and ``service inspect``."""
+
+    service: Service
+    running: int
+    """Tasks that run and are to."""
+    wanted: int
+    networks: dict[str, str] = {}
+    """Names by id."""
+    pending: str = ""
+    """Why tasks have no node."""
+
+
+class ServiceProgress(Record, frozen=True, kw_only=True):
+    """A service and its tasks, told each time when they are others than before."""
+
+    view: ServiceView
+    tasks: tuple[TaskView, ...]
+
+
+class TaskReports(Record, frozen=True, kw_only=True):
+    reports: tuple[TaskReport, ...]
 
 
 class LeaseRequest(Record, frozen=True, kw_only=True):

@@ -11,6 +11,8 @@ from vxnet.model.address import IPAddress, IPNetwork
 Role = Literal["worker", "manager"]
 Driver = Literal["overlay", "bridge", "host", "null"]
 Scope = Literal["swarm", "local"]
+Availability = Literal["active", "pause", "drain"]
+"""``pause``: no new tasks; ``drain``: none at all."""
 
 CONTROL_PORT = 2377
 GOSSIP_PORT = 7946
@@ -56,6 +58,14 @@ class Node(Record, frozen=True, kw_only=True):
     """SHA-256 of the public key it joined with: a join that is tried again is the same node."""
     key_epochs: tuple[int, ...] = ()
     """Of the gossip keys that it accepts, as last reported, the one it uses first."""
+    availability: Availability = "active"
+    labels: dict[str, str] = {}
+    cpus: float = 0.0
+    """What it has, as last reported; 0: not told yet."""
+    memory: int = 0
+    """Octets."""
+    os: str = ""
+    arch: str = ""
 
 
 class Subnet(Record, frozen=True, kw_only=True):

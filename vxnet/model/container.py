@@ -113,11 +113,29 @@ class Attachment(Record, frozen=True, kw_only=True):
     aliases: tuple[str, ...] = ()
 
 
+class TaskRef(Record, frozen=True, kw_only=True):
+    """Of a container that is a service's task: what its rows tell, and what its end needs when the managers have
+    forgotten it.
+    """
+
+    task: str
+    """Id, as the service's."""
+    service: str
+    ports: tuple[str, ...] = ()
+    stop_grace_s: float = 10.0
+    drain_s: float = 5.0
+
+
 class Container(Record, frozen=True, kw_only=True):
     id: str
     """64 hexadecimal digits; people see the first 12."""
     spec: ContainerSpec
     attachments: tuple[Attachment, ...] = ()
+    task: TaskRef | None = None
+    unready: bool = False
+    """It has a health check that has not succeeded yet: its rows stay *starting*."""
+    draining: bool = False
+    """It is to end: its rows are *draining*."""
     gateway: Attachment | None = None
     """On ``vxnet_gw``; None where every network is internal."""
     state: ContainerState = "created"

@@ -107,6 +107,12 @@ class HostFacts(Record, frozen=True, kw_only=True):
     """Destinations in the main table but the default, without vxnet's own."""
     nameservers: tuple[IPAddress, ...]
     """Of /etc/resolv.conf, in order."""
+    cpus: float = 0.0
+    memory: int = 0
+    """Octets."""
+    os: str = ""
+    arch: str = ""
+    """As ``uname -m`` says it."""
     missing: tuple[str, ...] = ()
     """Kernel features and programs that vxnet needs and did not find, each with its cure."""
 

@@ -41,7 +41,8 @@ TaskState = Literal[
 status 0. ``shutdown``: ended because it was to. ``rejected``: its node could not even start it. ``orphaned``: its node
 was lost, and it was given up.
 """
-DesiredState = Literal["running", "shutdown"]
+DesiredState = Literal["ready", "running", "shutdown"]
+"""``ready``: to be prepared, and started later, when its predecessor has ended or its delay is over."""
 
 
 class RestartPolicy(Record, frozen=True, kw_only=True):
@@ -182,15 +183,22 @@ class Service(Record, frozen=True, kw_only=True):
     id: str
     spec: ServiceSpec
     version: int = 1
-    """Of ``spec.task``: grows when tasks have to be replaced, and is what a task was born with."""
+    """Of ``spec.task``: another one when tasks have to be replaced. What a task was born with."""
+    last_version: int = 1
+    """The highest that was given: going back to ``previous`` goes back to its version, so that its tasks are kept."""
     previous: ServiceSpec | None = None
     """What ``service rollback`` goes back to."""
+    previous_version: int = 0
     networks: tuple[ServiceNetwork, ...] = ()
     created_at: float
     updated_at: float
     update: UpdateStatus | None = None
     rebalance: bool = False
     """Tasks are to be moved until they are spread evenly."""
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
 
     @property
     def public(self) -> PublicService:
@@ -212,24 +220,27 @@ class Task(Record, frozen=True, kw_only=True):
     """``my-app.1.5f0c…``; of a global service the node's id stands for the slot. Its container's name, too."""
     slot: int = 0
     """From 1; 0 in a global service, where the node is the slot."""
+    generation: int = 1
+    """Counts the tasks of a slot: the highest is the one that matters."""
     node: str = ""
     """Id; empty: none fits, yet."""
     version: int
     """Of the service's, when the task was made."""
     spec: TaskSpec
     desired: DesiredState = "running"
+    not_before: float = 0.0
+    """Of a ready one: when it may run at the earliest."""
     attempt: int = 0
-    """How many tasks have failed in this slot, one after the other, before this one."""
+    """How many tasks have ended in this slot, one soon after the other, before this one."""
     created_at: float
 
 
 class TaskStatus(Record, frozen=True, kw_only=True):
-    """As last reported by the task's node, or ``orphaned`` by the managers."""
+    """As last reported by the task's node, or ``orphaned`` by the managers. Times are by the managers' clock."""
 
     task: str
     state: TaskState
     since: float
-    """By the reporting node's clock."""
     started_at: float | None = None
     """When it came to run."""
     message: str = ""

@@ -1,0 +1,103 @@
+"""node update, ps, promote, demote: what nodes are to do."""
+
+from __future__ import annotations
+
+import click
+
+from vxnet.cli.complete import node_names
+from vxnet.cli.group import FAILED, FAILURES, for_each, report
+from vxnet.cli.options import Format, filter_option, list_options, pairs
+from vxnet.cli.service import show_tasks
+from vxnet.cluster.client import Client
+from vxnet.model.api import NodeUpdate, TaskView
+from vxnet.model.cluster import Availability, Role
+from vxnet.model.errors import CallerError, ConflictError, UnsupportedError
+
+
+@click.command("update")
+@click.option(
+    "--availability", type=click.Choice(["active", "pause", "drain"]), help="pause: no new tasks; drain: no tasks."
+)
+@click.option("--label-add", multiple=True, callback=pairs, metavar="KEY[=VALUE]", help="For constraints.")
+@click.option("--label-rm", multiple=True, metavar="KEY")
+@click.option("--role", type=click.Choice(["worker", "manager"]), help="As `promote` and `demote`.")
+@click.argument("node", shell_complete=node_names)
+@click.pass_obj
+def update(
+    client: Client,
+    availability: Availability | None,
+    label_add: dict[str, str],
+    label_rm: tuple[str, ...],
+    role: Role | None,
+    node: str,
+) -> None:
+    """Say what a node may be given to do."""
+    if role is not None:
+        _set_role(client, node, role)
+    request = NodeUpdate(availability=availability, labels_added=label_add, labels_removed=label_rm)
+    if request == NodeUpdate() and role is None:
+        raise CallerError("nothing to change", hint="there are --availability, --label-add, --label-rm and --role")
+    client.update_node(_own_id(client) if node == "self" else node, request)
+    click.echo(node)
+
+
+@click.command("ps")
+@list_options
+@filter_option("id", "name", "desired-state")
+@click.argument("nodes", nargs=-1, metavar="[NODE...]", shell_complete=node_names)
+@click.pass_obj
+def ps(
+    client: Client, nodes: tuple[str, ...], quiet: bool, form: Format, no_trunc: bool, filters: dict[str, list[str]]
+) -> None:
+    """List the tasks of nodes; without one, of this."""
+    failed = False
+    tasks: list[TaskView] = []
+    for ref in nodes or ("self",):
+        try:
+            tasks += client.tasks_of_node(_own_id(client) if ref == "self" else ref)
+        except FAILURES as error:
+            report(error)
+            failed = True
+    show_tasks(tasks, quiet, form, no_trunc, filters)
+    if failed:
+        raise click.exceptions.Exit(FAILED)
+
+
+def _own_id(client: Client) -> str:
+    own = client.info().node
+    if not own:
+        raise ConflictError("this host is not in a cluster", hint="`vxnet init` makes one, `vxnet join` joins one")
+    return own
+
+
+def _set_role(client: Client, ref: str, role: Role) -> None:
+    """With one manager there is little to choose. Raises what cannot be."""
+    view = client.node(_own_id(client) if ref == "self" else ref)
+    node = view.node
+    if node.role == role:
+        return
+    if role == "manager":
+        raise UnsupportedError(
+            f"node {node.name} stays a worker: more than one manager needs etcd as the store, which is not built yet",
+            hint="this cluster's store is SQLite, which takes one",
+        )
+    raise ConflictError(
+        f"node {node.name} is the cluster's last manager: without it there is no cluster",
+        hint="`vxnet leave --force` on it ends the cluster",
+    )
+
+
+@click.command("promote")
+@click.argument("nodes", nargs=-1, required=True, metavar="NODE...", shell_complete=node_names)
+@click.pass_obj
+def promote(client: Client, nodes: tuple[str, ...]) -> None:
+    """Make workers managers."""
+    for_each(nodes, lambda ref: _set_role(client, ref, "manager"))
+
+
+@click.command("demote")
+@click.argument("nodes", nargs=-1, required=True, metavar="NODE...", shell_complete=node_names)
+@click.pass_obj
+def demote(client: Client, nodes: tuple[str, ...]) -> None:
+    """Make managers workers."""
+    for_each(nodes, lambda ref: _set_role(client, ref, "worker"))

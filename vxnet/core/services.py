@@ -1,0 +1,244 @@
+"""What a service may be, and what a manager makes of a wish for one: decisions as in core/decisions."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from msgspec.structs import replace
+
+from vxnet.core import allocate, networks, placement, rollout, templates
+from vxnet.core.containers import check_aliases, check_spec
+from vxnet.core.decisions import Decision
+from vxnet.core.wishes import Counter, Wishes, lease_key
+from vxnet.model.api import ServiceUpdate
+from vxnet.model.cluster import Lease, Network
+from vxnet.model.codec import to_json
+from vxnet.model.container import NetworkWish
+from vxnet.model.errors import CallerError, ConflictError, UnsupportedError
+from vxnet.model.service import (
+    Service,
+    ServiceNetwork,
+    ServiceSpec,
+    TaskSpec,
+    UpdateConfig,
+    UpdateStatus,
+)
+
+NAME_MAX: Final = 40
+"""Characters: a task's name puts a slot and half an id behind it, and has to remain a label of DNS (RFC 1035: 63)."""
+SPEC_MAX: Final = 64 << 10
+"""Octets of a specification in JSON. Each task carries one, and a commit takes 1 MB."""
+REPLICAS_MAX: Final = 100_000
+_NAME: Final = re.compile(rf"[a-zA-Z0-9]([a-zA-Z0-9_-]{{0,{NAME_MAX - 2}}}[a-zA-Z0-9])?")
+
+
+def create(wishes: Wishes, spec: ServiceSpec, id: str, now: float) -> tuple[Decision, Service]:
+    """Raises :class:`CallerError`, :class:`ConflictError` (the name), :class:`NotFoundError` (a network),
+    :class:`UnsupportedError`, :class:`ExhaustedError` (a network's addresses).
+    """
+    spec = _checked(wishes, spec)
+    _check_free(wishes, spec.name)
+    places = _networks(wishes, spec, ())
+    service = Service(id=id, spec=spec, networks=places, created_at=now, updated_at=now)
+    changes: dict[str, object | None] = {f"service/{id}": service, "set/service": Counter()}
+    return _with_vips(wishes, changes, service, ()), service
+
+
+def update(wishes: Wishes, ref: str, wish: ServiceUpdate, now: float) -> tuple[Decision, Service]:
+    """Raises as :func:`create`, and :class:`ConflictError` if the service is no longer as it was."""
+    service = networks.find(ref, wishes.services.values(), "service")
+    if wish.base != service.spec:
+        raise ConflictError(f"service {service.name} was changed meanwhile", hint="look at it, and try again")
+    spec = _checked(wishes, wish.spec)
+    if spec.name != service.name:
+        raise CallerError(f"service {service.name} cannot be renamed", hint="create another one, and remove this one")
+    if spec.mode != service.spec.mode:
+        raise CallerError(f"service {service.name} is {service.spec.mode}, which cannot be changed")
+    changed = replace(
+        service,
+        spec=spec,
+        networks=_networks(wishes, spec, service.networks),
+        updated_at=now,
+        rebalance=wish.rebalance or service.rebalance,
+    )
+    if spec != service.spec:
+        changed = replace(changed, previous=service.spec, previous_version=service.version)
+    if spec.task != service.spec.task:
+        # What goes back by hand to what it was goes back to those tasks, too.
+        back = service.previous is not None and spec.task == service.previous.task
+        changed = replace(
+            changed,
+            version=service.previous_version if back else service.last_version + 1,
+            last_version=service.last_version + (not back),
+            update=UpdateStatus(state="updating", started_at=now),
+        )
+    if changed == replace(service, updated_at=now):
+        return Decision({}), service
+    return _with_vips(wishes, {f"service/{service.id}": changed}, changed, service.networks), changed
+
+
+def roll_back(wishes: Wishes, ref: str, now: float) -> tuple[Decision, Service]:
+    """Raises :class:`NotFoundError`, :class:`ConflictError` if there is nothing to go back to."""
+    service = networks.find(ref, wishes.services.values(), "service")
+    if service.previous is None:
+        raise ConflictError(f"service {service.name} has no previous specification", hint="it was never updated")
+    changed = rollout.back(service, now, "rolled back by request")
+    changed = replace(changed, networks=_networks(wishes, changed.spec, service.networks))
+    return _with_vips(wishes, {f"service/{service.id}": changed}, changed, service.networks), changed
+
+
+def scale(wishes: Wishes, ref: str, replicas: int, now: float) -> tuple[Decision, Service]:
+    """Raises :class:`NotFoundError`, :class:`CallerError`."""
+    service = networks.find(ref, wishes.services.values(), "service")
+    if service.spec.mode != "replicated":
+        raise CallerError(f"service {service.name} is global: it has a task on every node, and no number of replicas")
+    wish = ServiceUpdate(spec=replace(service.spec, replicas=replicas), base=service.spec)
+    return update(wishes, service.id, wish, now)
+
+
+def remove(wishes: Wishes, ref: str) -> tuple[Decision, Service]:
+    """Its tasks are ended by the scheduler. Raises :class:`NotFoundError`."""
+    service = networks.find(ref, wishes.services.values(), "service")
+    changes: dict[str, object | None] = {f"service/{service.id}": None, "set/service": Counter()}
+    return _with_vips(wishes, changes, replace(service, networks=()), service.networks), service
+
+
+# What may be asked for
+
+
+def _check_free(wishes: Wishes, name: str) -> None:
+    taken = next((service for service in wishes.services.values() if service.name == name), None)
+    if taken is not None:
+        raise ConflictError(
+            f"there is a service {name!r} already (id {taken.id})",
+            hint=f"choose another name, or change it with `vxnet service update {name}`",
+        )
+
+
+def _checked(wishes: Wishes, spec: ServiceSpec) -> ServiceSpec:
+    """With its networks by id."""
+    if not _NAME.fullmatch(spec.name):
+        raise CallerError(
+            f"{spec.name!r} cannot be a service's name",
+            hint=f"use up to {NAME_MAX} letters, digits, hyphens and underscores, a letter or digit at both ends",
+        )
+    if not 0 <= spec.replicas <= REPLICAS_MAX:
+        raise CallerError(f"a service has from 0 to {REPLICAS_MAX} replicas, not {spec.replicas}")
+    if spec.ports:
+        raise UnsupportedError("published ports (-p) are not built yet", hint="leave -p out; names and VIPs work")
+    if spec.affinity and spec.endpoint_mode != "vip":
+        raise CallerError("--affinity needs --endpoint-mode vip: without a VIP the client chooses")
+    _check_task(spec.task)
+    for config in (spec.update, spec.rollback):
+        _check_update(config)
+    task = spec.task
+    container = replace(task.container, networks=_wishes(wishes, task.container.networks), name="")
+    spec = replace(spec, task=replace(task, container=container))
+    if (octets := len(to_json(spec))) > SPEC_MAX:
+        raise CallerError(f"this service's description takes {octets} octets: at most {SPEC_MAX} are stored")
+    return spec
+
+
+def _wishes(wishes: Wishes, wanted: Iterable[NetworkWish]) -> tuple[NetworkWish, ...]:
+    found: dict[str, NetworkWish] = {}
+    for wish in wanted:
+        if wish.network in networks.RESERVED_NAMES:
+            raise UnsupportedError(
+                f"services on network {wish.network!r} are not built yet", hint="name an overlay network"
+            )
+        network = networks.find(wish.network, wishes.networks.values(), "network")
+        if network.id in found:
+            raise CallerError(f"network {network.name} is given twice")
+        if wish.ip is not None:
+            raise UnsupportedError("a chosen address for a service's tasks is not built yet", hint="leave ip= out")
+        found[network.id] = replace(wish, network=network.id)
+    return tuple(found.values())
+
+
+def _check_task(task: TaskSpec) -> None:
+    check_spec(replace(task.container, hostname=""))
+    templates.check(task.container)
+    for wish in task.container.networks:
+        check_aliases(wish.aliases)
+    for text in task.placement.constraints:
+        placement.parse_constraint(text)
+    for key in task.placement.preferences:
+        placement.check_key(key)
+    numbers: Mapping[str, float] = {
+        "--restart-delay": task.restart.delay_s,
+        "--restart-max-attempts": task.restart.max_attempts,
+        "--restart-window": task.restart.window_s,
+        "--host-grace": task.restart.host_grace_s,
+        "--stop-grace-period": task.stop_grace_s,
+        "--drain-timeout": task.drain_s,
+        "--reserve-cpu": task.reserve_cpus,
+        "--reserve-memory": task.reserve_memory,
+        "--replicas-max-per-node": task.placement.max_per_node,
+    }
+    for flag, number in numbers.items():
+        if number < 0:
+            raise CallerError(f"{flag} cannot be negative, found {number:g}")
+    if task.health is not None:
+        health = task.health
+        if not health.argv or health.retries < 1 or min(health.interval_s, health.timeout_s) <= 0:
+            raise CallerError("a health check needs a command, an interval, a timeout and at least one retry")
+    for port in task.ports:
+        if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,13}[a-z0-9])?:[0-9]{1,5}/(tcp|udp|sctp)", port):
+            raise CallerError(f"{port!r} is no port", hint="write [NAME:]PORT[/PROTOCOL], such as http:80/tcp")
+
+
+def _check_update(config: UpdateConfig) -> None:
+    if config.parallelism < 0 or config.delay_s < 0 or config.monitor_s < 0 or not 0 <= config.max_failure_ratio <= 1:
+        raise CallerError("an update's numbers are not negative, and its failure ratio is from 0 to 1")
+
+
+# Its place on networks
+
+
+def _networks(wishes: Wishes, spec: ServiceSpec, before: Iterable[ServiceNetwork]) -> tuple[ServiceNetwork, ...]:
+    """With a VIP on each, the one that it had where it had one."""
+    vips = {place.network: place.vips for place in before}
+    places = []
+    for wish in spec.task.container.networks:
+        network = wishes.networks[wish.network]
+        if network.driver != "overlay":
+            raise UnsupportedError(f"services on network {network.name} (driver {network.driver}) are not built yet")
+        mine = vips.get(network.id, ()) if spec.endpoint_mode == "vip" else ()
+        if spec.endpoint_mode == "vip" and not mine:
+            mine = allocate.pick_vips(network, wishes.leases_of_network(network.id))
+        places.append(ServiceNetwork(network=network.id, aliases=wish.aliases, vips=mine))
+    return tuple(places)
+
+
+def _with_vips(
+    wishes: Wishes, changes: dict[str, object | None], service: Service, before: Iterable[ServiceNetwork]
+) -> Decision:
+    """``changes`` and the leases of the VIPs that ``service`` has now and had not, and those that it has no longer.
+
+    A VIP is leased like a node's block, under the same guard: so nobody gets it who has not asked the same store.
+    """
+    old = {lease_key(place.network, ipaddress.ip_network(vip)): place.network for place in before for vip in place.vips}
+    new: dict[str, Lease] = {}
+    for place in service.networks:
+        network: Network = wishes.networks[place.network]
+        for vip in place.vips:
+            prefix = ipaddress.ip_network(vip)
+            lease = Lease(
+                network=network.id,
+                vni=network.vni,
+                prefix=prefix,
+                node="",
+                epoch=wishes.revision + 1,
+                service=service.id,
+            )
+            new[lease_key(network.id, prefix)] = lease
+    given = {key: lease for key, lease in new.items() if key not in old}
+    ended: dict[str, object | None] = {key: None for key in old if key not in new}
+    guards = list(changes)
+    if given or ended:
+        changes = changes | {"set/lease": Counter()}
+        guards += ["set/lease", *given, *(f"network/{place.network}" for place in service.networks)]
+    return Decision(changes | given | ended, guards)

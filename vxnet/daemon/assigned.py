@@ -1,0 +1,335 @@
+"""The tasks that the managers gave this host, as containers.
+
+::
+
+     assignment (place) ──> one caretaker a task ──> Containers ──> rows
+                                  │      ^ health
+                                  └──> reports ──> managers
+
+A caretaker compares what its task is to be with what its container is, and does the next step; then it waits until one
+of them is different. So it is the same to it whether the daemon has just started, a manager was away for a day, or the
+task is new.
+
+The end of a task::
+
+     rows "draining" ──> this kernel, and all others, send no new connections (or drain_s is over) ──> the connections
+     that were just being served have ended (or QUIET_S is over) ──> SIGTERM ──> stop_grace_s ──> SIGKILL
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import NamedTuple
+
+import structlog
+from msgspec.structs import replace
+
+from vxnet.core.lifecycle import ENDED
+from vxnet.daemon.containers import Containers
+from vxnet.daemon.health import watch_health
+from vxnet.daemon.place import Place
+from vxnet.host.processes import open_connections
+from vxnet.model.api import TaskReport
+from vxnet.model.container import Container, TaskRef
+from vxnet.model.errors import ConflictError, NotFoundError, UnavailableError, VxnetError
+from vxnet.model.service import HealthCheck, Task, TaskState
+
+RETRY_S = 1.0
+"""After a manager or the host refused something that may go well later."""
+REPORT_RETRY_S = (0.2, 5.0)
+"""First and longest pause between two attempts to report, doubling."""
+QUIET_S = 0.5
+"""Longest wait, once nobody sends new connections, for those that are open to end. Most requests take less; one that is
+kept open is cut by its server's own end, as SIGTERM asks for."""
+QUIET_LOOK_S = 0.02
+
+log = structlog.get_logger()
+
+
+class _Fact(NamedTuple):
+    """What is known of a task, for the managers."""
+
+    state: TaskState
+    since: float
+    started_at: float | None = None
+    message: str = ""
+    exit_status: int | None = None
+    container: str = ""
+
+
+class Assigned:
+    """Works while :meth:`run` runs. ``settle`` waits until this host's kernel carries the rows as they are."""
+
+    def __init__(
+        self,
+        containers: Containers,
+        place: Callable[[], Place | None],
+        settle: Callable[[], Awaitable[object]],
+    ) -> None:
+        self._containers = containers
+        self._place = place
+        self._settle = settle
+        self._due = asyncio.Event()
+        self._report_due = asyncio.Event()
+        self._wakers: dict[str, asyncio.Event] = {}
+        """One a caretaker, by task."""
+        self._facts: dict[str, _Fact] = {}
+        self._told: dict[str, _Fact] = {}
+        self._group = asyncio.TaskGroup()
+        self._watched: dict[str, asyncio.Task[None]] = {}
+        """The health checks, by task."""
+        self._sick: dict[str, str] = {}
+        """Why tasks are ended although they run: what their health check said."""
+        self.drain_timeouts = 0
+        """How often a node that did not answer was waited for to the end."""
+
+    def wake(self) -> None:
+        """Assignment or containers may be others than before."""
+        self._due.set()
+
+    async def run(self) -> None:
+        async with self._group:
+            self._group.create_task(self._report())
+            while True:
+                for id in self._known() - self._wakers.keys():
+                    self._wakers[id] = asyncio.Event()
+                    self._group.create_task(self._care(id))
+                for waker in self._wakers.values():
+                    waker.set()
+                await self._due.wait()
+                self._due.clear()
+
+    def _known(self) -> set[str]:
+        if self._place() is None:
+            return set()
+        return self._tasks().keys() | {
+            container.task.task for container in self._containers.all() if container.task is not None
+        }
+
+    def _tasks(self) -> Mapping[str, Task]:
+        place = self._place()
+        return {task.id: task for task in place.assignment.tasks} if place is not None else {}
+
+    def _container_of(self, id: str) -> Container | None:
+        """The container that is, or was, this task."""
+        for container in self._containers.all():
+            if container.task is not None and container.task.task == id:
+                return container
+        return None
+
+    # One task
+
+    async def _care(self, id: str) -> None:
+        waker = self._wakers[id]
+        try:
+            while self._place() is not None:
+                waker.clear()
+                try:
+                    if not await self._step(id):
+                        return
+                except (UnavailableError, ConflictError) as error:
+                    log.info("task has to wait", task=id[:12], error=str(error))
+                    await self._pause(waker)
+                except VxnetError as error:
+                    log.warning("task not looked after", task=id[:12], error=str(error))
+                    await self._pause(waker)
+                else:
+                    await waker.wait()
+        finally:
+            del self._wakers[id]
+            self._due.set()
+
+    async def _pause(self, waker: asyncio.Event) -> None:
+        await asyncio.sleep(RETRY_S)
+        waker.set()
+
+    async def _step(self, id: str) -> bool:
+        """What is due now; False: the task is forgotten. Raises :class:`VxnetError` when it is to be tried again."""
+        task, container = self._tasks().get(id), self._container_of(id)
+        if task is None or task.desired == "shutdown":
+            if container is not None and container.state in ("created", "running"):
+                await self._stop(container)
+            if task is None:
+                await self._forget(id)
+                return False
+            if (fact := self._facts.get(id)) is None or fact.state not in ENDED:
+                self._say(id, _Fact("shutdown", time.time(), container=container.id if container else ""))
+        elif container is None:
+            await self._create(task)
+        elif container.state == "created" and task.desired == "running":
+            await self._start(task, container)
+        elif container.state == "running" and id in self._sick:
+            await self._stop(container)
+        elif container.state == "running":
+            self._say_running(task, container)
+        elif container.state in ("exited", "dead"):
+            self._say_ended(container)
+        return True
+
+    async def _create(self, task: Task) -> None:
+        if task.id in self._facts:
+            # It had one, and somebody took it away; or it could not be made.
+            if self._facts[task.id].state not in ENDED:
+                self._say(task.id, _Fact("failed", time.time(), message="its container was removed by hand"))
+            return
+        self._say(task.id, _Fact("preparing", time.time()))
+        try:
+            container = await self._containers.create(
+                replace(
+                    task.spec.container,
+                    name=task.name,
+                    networks=tuple(replace(wish, aliases=()) for wish in task.spec.container.networks),
+                ),
+                TaskRef(
+                    task=task.id,
+                    service=task.service,
+                    ports=task.spec.ports,
+                    stop_grace_s=task.spec.stop_grace_s,
+                    drain_s=task.spec.drain_s,
+                ),
+                unready=task.spec.health is not None,
+            )
+        except UnavailableError:
+            del self._facts[task.id]
+            raise
+        except VxnetError as error:
+            self._say(task.id, _Fact("rejected", time.time(), message=str(error)))
+            return
+        log.info("task prepared", task=task.id[:12], name=task.name, container=container.id[:12])
+        self._wakers[task.id].set()
+
+    async def _start(self, task: Task, container: Container) -> None:
+        try:
+            await self._containers.start(container.id)
+        except ConflictError:
+            raise
+        except VxnetError as error:
+            self._say(task.id, _Fact("rejected", time.time(), message=str(error), container=container.id))
+            return
+        self._wakers[task.id].set()
+
+    def _say_running(self, task: Task, container: Container) -> None:
+        check = task.spec.health
+        if check is not None and task.id not in self._watched:
+            self._watched[task.id] = self._group.create_task(self._watch(task.id, container, check))
+        state: TaskState = "starting" if container.unready else "running"
+        self._say(task.id, _Fact(state, time.time(), container.started_at or time.time(), container=container.id))
+
+    async def _watch(self, id: str, container: Container, check: HealthCheck) -> None:
+        try:
+            why = await watch_health(
+                check,
+                lambda: self._containers.inside.execute(container.id, check.argv, check.timeout_s),
+                lambda: self._containers.wiring.set_ready(container.id),
+                not container.unready,
+            )
+            if why:
+                log.warning("task is unhealthy", task=id[:12], container=container.id[:12], why=why)
+                self._sick[id] = why
+        finally:
+            self._watched.pop(id, None)
+            self.wake()
+
+    def _say_ended(self, container: Container) -> None:
+        assert container.task is not None
+        id = container.task.task
+        if id in self._facts and self._facts[id].state in ENDED:
+            return
+        state: TaskState = "complete" if container.exit_status == 0 and id not in self._sick else "failed"
+        message = self._sick.get(id) or container.error
+        if not message and container.exit_status is None:
+            message = "its process vanished: the host was restarted, or it was killed from outside"
+        self._say(
+            id,
+            _Fact(
+                state,
+                container.finished_at or time.time(),
+                container.started_at,
+                message,
+                container.exit_status,
+                container.id,
+            ),
+        )
+
+    async def _stop(self, container: Container) -> None:
+        assert container.task is not None
+        ref = container.task
+        if container.state == "running" and not container.unready:
+            await self._drain(container, ref)
+        with contextlib.suppress(NotFoundError):
+            await self._containers.stop(container.id, ref.stop_grace_s)
+
+    async def _drain(self, container: Container, ref: TaskRef) -> None:
+        rows = self._containers.wiring.set_draining(container.id)
+        place = self._place()
+        if not rows or place is None:
+            return
+        begun = time.monotonic()
+        await self._settle()
+        if not await place.drained(rows, ref.drain_s):
+            self.drain_timeouts += 1
+            log.warning("drained without everybody's word", task=ref.task[:12], bound_s=ref.drain_s)
+        deadline = time.monotonic() + QUIET_S
+        while time.monotonic() < deadline and await _in_use(container.pid):
+            await asyncio.sleep(QUIET_LOOK_S)
+        log.info("task drained", task=ref.task[:12], after_s=round(time.monotonic() - begun, 3))
+
+    async def _forget(self, id: str) -> None:
+        if (watch := self._watched.get(id)) is not None:
+            watch.cancel()
+        container = self._container_of(id)
+        if container is not None:
+            with contextlib.suppress(NotFoundError):
+                await self._containers.remove(container.id, force=True)
+        for table in (self._facts, self._told, self._sick):
+            table.pop(id, None)
+
+    # What the managers hear
+
+    def _say(self, id: str, fact: _Fact) -> None:
+        old = self._facts.get(id)
+        if old is not None and old._replace(since=0.0) == fact._replace(since=0.0):
+            return
+        self._facts[id] = fact
+        self._report_due.set()
+
+    async def _report(self) -> None:
+        pause_s = REPORT_RETRY_S[0]
+        while True:
+            await self._report_due.wait()
+            self._report_due.clear()
+            news = {id: fact for id, fact in self._facts.items() if self._told.get(id) != fact}
+            place = self._place()
+            if not news or place is None:
+                continue
+            try:
+                await place.report_tasks([_report(id, fact) for id, fact in news.items()])
+            except VxnetError as error:
+                log.debug("tasks not reported", error=str(error))
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, REPORT_RETRY_S[1])
+                self._report_due.set()
+            else:
+                self._told |= news
+                pause_s = REPORT_RETRY_S[0]
+
+
+async def _in_use(pid: int) -> bool:
+    return await asyncio.to_thread(open_connections, pid) > 0
+
+
+def _report(id: str, fact: _Fact) -> TaskReport:
+    now = time.time()
+    until = fact.since if fact.state in ENDED else now
+    return TaskReport(
+        task=id,
+        state=fact.state,
+        age_s=max(now - fact.since, 0.0),
+        ran_s=max(until - fact.started_at, 0.0) if fact.started_at is not None else None,
+        message=fact.message,
+        exit_status=fact.exit_status,
+        container=fact.container,
+    )

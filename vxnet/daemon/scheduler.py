@@ -1,0 +1,169 @@
+"""The manager's loop over services: what nodes report goes into the store, what core/schedule decides does too.
+
+::
+
+      nodes ── reports ──> statuses ──┐
+      store (watch) ──> Wishes ───────┼──> core/schedule ──> commits of at most 100 records ──> store
+      gossip ── who is lost ──────────┘
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+
+import structlog
+
+from vxnet.cluster.store import MAX_OCTETS, MAX_RECORDS
+from vxnet.core import lifecycle, schedule
+from vxnet.core.schedule import Plan, State
+from vxnet.core.wishes import Wishes
+from vxnet.model.api import TaskReport
+from vxnet.model.codec import to_json
+from vxnet.model.errors import VxnetError
+from vxnet.model.service import TaskStatus
+
+LOOK_S = 5.0
+"""Longest pause between two plans: nodes that were never met become lost by time alone."""
+AGAIN_S = 1.0
+"""After the store refused to be written."""
+ROOM = 1000
+"""Octets of a commit left to keys and guards of the store's own."""
+
+Write = Callable[[dict[str, bytes | None]], Awaitable[None]]
+log = structlog.get_logger(__name__)
+
+
+class Scheduler:
+    """Works while :meth:`run` runs.
+
+    ``write`` makes one commit and returns when the wishes show it; ``turn`` is held while a plan is made and written.
+    """
+
+    def __init__(
+        self,
+        wishes: Callable[[], Wishes],
+        due: asyncio.Event,
+        turn: asyncio.Lock,
+        write: Write,
+        ids: Iterator[str],
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.lost: Callable[[], Mapping[str, float]] = dict
+        """Since when nodes are lost; the daemon sets it once gossip runs."""
+        self._wishes = wishes
+        self._due = due
+        self._turn = turn
+        self._write = write
+        self._ids = ids
+        self._now = now
+        self._batch: _Batch | None = None
+
+    async def run(self) -> None:
+        while True:
+            self._due.clear()
+            try:
+                plan = await self.step()
+            except VxnetError as error:
+                log.warning("services not looked after", error=str(error))
+                await asyncio.sleep(AGAIN_S)
+                continue
+            if not plan.changes:
+                wait_s = LOOK_S if plan.next_at is None else min(max(plan.next_at - self._now(), 0.0), LOOK_S)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(wait_s):
+                        await self._due.wait()
+
+    def wake(self) -> None:
+        """Somebody was lost, or is back."""
+        self._due.set()
+
+    async def step(self) -> Plan:
+        """One plan, carried out. Raises what the store does; then it is carried out in part, and the next one goes on
+        from there.
+        """
+        async with self._turn:
+            plan = schedule.plan(self.known(), self._now(), self._ids)
+            for part in pieces({key: None if one is None else to_json(one) for key, one in plan.changes.items()}):
+                await self._write(part)
+        return plan
+
+    def known(self) -> State:
+        wishes = self._wishes()
+        return State(
+            services=wishes.services,
+            tasks={service: tasks.values() for service, tasks in wishes.tasks_of_service.items()},
+            statuses=wishes.statuses,
+            nodes=wishes.nodes,
+            lost=self.lost(),
+        )
+
+    async def report(self, node_id: str, reports: Sequence[TaskReport]) -> None:
+        """Returns when the store has them. What ``node_id`` says of tasks that are not its own is passed over.
+
+        Whoever comes while a commit is under way waits for the next one, together with all the others.
+        """
+        batch = self._batch
+        if batch is not None:
+            batch.add(node_id, reports, self._now())
+            await asyncio.shield(batch.written)
+            return
+        batch = self._batch = _Batch()
+        batch.add(node_id, reports, self._now())
+        try:
+            async with self._turn:
+                self._batch = None
+                changes = batch.changes(self._wishes())
+                for part in pieces(changes):
+                    await self._write(part)
+        except BaseException as error:
+            self._batch = None if self._batch is batch else self._batch
+            batch.fail(error)
+            raise
+        batch.written.set_result(None)
+
+
+class _Batch:
+    def __init__(self) -> None:
+        self.written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._reports: list[tuple[str, TaskReport, float]] = []
+
+    def add(self, node_id: str, reports: Sequence[TaskReport], now: float) -> None:
+        self._reports += [(node_id, report, now) for report in reports]
+
+    def fail(self, error: BaseException) -> None:
+        if isinstance(error, VxnetError):
+            self.written.set_exception(error)
+            self.written.exception()  # somebody may wait for it, or nobody
+        else:
+            self.written.cancel()
+
+    def changes(self, wishes: Wishes) -> dict[str, bytes | None]:
+        found: dict[str, bytes | None] = {}
+        statuses: dict[str, TaskStatus] = {}
+        for node_id, report, at in self._reports:
+            task = wishes.tasks.get(report.task)
+            if task is None or task.node != node_id:
+                continue
+            status = lifecycle.advance(task, statuses.get(task.id) or wishes.statuses.get(task.id), report, at)
+            if status is not None:
+                statuses[task.id] = status
+                found[f"status/{task.id}"] = to_json(status)
+        return found
+
+
+def pieces(changes: Mapping[str, bytes | None]) -> Iterator[dict[str, bytes | None]]:
+    """In the same order, as few as the store's limits allow."""
+    piece: dict[str, bytes | None] = {}
+    octets = ROOM
+    for key, value in changes.items():
+        size = len(key) + len(value or b"")
+        if piece and (len(piece) == MAX_RECORDS or octets + size > MAX_OCTETS):
+            yield piece
+            piece, octets = {}, ROOM
+        piece[key] = value
+        octets += size
+    if piece:
+        yield piece

@@ -1,0 +1,115 @@
+"""The manager's part in services: commands and questions; what follows from them is the scheduler's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import Protocol, TypeVar
+
+import structlog
+
+from vxnet.core import networks, services
+from vxnet.core.decisions import Decision
+from vxnet.core.wishes import Wishes
+from vxnet.daemon import service_views as views
+from vxnet.daemon.mirror import Mirror
+from vxnet.daemon.scheduler import Scheduler, Write
+from vxnet.model.api import ServiceProgress, ServiceUpdate, ServiceView, TaskReport, TaskView
+from vxnet.model.service import Service, ServiceSpec
+
+R = TypeVar("R")
+log = structlog.get_logger(__name__)
+
+
+class Decide(Protocol):
+    """Commits what a decision makes of the wishes, and answers when they show it."""
+
+    def __call__(self, decide: Callable[[Wishes], tuple[Decision, R]], /) -> Awaitable[R]: ...
+
+
+class Services:
+    """Works while :meth:`run` runs. ``ref`` is a name, an id, or an unambiguous start of an id."""
+
+    def __init__(
+        self,
+        mirror: Mirror,
+        turn: asyncio.Lock,
+        decide: Decide,
+        write: Write,
+        new_id: Callable[[], str],
+        now: Callable[[], float],
+    ) -> None:
+        self._mirror = mirror
+        self._decide = decide
+        self._new_id = new_id
+        self._now = now
+        self.scheduler = Scheduler(lambda: mirror.wishes, mirror.schedule_due, turn, write, iter(new_id, ""), now)
+
+    async def run(self) -> None:
+        await self.scheduler.run()
+
+    async def report(self, node_id: str, reports: Sequence[TaskReport]) -> None:
+        await self.scheduler.report(node_id, reports)
+
+    # Questions. Each raises NotFoundError.
+
+    def all(self) -> tuple[ServiceView, ...]:
+        return views.services(self.scheduler.known(), self._wishes.networks)
+
+    def service(self, ref: str) -> ServiceView:
+        id = networks.find(ref, self._wishes.services.values(), "service").id
+        return next(view for view in self.all() if view.service.id == id)
+
+    def tasks(self, ref: str) -> tuple[TaskView, ...]:
+        service = networks.find(ref, self._wishes.services.values(), "service")
+        return views.tasks(self.scheduler.known(), self._wishes.tasks_of_service.get(service.id, {}).values())
+
+    def tasks_of_node(self, ref: str) -> tuple[TaskView, ...]:
+        node = networks.find(ref, self._wishes.nodes.values(), "node")
+        return views.tasks(self.scheduler.known(), self._wishes.tasks_of_node(node.id))
+
+    async def progress(self, ref: str) -> AsyncGenerator[ServiceProgress, None]:
+        """A service and its tasks, now and whenever they are others. Ends when it is removed."""
+        id = self.service(ref).service.id
+        told: ServiceProgress | None = None
+        while id in self._wishes.services:
+            news = ServiceProgress(view=self.service(id), tasks=self.tasks(id))
+            if news != told:
+                yield news
+                told = news
+            await self._mirror.wait_moved()
+
+    # Commands. Each raises what its decision does.
+
+    async def create(self, spec: ServiceSpec) -> Service:
+        id, now = self._new_id(), self._now()
+        service = await self._decide(lambda wishes: services.create(wishes, spec, id, now))
+        log.info("service created", service=service.id, name=service.name)
+        return service
+
+    async def update(self, ref: str, update: ServiceUpdate) -> Service:
+        now = self._now()
+        service = await self._decide(lambda wishes: services.update(wishes, ref, update, now))
+        log.info("service updated", service=service.id, name=service.name, version=service.version)
+        return service
+
+    async def scale(self, ref: str, replicas: int) -> Service:
+        now = self._now()
+        service = await self._decide(lambda wishes: services.scale(wishes, ref, replicas, now))
+        log.info("service scaled", service=service.id, name=service.name, replicas=replicas)
+        return service
+
+    async def roll_back(self, ref: str) -> Service:
+        now = self._now()
+        service = await self._decide(lambda wishes: services.roll_back(wishes, ref, now))
+        log.info("service rolled back", service=service.id, name=service.name, version=service.version)
+        return service
+
+    async def remove(self, ref: str) -> Service:
+        service = await self._decide(lambda wishes: services.remove(wishes, ref))
+        log.info("service removed", service=service.id, name=service.name)
+        return service
+
+    @property
+    def _wishes(self) -> Wishes:
+        return self._mirror.wishes
