@@ -198,6 +198,11 @@ class Gossip:
 
     # What it knows
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it has its sockets."""
+        return self._udp is not None
+
     def members(self) -> tuple[Member, ...]:
         """Oneself and the gone included."""
         return self.core.members()

@@ -133,8 +133,8 @@ async def serve_manager(
                 use_credentials(context, Credentials(*source.credentials()))
 
 
-def listen(address: IPAddress, port: int) -> socket.socket:
-    """Raises :class:`HostError`."""
+def listen(address: IPAddress, port: int, purpose: str = "managers serve") -> socket.socket:
+    """Raises :class:`HostError`; ``purpose`` is for people."""
     listener = socket.socket(
         socket.AF_INET6 if address.version == 6 else socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC
     )
@@ -147,7 +147,7 @@ def listen(address: IPAddress, port: int) -> socket.socket:
         listener.close()
         what = "in use by another program" if error.errno == errno.EADDRINUSE else f"unusable: {error.strerror}"
         raise HostError(
-            f"port {port}/tcp of {address}, on which managers serve, is {what}",
+            f"port {port}/tcp of {address}, on which {purpose}, is {what}",
             hint=f"`ss -ltnp 'sport = {port}'` shows who has it",
         ) from error
     return listener

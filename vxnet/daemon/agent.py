@@ -27,11 +27,12 @@ from vxnet.core import allocate, networks, plan
 from vxnet.core.facts import NO_FACTS, Facts
 from vxnet.core.names import view_of
 from vxnet.core.remotes import Groups
-from vxnet.daemon import views, watch
+from vxnet.daemon import metrics, views, watch
 from vxnet.daemon.assigned import Assigned
 from vxnet.daemon.config import Config
 from vxnet.daemon.containers import Containers
 from vxnet.daemon.membership import Membership
+from vxnet.daemon.metrics import Measured
 from vxnet.daemon.reconcile import Plan, Reconciler
 from vxnet.daemon.services import Services
 from vxnet.daemon.state import GatewayChoice, StateDirectory
@@ -43,6 +44,7 @@ from vxnet.model.api import (
     ContainerView,
     GossipKeyView,
     GossipView,
+    Health,
     Info,
     InitRequest,
     JoinRequest,
@@ -330,6 +332,13 @@ class Agent:
             segments=len(self._plan().state.segments),
             drift=self._reconciler.drift,
         )
+
+    async def measured(self) -> Measured:
+        place = self._membership.place
+        return metrics.measure(await self.info(), place, self._containers.all(), self._resolver.statistics())
+
+    def health(self) -> Health:
+        return metrics.health(self._membership.place, settled=self._reconciler.settled is not None)
 
     async def init(self, request: InitRequest) -> Node:
         await self._look_at_host()

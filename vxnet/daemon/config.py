@@ -5,6 +5,7 @@
     log-level = "info"              # debug, info, warning, error
     advertise-addr = "eth1"         # for `init` and `join` without --advertise-addr: address or interface
     data-path-addr = "eth1"
+    metrics-addr = "127.0.0.1:9323" # /metrics and /healthz over TCP too; default: on the API's socket only
 
     [gateway]                       # vxnet_gw, the containers' way out
     subnet = "172.19.0.0/16"        # default: the first of 172.19.0.0/16 … that no route of this host meets
@@ -34,6 +35,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     advertise_addr: str = ""
     data_path_addr: str = ""
+    metrics_addr: str = ""
     gateway: GatewayConfig = GatewayConfig()
 
 

@@ -23,6 +23,7 @@ import structlog
 from vxnet import __version__
 from vxnet.cluster.api import serve_unix
 from vxnet.daemon import config as configuration
+from vxnet.daemon import metrics
 from vxnet.daemon.agent import Agent
 from vxnet.daemon.local_api import build_app
 from vxnet.daemon.state import RUN_DIRECTORY, STATE_DIRECTORY
@@ -74,7 +75,12 @@ async def _serve(config: configuration.Config, socket_path: Path) -> None:
         loop.add_signal_handler(number, stop.set)
     log.info("vxnetd starts", version=__version__, pid=os.getpid())
     async with Agent.open(config, STATE_DIRECTORY, RUN_DIRECTORY) as agent:
-        async with serve_unix(build_app(agent), socket_path):
+        async with contextlib.AsyncExitStack() as servers:
+            app = build_app(agent)
+            app.router.add_routes(metrics.routes(agent.measured, agent.health))
+            await servers.enter_async_context(serve_unix(app, socket_path))
+            if config.metrics_addr:
+                await servers.enter_async_context(metrics.serve(config.metrics_addr, agent.measured, agent.health))
             log.info("vxnetd is ready", api=str(socket_path))
             await stop.wait()
         log.info("vxnetd stops; containers and networks stay")

@@ -219,6 +219,11 @@ class Place:
     # The managers' word
 
     @property
+    def certificate(self) -> bytes:
+        """This node's, DER."""
+        return self._certificate
+
+    @property
     def manager_reachable(self) -> bool:
         return self._client is None or self._client.reachable
 

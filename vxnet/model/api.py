@@ -234,6 +234,15 @@ class NetworkConnect(Record, frozen=True, kw_only=True):
     aliases: tuple[str, ...] = ()
 
 
+class Health(Record, frozen=True, kw_only=True):
+    """``/healthz``; with any problem its status is 503."""
+
+    healthy: bool
+    problems: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    """What harms nothing that there is."""
+
+
 class RotateKeys(Record, frozen=True, kw_only=True):
     key: bytes = b""
     """16, 24 or 32 octets; empty: a new one of ``bits``."""
