@@ -85,17 +85,17 @@ async def test_a_gossip_port_that_is_taken_is_had_once_it_is_free(place, monkeyp
 
 async def test_a_clock_that_is_set_is_noticed(place, monkeypatch):
     """A host whose clock was years behind at its start must not sleep for years: its certificate would run out."""
-    first, last = trust.validity(place._certificate)
+    first, last = trust.validity(place.certificate)
     offset = -400 * 86400.0
     true = time.time
     monkeypatch.setattr(time, "time", lambda: true() + offset)
     monkeypatch.setattr(places, "CLOCK_S", 0.05)
-    before = place._certificate
+    before = place.certificate
     async with running(place) as task:
         await asyncio.sleep(0.2)
-        assert place._certificate == before
+        assert place.certificate == before
         offset = (last - first) * 0.6
-        await wait(lambda: place._certificate != before, "the certificate is renewed")
+        await wait(lambda: place.certificate != before, "the certificate is renewed")
         assert not task.done()
 
 
@@ -103,7 +103,7 @@ async def test_a_renewal_that_the_store_refuses_is_tried_again(place, monkeypatc
     """A full disk, say: neither the daemon's end nor the certificate's."""
     monkeypatch.setattr(places, "RENEWAL_RETRY_S", 0.05)
     monkeypatch.setattr(trust, "renewal_time", lambda certificate: 0.0 if certificate == before else 1e12)
-    before, refusals = place._certificate, []
+    before, refusals = place.certificate, []
     use = place.manager.use_certificate
 
     async def refuse_once(certificate: bytes) -> None:
@@ -114,5 +114,5 @@ async def test_a_renewal_that_the_store_refuses_is_tried_again(place, monkeypatc
 
     monkeypatch.setattr(place.manager, "use_certificate", refuse_once)
     async with running(place) as task:
-        await wait(lambda: place._certificate != before, "the certificate is renewed")
+        await wait(lambda: place.certificate != before, "the certificate is renewed")
         assert refusals and not task.done()

@@ -102,7 +102,7 @@ class Place:
         self._changed = changed
         certificate_pem, key_pem = state.credentials()
         self._key = trust.key_from_pem(key_pem)
-        self._certificate = trust.certificate_from_pem(certificate_pem)
+        self.certificate = trust.certificate_from_pem(certificate_pem)
         self._report_due = asyncio.Event()
         self._moved = asyncio.Event()
         """Set, and replaced, whenever gossip tells something new."""
@@ -123,7 +123,7 @@ class Place:
             self._client = ManagerClient(
                 self.node.id,
                 assignment.managers,
-                certificate=self._certificate,
+                certificate=self.certificate,
                 key=key_pem,
                 roots=assignment.roots,
             )
@@ -144,7 +144,7 @@ class Place:
             },
             keys=tuple(key.secret for key in assignment.keys),
             key=self._key,
-            certificate=self._certificate,
+            certificate=self.certificate,
             roots=assignment.roots,
             leases=assignment.leases,
             incarnation=local.row_incarnation,
@@ -217,11 +217,6 @@ class Place:
                 await asyncio.sleep(PORT_RETRY_S)
 
     # The managers' word
-
-    @property
-    def certificate(self) -> bytes:
-        """This node's, DER."""
-        return self._certificate
 
     @property
     def manager_reachable(self) -> bool:
@@ -321,7 +316,7 @@ class Place:
     async def _renew(self) -> None:
         """A new certificate at half the life of the old one."""
         while True:
-            wait_s = trust.renewal_time(self._certificate) - time.time()
+            wait_s = trust.renewal_time(self.certificate) - time.time()
             if wait_s > 0:
                 await asyncio.sleep(min(wait_s, CLOCK_S))
                 continue
@@ -341,7 +336,7 @@ class Place:
         if self.manager is not None:
             await self.manager.use_certificate(certificate)
         self.gossip.update(certificate=certificate)
-        self._certificate = certificate
+        self.certificate = certificate
 
     async def resign(self) -> None:
         """Tell the managers. Raises what they say; then this node is a member as before."""
