@@ -208,7 +208,7 @@ def test_completion(vxnet_: Vxnet, shell: str, word: str) -> None:
     [
         (
             "vxnet network ",
-            ["create", "ls", "inspect", "rm", "connect", "disconnect", "update", "peer", "prune"],
+            ["create", "ls", "inspect", "rm", "connect", "disconnect", "guests", "update", "peer", "prune"],
         ),
         ("vxnet rm w", ["web"]),
         ("vxnet network rm ", ["my-net"]),

@@ -51,6 +51,7 @@ from vxnet.model.api import (
 from vxnet.model.cluster import ForeignPeer, Network, Node, Role, Subnet
 from vxnet.model.container import Container, ContainerSpec
 from vxnet.model.errors import CallerError, ConflictError, ForbiddenError, HostError, NotFoundError
+from vxnet.model.guest import GuestView, GuestWish
 
 T = TypeVar("T")
 
@@ -70,6 +71,7 @@ class MemoryAgent:
         self.container_table: dict[str, Container] = {}
         self.members: dict[tuple[str, str], NetworkConnect] = {}
         """(network id, container id) → how it was connected."""
+        self.guest_table: dict[str, GuestView] = {}
         self.rotations = 0
         self.key_epoch = 1
         self.ring: dict[int, Literal["in use", "next", "old"]] = {1: "in use"}
@@ -327,6 +329,30 @@ class MemoryAgent:
         key = (self._network(ref).id, self._container(request.container).id)
         if self.members.pop(key, None) is None and not force:
             raise NotFoundError(f"{request.container} is not connected to {ref}")
+
+    async def guests(self) -> tuple[GuestView, ...]:
+        return tuple(self.guest_table.values())
+
+    async def connect_guest(self, ref: str, wish: GuestWish, /) -> GuestView:
+        name = wish.name or (f"pid-{wish.pid}" if wish.pid else Path(wish.netns).name)
+        self.guest_table[name] = GuestView(
+            id=make_id(name),
+            name=name,
+            pid=wish.pid,
+            netns=wish.netns,
+            networks=(self._network(ref).name,),
+            addresses=(wish.ip or ip_address("10.0.16.7"),),
+            interfaces=(wish.ifname or "eth0",),
+            resolver=ip_address("127.0.0.11"),
+        )
+        return self.guest_table[name]
+
+    async def disconnect_guest(self, ref: str, wish: GuestWish, /) -> None:
+        self._network(ref)
+        found = [view.name for view in self.guest_table.values() if (view.pid, view.netns) == (wish.pid, wish.netns)]
+        if not found:
+            raise NotFoundError("it is on no network")
+        del self.guest_table[found[0]]
 
     def _network(self, ref: str) -> Network:
         return find("network", ref, self.network_table, lambda network: network.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -28,6 +29,7 @@ from vxnet.model.address import IPAddress, IPNetwork
 from vxnet.model.api import NetworkConnect, NetworkCreate, NetworkPrune, NetworkUpdate
 from vxnet.model.cluster import Driver, ForeignPeer, Network
 from vxnet.model.errors import CallerError, UnsupportedError
+from vxnet.model.guest import GuestWish
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -268,31 +270,100 @@ def peer_rm(client: Client, network: str, peers: tuple[str, ...]) -> None:
 # Containers
 
 
+def guest_options(command: F) -> F:
+    """Whom ``connect`` and ``disconnect`` mean beside a container."""
+    for option in (
+        click.option("--netns", default="", metavar="PATH", help="A network namespace, such as /run/netns/NAME."),
+        click.option("--pid", type=click.IntRange(1), metavar="PID", help="The network namespace of a process."),
+    ):
+        command = option(command)
+    return command
+
+
+def _is_guest(container: str | None, pid: int | None, netns: str) -> bool:
+    """Whether it is a guest. Raises :class:`CallerError` unless just one is named."""
+    if sum((bool(container), pid is not None, bool(netns))) != 1:
+        raise CallerError("a container, a process or a namespace is wanted", hint="give CONTAINER, --pid or --netns")
+    return not container
+
+
 @click.command("connect")
+@guest_options
+@click.option("--name", default="", help="Of a guest: what others find it by. Default: pid-PID, or the path's end.")
+@click.option("--ifname", default="", metavar="NAME", help="Of a guest: its interface. Default: the first free ethN.")
 @click.option("--ip", type=address, metavar="ADDRESS", help="Default: a free one.")
 @click.option("--ip6", type=address, metavar="ADDRESS", help="Of IPv6, beside --ip.")
 @click.option("--alias", "aliases", multiple=True, metavar="NAME", help="One more name on this network.")
 @click.argument("network", shell_complete=network_names)
-@click.argument("container", shell_complete=container_names)
+@click.argument("container", required=False, shell_complete=container_names)
 @not_built("--link", "--link-local-ip", "--driver-opt", "--gw-priority")
 @click.pass_obj
 def connect(
     client: Client,
+    pid: int | None,
+    netns: str,
+    name: str,
+    ifname: str,
     ip: IPAddress | None,
     ip6: IPAddress | None,
     aliases: tuple[str, ...],
     network: str,
-    container: str,
+    container: str | None,
 ) -> None:
-    """Connect a container to one more network."""
-    client.connect(network, NetworkConnect(container=container, ip=ip, ip6=ip6, aliases=aliases))
+    """Connect a container or a guest to a network.
+
+    A guest is any process or network namespace of this host, such as another program's container. It stays connected
+    until it ends.
+    """
+    if not _is_guest(container, pid, netns):
+        if name or ifname:
+            raise CallerError("--name and --ifname are for guests", hint="a container has its name already")
+        client.connect(network, NetworkConnect(container=container or "", ip=ip, ip6=ip6, aliases=aliases))
+        return
+    path = os.path.abspath(netns) if netns else ""
+    wish = GuestWish(pid=pid or 0, netns=path, name=name, ip=ip, ip6=ip6, aliases=aliases, ifname=ifname)
+    guest = client.connect_guest(network, wish)
+    click.echo(guest.name)
+    if not guest.asks_resolver:
+        line = f"nameserver {guest.resolver}"
+        click.echo(f"For names its /etc/resolv.conf must say: {line}", err=True)
 
 
 @click.command("disconnect")
+@guest_options
 @click.option("-f", "--force", is_flag=True, help="Also when the container is gone.")
 @click.argument("network", shell_complete=network_names)
-@click.argument("container", shell_complete=container_names)
+@click.argument("container", required=False, shell_complete=container_names)
 @click.pass_obj
-def disconnect(client: Client, force: bool, network: str, container: str) -> None:
-    """Disconnect a container from a network."""
-    client.disconnect(network, NetworkConnect(container=container), force=force)
+def disconnect(client: Client, pid: int | None, netns: str, force: bool, network: str, container: str | None) -> None:
+    """Disconnect a container or a guest from a network."""
+    if _is_guest(container, pid, netns):
+        client.disconnect_guest(network, GuestWish(pid=pid or 0, netns=os.path.abspath(netns) if netns else ""))
+    else:
+        client.disconnect(network, NetworkConnect(container=container or ""), force=force)
+
+
+@click.command("guests")
+@list_options
+@click.pass_obj
+def guests(client: Client, quiet: bool, form: Format, no_trunc: bool) -> None:
+    """List the guests on this host."""
+    views = client.guests()
+    if quiet:
+        for view in views:
+            click.echo(view.name)
+    elif form == "json":
+        output.json_lines(views)
+    else:
+        rows = (
+            (
+                view.name,
+                f"pid {view.pid}" if view.pid else output.printable(view.netns),
+                ", ".join(view.networks),
+                ", ".join(map(str, view.addresses)),
+                ", ".join(view.interfaces),
+                f"{view.resolver}{'' if view.asks_resolver else ' (not asked)'}",
+            )
+            for view in views
+        )
+        output.table(("NAME", "NAMESPACE", "NETWORKS", "ADDRESSES", "INTERFACES", "RESOLVER"), rows)

@@ -37,6 +37,7 @@ TABLE: Final[Table] = {
             "rm": "network:rm",
             "connect": "network:connect",
             "disconnect": "network:disconnect",
+            "guests": "network:guests",
             "update": "network:update",
             "peer": Section(
                 "VXLAN endpoints without vxnet.",

@@ -41,6 +41,7 @@ from vxnet.model.api import (
 from vxnet.model.cluster import ForeignPeer, Network, Node, Record, Role
 from vxnet.model.container import Container, ContainerSpec
 from vxnet.model.errors import ForbiddenError, NotFoundError, PeerError, UnavailableError
+from vxnet.model.guest import GuestView, GuestWish
 from vxnet.model.service import Service, ServiceSpec
 
 T = TypeVar("T")
@@ -187,6 +188,15 @@ class Client:
 
     def disconnect(self, ref: str, request: NetworkConnect, *, force: bool = False) -> None:
         self._call("POST", f"networks/{_segment('network', ref)}/disconnect{_query(force=force)}", request)
+
+    def guests(self) -> tuple[GuestView, ...]:
+        return self._get("guests", tuple[GuestView, ...])
+
+    def connect_guest(self, ref: str, wish: GuestWish) -> GuestView:
+        return self._post(f"networks/{_segment('network', ref)}/connect-guest", GuestView, wish)
+
+    def disconnect_guest(self, ref: str, wish: GuestWish) -> None:
+        self._call("POST", f"networks/{_segment('network', ref)}/disconnect-guest", wish)
 
     # ---------------------------------------------------------------------------------------------------- containers
 

@@ -37,11 +37,8 @@ def check_spec(spec: ContainerSpec) -> None:
         raise CallerError("no command given", hint="put it behind `--`: vxnet run … -- sleep 60")
     if any(wish.network == "host" for wish in spec.networks):
         raise UnsupportedError("--network host is not built yet", hint="leave it out: the way out goes by NAT")
-    if spec.name and not _NAME.fullmatch(spec.name):
-        raise CallerError(
-            f'"{spec.name}" cannot be a container\'s name',
-            hint="use up to 63 letters, digits, dots, hyphens and underscores, a letter or digit first",
-        )
+    if spec.name:
+        check_name(spec.name)
     for wish in spec.networks:
         check_aliases(wish.aliases)
     if spec.hostname and not _HOSTNAME.fullmatch(spec.hostname):
@@ -99,6 +96,15 @@ def _check_mounts(mounts: tuple[Mount, ...]) -> None:
         for option in mount.options.split(",") if mount.options else ():
             if option.partition("=")[0] not in _TMPFS_OPTIONS:
                 raise CallerError(f'a tmpfs has no option "{option}"', hint=f"use {', '.join(_TMPFS_OPTIONS)}")
+
+
+def check_name(name: str) -> None:
+    """Raises :class:`CallerError`."""
+    if not _NAME.fullmatch(name):
+        raise CallerError(
+            f'"{name}" cannot be a container\'s name',
+            hint="use up to 63 letters, digits, dots, hyphens and underscores, a letter or digit first",
+        )
 
 
 def check_aliases(aliases: tuple[str, ...]) -> None:

@@ -17,7 +17,7 @@ from vxnet.core.remotes import Groups
 from vxnet.model.address import IPAddress, IPNetwork
 from vxnet.model.cluster import Cluster, Network, Node
 from vxnet.model.container import Attachment, Container
-from vxnet.model.host import GatewayBridge, HostState, Interface, Sandbox, Segment
+from vxnet.model.host import RESOLVER, GatewayBridge, HostState, Interface, Sandbox, Segment
 
 OVERHEAD_IPV4 = 50
 OVERHEAD_IPV6 = 70
@@ -41,10 +41,10 @@ def plan(
 ) -> HostState:
     """The desired state. A host in no cluster (``self_node`` and ``cluster`` None) has its containers' way out alone.
 
-    ``containers``: of this host, with a living first process. ``facts``: judged good; rows of this host's own are
-    passed over. ``members``: VTEP of each node that may send, by node id. ``underlay_mtu``: of the paths to the VTEPs,
-    or a function of them. ``dns_ports``: where each container's resolver listens. ``groups``: what earlier calls made
-    of the facts, for speed; the result is the same without.
+    ``containers``: of this host, guests or with a living first process. ``facts``: judged good; rows of this host's own
+    are passed over. ``members``: VTEP of each node that may send, by node id. ``underlay_mtu``: of the paths to the
+    VTEPs, or a function of them. ``dns_ports``: where each container's resolver listens. ``groups``: what earlier calls
+    made of the facts, for speed; the result is the same without.
     """
     if self_node is None or cluster is None:
         sandboxes = _sandboxes(containers, networks, {}, gateway, dns_ports)
@@ -132,10 +132,12 @@ def _sandbox(
         default_via = tuple(interface.ip for interface in gateway.addresses if interface.version in versions)
     return Sandbox(
         id=container.id,
-        netns=f"/proc/{container.pid}/ns/net",
+        netns=container.netns or f"/proc/{container.pid}/ns/net",
         interfaces=tuple(sorted(interfaces, key=lambda interface: interface.name)),
         default_via=_sorted_addresses(set(default_via)),
         dns_port=dns_port,
+        resolver=container.resolver or RESOLVER,
+        foreign=bool(container.netns),
     )
 
 

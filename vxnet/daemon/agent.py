@@ -29,8 +29,10 @@ from vxnet.core.names import view_of
 from vxnet.core.remotes import Groups
 from vxnet.daemon import metrics, views, watch
 from vxnet.daemon.assigned import Assigned
+from vxnet.daemon.blocks import Blocks
 from vxnet.daemon.config import Config
 from vxnet.daemon.containers import Containers
+from vxnet.daemon.guests import Guests
 from vxnet.daemon.membership import Membership
 from vxnet.daemon.metrics import Measured
 from vxnet.daemon.reconcile import Plan, Reconciler
@@ -60,9 +62,10 @@ from vxnet.model.api import (
     RotateKeys,
     Rotation,
 )
-from vxnet.model.cluster import ForeignPeer, Lease, Network, Node, Role
+from vxnet.model.cluster import ForeignPeer, Network, Node, Role
 from vxnet.model.container import Container, ContainerSpec
-from vxnet.model.errors import ConflictError, HostError, NotFoundError, VxnetError
+from vxnet.model.errors import ConflictError, HostError, NotFoundError
+from vxnet.model.guest import GuestView, GuestWish
 from vxnet.model.host import GATEWAY_BRIDGE, Change, GatewayBridge, HostFacts
 from vxnet.model.service import PublicService
 
@@ -78,11 +81,6 @@ LOCAL_NETWORKS = (
 
 FALLBACK_MTU = 1500
 """Where no route tells another: Ethernet's (RFC 894)."""
-LEASE_RETRY_S = 5.0
-CHOSEN_IDLE_S = 0.1
-"""From the lease of a chosen address to a container that has it is less."""
-IDLE_S = 30.0
-"""Between two looks for blocks of addresses that nobody uses."""
 NAMES_WAIT_S = 3.0
 """Longest silence of the name servers after a start; glibc's resolver asks again after 5 s."""
 HOST_INTERVAL_S = 30.0
@@ -115,8 +113,6 @@ class Agent:
         self._vteps: frozenset[IPAddress] = frozenset()
         """To which the MTU was measured."""
         self._nodes_changed = asyncio.Event()
-        self._blocks_due = asyncio.Event()
-        self._addresses_due = asyncio.Event()
         self._membership = Membership(state, config, lambda: self._facts, self._changed)
         self._reconciler = Reconciler(self._kernel, self._plan, self._applied)
         self._containers = Containers(
@@ -127,6 +123,17 @@ class Agent:
             self._changed,
             self._settle,
             resolver,
+            lambda: self._guests.live(),
+        )
+        self._blocks = Blocks(self._membership, self._containers.attachments)
+        self._guests = Guests(
+            state,
+            self._membership,
+            self._containers.attachments,
+            resolver,
+            self._containers.all,
+            self._changed,
+            self._settle,
         )
         self._assigned = Assigned(self._containers, lambda: self._membership.place, self._reconciler.settle)
 
@@ -143,7 +150,7 @@ class Agent:
                 agent = cls(config, state, run_directory, facts, resolver)
                 resolver.set_upstreams(facts.nameservers)
                 resolver.pause()
-                async with agent._membership, agent._containers:
+                async with agent._membership, agent._containers, agent._guests:
                     agent._membership.republished()
                     # Not before all is adopted: the plan of half a state would take the other half away.
                     await agent._measure_paths()
@@ -165,9 +172,7 @@ class Agent:
             *watch.loops(self._kernel, self._reconciler),
             self._watch_host(),
             self._watch_paths(),
-            self._ask_for_blocks(),
-            self._return_chosen(),
-            self._return_blocks(),
+            *self._blocks.loops(),
             self._assigned.run(),
         )
 
@@ -178,8 +183,7 @@ class Agent:
         self._membership.publish(self._containers.wiring.endpoints())
         for container in self._containers.live():
             self._resolver.update(container.id, view_of(container))
-        self._blocks_due.set()
-        self._addresses_due.set()
+        self._blocks.look()
         self._assigned.wake()
         if self._nodes() != self._vteps:
             self._nodes_changed.set()
@@ -192,7 +196,7 @@ class Agent:
 
     def _plan(self) -> Plan[_Seen]:
         place = self._membership.place
-        live = [container for container in self._containers.live() if container.pid]
+        live = [*(container for container in self._containers.live() if container.pid), *self._guests.live()]
         services = place.assignment.services if place is not None else ()
         needed = place is not None or live
         state = plan.plan(
@@ -204,7 +208,7 @@ class Agent:
             members=place.vteps() if place is not None else {},
             underlay_mtu=self._underlay_mtu,
             gateway=self._gateway_bridge() if needed else None,
-            dns_ports=self._containers.dns_ports(),
+            dns_ports=self._containers.dns_ports() | self._guests.dns_ports(),
             groups=self._groups,
         )
         vnis = frozenset(segment.vni for segment in state.segments)
@@ -280,47 +284,6 @@ class Agent:
         await self._reconciler.settle()
         self._resolver.resume()
 
-    async def _ask_for_blocks(self) -> None:
-        """Further addresses, before the last ones are taken."""
-        while True:
-            await self._blocks_due.wait()
-            self._blocks_due.clear()
-            for request in self._containers.attachments.running_short():
-                try:
-                    await self._membership.lease(request)
-                except VxnetError as error:
-                    log.warning("no further addresses", network=request.network, error=str(error))
-                    await asyncio.sleep(LEASE_RETRY_S)
-
-    async def _return_chosen(self) -> None:
-        """An address that somebody chose goes back when its container is gone: it may be wanted on another host."""
-        while True:
-            await self._addresses_due.wait()
-            self._addresses_due.clear()
-            idle = self._containers.attachments.idle_chosen()
-            if not idle:
-                continue
-            await asyncio.sleep(CHOSEN_IDLE_S)
-            idle &= self._containers.attachments.idle_chosen()
-            try:
-                if self._membership.place is not None and idle:
-                    await self._membership.place.release(idle)
-            except VxnetError as error:
-                log.info("addresses not given back yet", error=str(error))
-
-    async def _return_blocks(self) -> None:
-        """What was idle at two looks in a row goes back."""
-        idle: set[Lease] = set()
-        while True:
-            await asyncio.sleep(IDLE_S)
-            now_idle = set(self._containers.attachments.idle())
-            try:
-                if self._membership.place is not None:
-                    await self._membership.place.release(idle & now_idle)
-            except VxnetError as error:
-                log.info("blocks of addresses not given back", error=str(error))
-            idle = now_idle
-
     # The cluster
 
     async def info(self) -> Info:
@@ -352,12 +315,14 @@ class Agent:
         """Out of the cluster, and every trace of vxnet's off this host."""
         self._membership.check_leave(force)
         names = [container.spec.name for container in self._containers.live() if container.attachments]
-        if names and not force:
+        guests = [guest.spec.name for guest in self._guests.live()]
+        if (names or guests) and not force:
             raise ConflictError(
-                f"containers on this host are on the cluster's networks: {', '.join(names)}",
+                f"containers on this host are on the cluster's networks: {', '.join([*names, *guests])}",
                 hint="remove them first, or use --force to have them removed",
             )
         await self._remove_containers(names)
+        await self._guests.disconnect_all()
         await self._membership.leave(force)
         await self._remove_containers([c.spec.name for c in self._containers.all() if c.attachments])
         # Without a cluster the plan is empty: the kernel's part goes.
@@ -441,10 +406,26 @@ class Agent:
         await self._membership.manager("network rm").remove_network(ref)
 
     async def connect(self, ref: str, request: NetworkConnect) -> None:
-        await self._containers.wiring.connect(ref, request)
+        if (guest := self._guests.named(request.container)) is not None:
+            wish = GuestWish(name=guest.name, ip=request.ip, ip6=request.ip6, aliases=request.aliases)
+            await self._guests.connect(ref, wish)
+        else:
+            await self._containers.wiring.connect(ref, request)
 
     async def disconnect(self, ref: str, request: NetworkConnect, force: bool) -> None:
-        await self._containers.wiring.disconnect(ref, request)
+        if (guest := self._guests.named(request.container)) is not None:
+            await self._guests.disconnect(ref, GuestWish(name=guest.name))
+        else:
+            await self._containers.wiring.disconnect(ref, request)
+
+    async def connect_guest(self, ref: str, wish: GuestWish) -> GuestView:
+        return await self._guests.connect(ref, wish)
+
+    async def disconnect_guest(self, ref: str, wish: GuestWish) -> None:
+        await self._guests.disconnect(ref, wish)
+
+    async def guests(self) -> tuple[GuestView, ...]:
+        return self._guests.views()
 
     # Containers
 

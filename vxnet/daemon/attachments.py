@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import ipaddress
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Protocol
 
 from vxnet.core import allocate
@@ -111,8 +111,18 @@ class Attachments:
             if not line.waiting:
                 self._lines.pop(network.id, None)
 
-    def attach(self, container: Container, network: Network, wish: NetworkWish) -> Attachment:
-        """Call it right after :meth:`join`, and keep what it returns before the next ``await``."""
+    def attach(
+        self,
+        container: Container,
+        network: Network,
+        wish: NetworkWish,
+        *,
+        ifname: str = "",
+        there: Collection[str] = (),
+    ) -> Attachment:
+        """Call it right after :meth:`join`, and keep what it returns before the next ``await``. ``ifname``: empty: the
+        first ethN that is not ``there``.
+        """
         addresses = []
         for version in _versions(network):
             wanted = wish.address(version)
@@ -124,7 +134,7 @@ class Attachments:
             addresses.append(ipaddress.ip_interface((address, prefix.prefixlen)))
         return Attachment(
             network=network.id,
-            ifname=free_ifname(container),
+            ifname=ifname or free_ifname(container, there),
             mac=allocate.mac_of(network.vni, addresses[0].ip),
             addresses=tuple(addresses),
             aliases=wish.aliases,
@@ -251,9 +261,10 @@ class Attachments:
         ]
 
 
-def free_ifname(container: Container) -> str:
+def free_ifname(container: Container, there: Collection[str] = ()) -> str:
     """``eth0``, ``eth1`` …: the first that the container does not use."""
-    used = {attachment.ifname for attachment in (*container.attachments, container.gateway) if attachment is not None}
+    places = (*container.attachments, container.gateway)
+    used = {*there, *(attachment.ifname for attachment in places if attachment is not None)}
     return next(name for number in range(len(used) + 1) if (name := f"eth{number}") not in used)
 
 

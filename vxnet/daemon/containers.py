@@ -78,8 +78,11 @@ class Containers:
         changed: Callable[[], None],
         settle: Callable[[str], Awaitable[Sequence[Change]]],
         resolver: Resolver,
+        guests: Callable[[], tuple[Container, ...]] = lambda: (),
     ) -> None:
+        """``guests``: who beside containers has a name and addresses on this host."""
         self._state = state
+        self._guests = guests
         self._run_directory = run_directory
         self._cluster = cluster
         self._changed = changed
@@ -96,9 +99,9 @@ class Containers:
         """Of the tasks, by the same ids."""
         self._loops: set[asyncio.Task[None]] = set()
         self._group = asyncio.TaskGroup()
-        self.attachments = Attachments(cluster, gateway, self.live)
+        self.attachments = Attachments(cluster, gateway, self._all_live)
         self.inside = Inside(state, run_directory, self._records, self._tasks)
-        self.wiring = Wiring(state, self._records, cluster, self.attachments, changed, settle)
+        self.wiring = Wiring(state, self._records, cluster, self.attachments, changed, settle, self._all_live)
 
     # Looking
 
@@ -108,6 +111,9 @@ class Containers:
     def live(self) -> tuple[Container, ...]:
         """Those that hold a name, addresses and (once ``pid`` is set) a sandbox."""
         return self._records.live()
+
+    def _all_live(self) -> tuple[Container, ...]:
+        return (*self.live(), *self._guests())
 
     def find(self, ref: str) -> Container:
         """By name, id or the unambiguous beginning of an id. Raises :class:`NotFoundError`, :class:`ConflictError`."""
@@ -130,7 +136,7 @@ class Containers:
 
     def _reserve(self, spec: ContainerSpec, task: TaskRef | None, unready: bool) -> Container:
         """A record that holds the name, before anything that waits."""
-        names = {container.spec.name for container in self._records.all()}
+        names = {container.spec.name for container in (*self._records.all(), *self._guests())}
         # A task's name is the managers' making: longer than a person's may be.
         check_spec(spec if task is None else replace(spec, name=""))
         if not spec.name:
@@ -148,6 +154,8 @@ class Containers:
                 f'the name "{name}" is taken by container {holder.id[:12]}',
                 hint=f"remove that with `vxnet rm {name}`, or choose another name",
             )
+        if any(guest.spec.name == name for guest in self._guests()):
+            raise ConflictError(f'the name "{name}" is taken (`vxnet network guests`)', hint="choose another name")
 
     async def prepare(self, ref: str) -> Container:
         """An ended one as :meth:`create` left it: its addresses, or others where they are taken, and a sandbox; its

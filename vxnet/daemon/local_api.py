@@ -51,6 +51,7 @@ from vxnet.model.cluster import ForeignPeer, Network, Node, Role
 from vxnet.model.codec import to_json
 from vxnet.model.container import Container, ContainerSpec
 from vxnet.model.errors import CallerError, ForbiddenError
+from vxnet.model.guest import GuestView, GuestWish
 from vxnet.model.service import Service, ServiceSpec
 
 
@@ -102,6 +103,9 @@ class AgentApi(Protocol):
     async def remove_network(self, ref: str, /) -> None: ...
     async def connect(self, ref: str, request: NetworkConnect, /) -> None: ...
     async def disconnect(self, ref: str, request: NetworkConnect, force: bool, /) -> None: ...
+    async def guests(self) -> tuple[GuestView, ...]: ...
+    async def connect_guest(self, ref: str, wish: GuestWish, /) -> GuestView: ...
+    async def disconnect_guest(self, ref: str, wish: GuestWish, /) -> None: ...
     async def containers(self, all: bool, /) -> tuple[ContainerView, ...]: ...
     async def container(self, ref: str, /) -> Container: ...
     async def create_container(self, spec: ContainerSpec, /) -> Container: ...
@@ -258,6 +262,9 @@ class _NetworkRoutes:
             web.post("/v1/networks/{ref}/update", self.update),
             web.post("/v1/networks/{ref}/peers", self.add_peer),
             web.delete("/v1/networks/{ref}/peers/{peer}", self.remove_peer),
+            web.get("/v1/guests", self.guests),
+            web.post("/v1/networks/{ref}/connect-guest", self.connect_guest),
+            web.post("/v1/networks/{ref}/disconnect-guest", self.disconnect_guest),
             web.post("/v1/networks/{ref}/connect", self.connect),
             web.post("/v1/networks/{ref}/disconnect", self.disconnect),
         ]
@@ -292,6 +299,17 @@ class _NetworkRoutes:
 
     async def connect(self, request: web.Request) -> web.Response:
         await self._agent.connect(_ref(request), await read_record(request, NetworkConnect))
+        return empty_response()
+
+    async def guests(self, request: web.Request) -> web.Response:
+        return json_response(await self._agent.guests())
+
+    async def connect_guest(self, request: web.Request) -> web.Response:
+        wish = await read_record(request, GuestWish)
+        return json_response(await self._agent.connect_guest(_ref(request), wish), status=201)
+
+    async def disconnect_guest(self, request: web.Request) -> web.Response:
+        await self._agent.disconnect_guest(_ref(request), await read_record(request, GuestWish))
         return empty_response()
 
     async def disconnect(self, request: web.Request) -> web.Response:

@@ -6,7 +6,7 @@
      assignment.json  the managers' last word                      members.json         where the others were
      gateway.json     subnet of vxnet_gw                           store.db             on managers
      rows             of the other hosts, as received
-     containers/ID/   container.json and what the shim keeps
+     containers/ID/   container.json and what the shim keeps    guests/ID.json   namespaces of others
 
 A file is replaced whole or not at all: written beside, synced, renamed. What cannot be read is an error that names the
 file; nothing is guessed in its place.
@@ -28,6 +28,7 @@ from vxnet.model.cluster import Lease, Node, Record
 from vxnet.model.codec import from_json, to_json
 from vxnet.model.container import Container
 from vxnet.model.errors import HostError
+from vxnet.model.guest import Guest
 
 T = TypeVar("T")
 
@@ -67,6 +68,7 @@ class StateDirectory:
     def __init__(self, path: Path = STATE_DIRECTORY) -> None:
         self.path = path
         self.containers_path = path / "containers"
+        self.guests_path = path / "guests"
         self._gateway: GatewayChoice | None = None
         try:
             self.containers_path.mkdir(parents=True, exist_ok=True)
@@ -175,6 +177,30 @@ class StateDirectory:
     def save_container(self, container: Container) -> None:
         self.container_directory(container.id).mkdir(exist_ok=True)
         self._write(f"containers/{container.id}/container.json", to_json(container), sync=False)
+
+    # Guests
+
+    def guests(self) -> list[Guest]:
+        """Those whose record can be read."""
+        found = []
+        for path in sorted(self.guests_path.glob("*.json")):
+            try:
+                guest = self._read(f"guests/{path.name}", Guest)
+            except HostError as error:
+                log.error("guest passed over", guest=path.name[:12], error=str(error))
+                continue
+            found += [guest] if guest is not None else []
+        return found
+
+    def save_guest(self, guest: Guest) -> None:
+        self.guests_path.mkdir(exist_ok=True)
+        self._write(f"guests/{guest.id}.json", to_json(guest), sync=False)
+
+    def forget_guest(self, guest_id: str) -> None:
+        try:
+            (self.guests_path / f"{guest_id}.json").unlink(missing_ok=True)
+        except OSError as error:  # the next start finds that it has ended
+            log.error("guest not forgotten", guest=guest_id[:12], error=str(error))
 
     # Files
 

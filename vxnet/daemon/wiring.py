@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 
 from msgspec.structs import replace
 
@@ -20,6 +20,17 @@ from vxnet.model.host import Change
 from vxnet.model.row import Endpoint, EndpointState
 
 
+def refusal(changes: Sequence[Change], sandbox: str, vnis: Collection[int]) -> Change | None:
+    """The first thing that the kernel refused and a sandbox on these segments needs."""
+    # Of what is shared only the devices: how to reach others is not this container's affair.
+    devices = {f"link {kind}{vni}" for vni in vnis for kind in ("vx", "br")}
+    for change in changes:
+        needed = change.sandbox == sandbox or " ".join(change.object.split()[:2]) in devices
+        if change.error and change.verb != "delete" and needed:
+            return change
+    return None
+
+
 class Wiring:
     """``changed`` and ``settle`` are those of :class:`vxnet.daemon.containers.Containers`."""
 
@@ -31,8 +42,11 @@ class Wiring:
         attachments: Attachments,
         changed: Callable[[], None],
         settle: Callable[[str], Awaitable[Sequence[Change]]],
+        live: Callable[[], Iterable[Container]],
     ) -> None:
+        """``live``: all that hold addresses, guests too."""
         self._state = state
+        self._live = live
         self._records = records
         self._cluster = cluster
         self._attachments = attachments
@@ -45,7 +59,7 @@ class Wiring:
         """The rows that this host should publish now, by row id."""
         vtep = self._cluster.data_path_addr
         rows = {}
-        for container in self._records.live():
+        for container in self._live():
             for attachment in container.attachments:
                 network = self._cluster.networks.get(attachment.network)
                 if network is None or vtep is None:
@@ -90,20 +104,12 @@ class Wiring:
     async def settled(self, container_id: str) -> None:
         """Raises :class:`HostError` with the kernel's words if it refused something that the container needs."""
         container = self._records.now(container_id)
-        # Of what is shared only the devices: how to reach others is not this container's affair.
-        devices = {
-            f"link {kind}{row.vni}"
-            for key, row in self.endpoints().items()
-            if key.startswith(container_id[:12])
-            for kind in ("vx", "br")
-        }
-        for change in await self._settle(container_id):
-            needed = change.sandbox == container_id or " ".join(change.object.split()[:2]) in devices
-            if change.error and change.verb != "delete" and needed:
-                raise HostError(
-                    f'the kernel refused {change.object} for "{container.spec.name}": {change.error}',
-                    hint="`vxnet info` and the daemon's log tell more",
-                )
+        vnis = [row.vni for key, row in self.endpoints().items() if key.startswith(container_id[:12])]
+        if (refused := refusal(await self._settle(container_id), container_id, vnis)) is not None:
+            raise HostError(
+                f'the kernel refused {refused.object} for "{container.spec.name}": {refused.error}',
+                hint="`vxnet info` and the daemon's log tell more",
+            )
 
     async def connect(self, ref: str, request: NetworkConnect) -> None:
         check_aliases(request.aliases)

@@ -18,7 +18,7 @@ from vxnet.host.links import Peer, Wish
 from vxnet.host.netlink import Netlink
 from vxnet.model.address import IPAddress, IPNetwork
 from vxnet.model.errors import HostError
-from vxnet.model.host import GATEWAY_BRIDGE, GatewayBridge, HostAddress, HostFacts, HostState, Segment
+from vxnet.model.host import GATEWAY_BRIDGE, GatewayBridge, HostAddress, HostFacts, HostState, Sandbox, Segment
 
 RESOLV_CONF = Path("/etc/resolv.conf")
 _DEFAULT_BITS = 3
@@ -159,10 +159,12 @@ def _missing_nft() -> list[str]:
     bridge = GatewayBridge(addresses=(ipaddress.ip_interface("172.19.0.1/16"),), mtu=1500)
     host = gateway.ruleset(HostState(gateway=bridge)).text()
 
+    resolver = sandbox.resolver_rules(Sandbox(id="", netns="", dns_port=1, foreign=True)).text()
+
     def try_all() -> str:
         netns.unshare(netns.CLONE_NEWNET)
         first = nft.Running(host, None).error()
-        return first or nft.Running(f"delete table {nft.TABLE}\n{sandbox.resolver_rules(1).text()}", None).error()
+        return first or nft.Running(f"delete table {nft.TABLE}\n{resolver}", None).error()
 
     if error := netns.in_thread(try_all):
         return [f"nftables with NAT in inet tables ({error}): a kernel with CONFIG_NF_TABLES_INET and CONFIG_NFT_NAT"]

@@ -34,7 +34,6 @@ SYSCTLS = {
     # Addresses are given out once in the cluster; link-local ones follow from the MAC.
     "ipv6/conf/default/dad_transmits": "0",
 }
-RESOLVER = "127.0.0.11"
 
 
 class Side(NamedTuple):
@@ -63,19 +62,32 @@ def alias_owner(alias: str) -> str:
     return alias.removeprefix(MARK).split(" ")[0] if alias.startswith(MARK) and " " in alias else ""
 
 
-def resolver_rules(port: int) -> Ruleset:
+def resolver_rules(sandbox: Sandbox) -> Ruleset:
     """The resolver listens on a port of its own, so that a container may serve on :53 itself. Conntrack turns the
     answers' source back."""
-    return Ruleset(
-        f"""\
+    address, port = sandbox.resolver, sandbox.dns_port
+    rules = f"""\
 \tchain output {{
 \t\ttype nat hook output priority -100; policy accept;
-\t\tip daddr {RESOLVER} udp dport 53 dnat ip to {RESOLVER}:{port}
-\t\tip daddr {RESOLVER} tcp dport 53 dnat ip to {RESOLVER}:{port}
+\t\tip daddr {address} udp dport 53 dnat ip to {address}:{port}
+\t\tip daddr {address} tcp dport 53 dnat ip to {address}:{port}
 \t}}
-""",
-        {},
-    )
+"""
+    if sandbox.foreign:
+        # The daemon alone holds these sockets. While none runs, a question is to wait and be asked again, not to fail.
+        rules += f"""
+\tchain silence {{
+\t\ttype filter hook output priority filter; policy accept;
+\t\tip saddr {address} icmp type destination-unreachable drop
+\t}}
+"""
+    return Ruleset(rules, {})
+
+
+def _sysctls(sandbox: Sandbox) -> dict[str, str]:
+    if not sandbox.foreign:
+        return SYSCTLS
+    return {f"ipv6/conf/{interface.name}/accept_ra": "0" for interface in sandbox.interfaces}
 
 
 class Entered:
@@ -87,7 +99,7 @@ class Entered:
         self.pending: Pending | None = None
 
         def prepare() -> tuple[Netlink, Netlink]:
-            netns.set_sysctls(SYSCTLS)
+            netns.set_sysctls(_sysctls(sandbox))
             return Netlink(), Netlink(protocol=NETLINK_NETFILTER)
 
         self.netlink, self.nft = netns.inside(namespace, prepare)
@@ -133,7 +145,7 @@ def _refused(sandbox: Sandbox, error: str) -> Change:
 def begin_resolver(entered: Entered, tables: Tables) -> None:
     """Start loading the sandbox's table, which takes as long as the links do."""
     sandbox = entered.sandbox
-    wanted = resolver_rules(sandbox.dns_port) if sandbox.dns_port else None
+    wanted = resolver_rules(sandbox) if sandbox.dns_port else None
     entered.pending = tables.begin(sandbox.id, entered.namespace, entered.nft, wanted, f"sandbox {sandbox.id[:12]}")
 
 
@@ -150,6 +162,8 @@ def ensure(entered: Entered, sides: Sides) -> list[Change]:
     loopback = found.get("lo")
     if loopback is not None and not loopback.up:
         mends.append(Step("replace", "link lo up", [links.change(loopback.ifindex, up=True)]))
+    if entered.sandbox.foreign and changes:
+        netns.inside(entered.namespace, lambda: netns.set_sysctls(_sysctls(entered.sandbox)))
     held = addresses.dump(inner)
     for interface in entered.sandbox.interfaces:
         link = found.get(interface.name)

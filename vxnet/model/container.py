@@ -141,6 +141,10 @@ class Container(Record, frozen=True, kw_only=True):
     state: ContainerState = "created"
     pid: int = 0
     """Of its first process, as this host counts; 0 unless running."""
+    netns: str = ""
+    """Path of its network namespace where that is somebody else's (:mod:`vxnet.model.guest`); empty: of its process."""
+    resolver: IPAddress | None = None
+    """Where names are answered in there; None: 127.0.0.11."""
     exit_status: int | None = None
     error: str = ""
     """Why the command could not run, or could not be started again."""

@@ -12,6 +12,7 @@ Handing over the same state twice is harmless. Sequences are sorted, so that equ
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Literal
 
 from vxnet.model.address import MAC, IPAddress, IPInterface, IPNetwork
@@ -20,6 +21,8 @@ from vxnet.model.cluster import DATA_PORT, Record
 DATAPATH_NAMESPACE = "vxnet"
 GATEWAY_BRIDGE = "vxnet_gw"
 NFT_TABLE = "vxnet"
+RESOLVER = ipaddress.ip_address("127.0.0.11")
+"""In a container, and Docker's too."""
 
 
 class Remote(Record, frozen=True, kw_only=True, gc=False):
@@ -72,7 +75,10 @@ class Sandbox(Record, frozen=True, kw_only=True):
     default_via: tuple[IPAddress, ...] = ()
     """Next hops of the default routes, one a family at most; they lie on the interface with ``vni`` None."""
     dns_port: int = 0
-    """127.0.0.11:53, UDP and TCP, lead to this port of 127.0.0.11; 0: no resolver there."""
+    """``resolver``:53, UDP and TCP, lead to this port there; 0: no resolver."""
+    resolver: IPAddress = RESOLVER
+    foreign: bool = False
+    """Somebody else's namespace: only what is vxnet's own is set in it."""
 
 
 class GatewayBridge(Record, frozen=True, kw_only=True):
