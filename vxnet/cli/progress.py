@@ -13,22 +13,25 @@ from vxnet.cli.group import FAILED
 from vxnet.cluster.client import Client
 from vxnet.model.api import ServiceProgress, TaskView
 from vxnet.model.errors import NotFoundError
+from vxnet.model.service import Service
 
 GONE_LOOK_S = 0.05
 ENDED = ("complete", "shutdown", "failed", "rejected", "orphaned")
 
 
-def wait_converged(client: Client, id: str, quiet: bool) -> None:
-    """Until as many tasks run as are to, all of the present version, and an update has come to its end; exits with 1
-    if that is not the one that was wanted.
+def wait_converged(client: Client, service: Service, quiet: bool) -> None:
+    """Until as many tasks run as are to, all of the present version, and an update that began with ``service`` has come
+    to its end; exits with 1 if that is not the one that was wanted.
 
     What keeps it waiting is told once also where there is no terminal. Ctrl-C ends the waiting, nothing else.
     """
     screen = _Screen(quiet)
     try:
-        for progress in client.progress(id):
+        for progress in client.progress(service.id):
             screen.show(progress)
             update = progress.view.service.update
+            if update is not None and update.started_at < service.updated_at:
+                update = None  # somebody else's, earlier
             if update is not None and update.state in ("paused", "rollback_paused"):
                 screen.finish()
                 click.echo(f"vxnet: {output.printable(update.message)}; `vxnet service ps` tells more", err=True)
@@ -55,11 +58,10 @@ def _converged(progress: ServiceProgress) -> bool:
     due = [task for task in progress.tasks if task.desired != "shutdown"]
     # A task that has done its work, and is not to be repeated, is as good as one that runs.
     done = sum(task.state == "complete" for task in due)
-    return (
-        view.running + done >= view.wanted
-        and all(task.version == service.version for task in due)
-        and len(due) == view.wanted
-    )
+    # An update that has paused leaves tasks of both versions: whoever scales then waits for none of them to change.
+    mixed = service.update is not None and service.update.state in ("paused", "rollback_paused")
+    present = len(due) == view.wanted and (mixed or all(task.version == service.version for task in due))
+    return present and view.running + done >= view.wanted
 
 
 def wait_gone(client: Client, tasks: Iterable[TaskView]) -> None:

@@ -64,7 +64,7 @@ def create(
     service = client.create_service(with_lists(with_options(base, options), options))
     click.echo(service.id)
     if not detach:
-        wait_converged(client, service.id, quiet)
+        wait_converged(client, service, quiet)
 
 
 @click.command("update")
@@ -109,10 +109,10 @@ def update(
         new = replace(new, task=replace(new.task, container=replace(new.task.container, argv=command_of(argv))))
     if force:
         new = replace(new, task=replace(new.task, force=new.task.force + 1))
-    client.update_service(view.service.id, ServiceUpdate(spec=new, base=old, rebalance=rebalance))
-    click.echo(view.service.spec.name)
+    changed = client.update_service(view.service.id, ServiceUpdate(spec=new, base=old, rebalance=rebalance))
+    click.echo(changed.spec.name)
     if not detach:
-        wait_converged(client, view.service.id, quiet)
+        wait_converged(client, changed, quiet)
 
 
 @click.command("rollback")
@@ -129,7 +129,7 @@ def _roll_back(client: Client, ref: str, detach: bool, quiet: bool) -> None:
     service = client.roll_back_service(ref)
     click.echo(service.spec.name)
     if not detach:
-        wait_converged(client, service.id, quiet)
+        wait_converged(client, service, quiet)
 
 
 @click.command("scale")
@@ -150,12 +150,12 @@ def scale(client: Client, detach: bool, scales: tuple[str, ...]) -> None:
         try:
             service = client.scale_service(ref, replicas)
             click.echo(f"{service.spec.name} scaled to {replicas}")
-            scaled.append(service.id)
+            scaled.append(service)
         except FAILURES as error:
             report(error)
             failed = True
-    for id in [] if detach else scaled:
-        wait_converged(client, id, quiet=False)
+    for service in [] if detach else scaled:
+        wait_converged(client, service, quiet=False)
     if failed:
         raise click.exceptions.Exit(FAILED)
 

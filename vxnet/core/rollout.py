@@ -43,15 +43,17 @@ def advance(planner: Planner, service: Service, slots: Sequence[Slot]) -> None:
         _rebalance(planner, service, [slot for slot in slots if slot.in_use])
 
 
-def back(service: Service, now: float, message: str) -> Service:
-    """To the previous specification, and to its version: tasks that still are of it are kept."""
+def back(service: Service, now: float, message: str, *, and_forth: bool) -> Service:
+    """To the previous specification, and to its version: tasks that still are of it are kept. ``and_forth``: the
+    present one is the previous one then; what has failed is not.
+    """
     assert service.previous is not None
     return replace(
         service,
         spec=service.previous,
         version=service.previous_version,
-        previous=service.spec,
-        previous_version=service.version,
+        previous=service.spec if and_forth else None,
+        previous_version=service.version if and_forth else 0,
         updated_at=now,
         update=UpdateStatus(state="rollback_started", started_at=now, message=message),
     )
@@ -128,7 +130,7 @@ class _Rollout:
             case "continue":
                 return False
             case "rollback" if not self._back and self._service.previous is not None:
-                self._keep(back(self._service, self._planner.now, f"rolled back because {why}"))
+                self._keep(back(self._service, self._planner.now, f"rolled back because {why}", and_forth=False))
             case _:
                 self._end("paused", f"{'rollback' if self._back else 'update'} paused because {why}")
         return True

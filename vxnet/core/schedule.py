@@ -142,6 +142,9 @@ class Planner:
             changes[f"task/{id}"] = None
             if f"status/{id}" in changes or id in old:
                 changes[f"status/{id}"] = None
+        # What a plan that was written in part has left.
+        known = {task.id for tasks in self.known.tasks.values() for task in tasks}
+        changes |= {f"status/{id}": None for id in old.keys() - known}
         return Plan(changes, self.next_at)
 
     # Questions
@@ -184,6 +187,9 @@ class Planner:
         task = slot.tasks[place]
         if task.desired != "shutdown":
             self.keep(slot, place, replace(task, desired="shutdown"))
+        if not task.node and not self.ended(task):
+            # There is nobody who would report its end.
+            self.statuses[task.id] = TaskStatus(task=task.id, state="shutdown", since=self.now)
 
     def make(
         self,
@@ -415,8 +421,7 @@ class Planner:
         spare = len(slot.tasks) - keep
         rest = []
         for task in slot.tasks:
-            over = self.ended(task) or (task.desired == "shutdown" and not task.node)
-            if spare > 0 and over:
+            if spare > 0 and self.ended(task):
                 spare -= 1
                 self._delete(task)
             else:

@@ -85,7 +85,7 @@ def roll_back(wishes: Wishes, ref: str, now: float) -> tuple[Decision, Service]:
     service = networks.find(ref, wishes.services.values(), "service")
     if service.previous is None:
         raise ConflictError(f"service {service.name} has no previous specification", hint="it was never updated")
-    changed = rollout.back(service, now, "rolled back by request")
+    changed = rollout.back(service, now, "rolled back by request", and_forth=True)
     changed = replace(changed, networks=_networks(wishes, changed.spec, service.networks))
     return _with_vips(wishes, {f"service/{service.id}": changed}, changed, service.networks), changed
 
