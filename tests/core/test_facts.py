@@ -5,12 +5,15 @@ from __future__ import annotations
 import random
 from ipaddress import ip_address, ip_interface
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from tests.core.test_plan import CLUSTER, GATEWAY, NETWORKS, SELF, container
 from tests.gossip_cluster import NETWORK, VNI, VTEP, Cluster, endpoint
 from vxnet.core.applied import Acknowledgements
 from vxnet.core.author import Author
 from vxnet.core.evidence import Judge
-from vxnet.core.facts import ByOwner, Fact, Facts
+from vxnet.core.facts import ByOwner, Distinct, Fact, Facts
 from vxnet.core.plan import plan
 from vxnet.core.remotes import Groups
 from vxnet.core.table import Table
@@ -125,3 +128,10 @@ def test_an_unchanged_owner_keeps_its_rows(rng: random.Random) -> None:
         if number == 1:
             before = judge.effective(table, NOW)[0].by_owner["node1"]
     assert judge.effective(table, NOW)[0].by_owner["node1"] is before
+
+
+@given(st.lists(st.dictionaries(st.integers(0, 3), st.frozensets(st.integers(0, 9), max_size=4)), max_size=12))
+def test_distinct_again_and_again(steps: list[dict[int, frozenset[int]]]) -> None:
+    remembered: Distinct[int] = Distinct()
+    for sets in steps:
+        assert remembered.are(sets) == (len(frozenset().union(*sets.values())) == sum(map(len, sets.values())))

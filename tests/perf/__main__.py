@@ -8,7 +8,7 @@ import sys
 
 from tests.perf.measure import machine
 
-BENCHES = ("lab_up", "run_latency", "name_latency", "throughput", "dns", "many_containers", "idle")
+BENCHES = ("lab_up", "run_latency", "name_latency", "throughput", "dns", "many_containers", "idle", "scale")
 
 
 def main(names: list[str]) -> int:

@@ -111,7 +111,7 @@ class Crowd:
             wall=self.wall,
         )
         for other in self.others:
-            node.swim.members[other.papers.id] = Member(
+            member = Member(
                 name=other.papers.id,
                 id=other.papers.id,
                 address=other.vtep,
@@ -120,6 +120,7 @@ class Crowd:
                 incarnation=1,
                 port=7946,
             )
+            node.swim.members.put(member)
         return node
 
     # What the daemon does

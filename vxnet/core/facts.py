@@ -7,7 +7,7 @@ handed about in one tuple an owner, and :class:`ByOwner` keeps what was made of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Generic, TypeAlias, TypeVar
 
@@ -66,3 +66,40 @@ class ByOwner(Generic[T]):
             self._kept[owner] = held
             found[owner] = held[1]
         return found
+
+
+class Distinct(Generic[T]):
+    """Whether sets have nothing in common: asked again and again, when one of many has changed."""
+
+    def __init__(self) -> None:
+        self._sets: dict[Hashable, frozenset[T]] = {}
+        self._union: set[T] | None = set()
+        """None: they had something in common last time."""
+
+    def are(self, sets: Mapping[Hashable, frozenset[T]]) -> bool:
+        """A set that is the same object under the same key as last time costs one comparison."""
+        before, self._sets = self._sets, dict(sets)
+        if self._union is None:
+            return self._are_anew()
+        union, more = self._union, []
+        for key in before.keys() - sets.keys():
+            union -= before[key]
+        for key, one in sets.items():
+            held = before.get(key)
+            if held is None:
+                more.append(one)
+            elif held is not one:
+                union -= held - one
+                more.append(one - held)
+        for one in more:
+            if not union.isdisjoint(one):
+                self._union = None
+                return False
+            union |= one
+        return True
+
+    def _are_anew(self) -> bool:
+        union: set[T] = set().union(*self._sets.values())
+        is_distinct = len(union) == sum(map(len, self._sets.values()))
+        self._union = union if is_distinct else None
+        return is_distinct

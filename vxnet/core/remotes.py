@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple
 
-from vxnet.core.facts import ByOwner, Fact, Facts
+from vxnet.core.facts import ByOwner, Distinct, Fact, Facts
 from vxnet.model.address import MAC, IPAddress
 from vxnet.model.host import Remote
 from vxnet.model.row import Endpoint
@@ -33,8 +33,8 @@ class Group(NamedTuple):
     macs: frozenset[MAC]
     addresses: frozenset[bytes]
     """Packed: they are hashed again and again."""
-    claims: int
-    """Of addresses, those that are claimed twice too."""
+    is_torn: bool
+    """Whether two of them claim one MAC or address."""
 
 
 class Known(NamedTuple):
@@ -46,10 +46,15 @@ class Known(NamedTuple):
     """Theirs, sorted."""
 
 
-class _Settled(NamedTuple):
-    groups: list[Group]
-    here: tuple[frozenset[MAC], frozenset[bytes]]
-    known: Known
+class _Network:
+    """One network's groups as they were settled last."""
+
+    def __init__(self) -> None:
+        self.groups: list[Group] = []
+        self.here: tuple[frozenset[MAC], frozenset[bytes]] | None = None
+        self.known = Known((), ())
+        self.macs: Distinct[MAC] = Distinct()
+        self.addresses: Distinct[bytes] = Distinct()
 
 
 class Groups:
@@ -57,7 +62,7 @@ class Groups:
 
     def __init__(self) -> None:
         self._of_owner = ByOwner(_group)
-        self._settled: dict[NetworkKey, _Settled] = {}
+        self._networks: dict[NetworkKey, _Network] = {}
 
     def of(self, facts: Facts, networks: Collection[NetworkKey]) -> dict[NetworkKey, list[Group]]:
         """Of these networks, each network's by owner."""
@@ -65,7 +70,7 @@ class Groups:
         for _owner, groups in sorted(self._of_owner.of(facts).items()):
             for key in groups.keys() & found.keys():
                 found[key].extend(groups[key])
-        self._settled = {key: held for key, held in self._settled.items() if key in found}
+        self._networks = {key: self._networks.get(key) or _Network() for key in found}
         return found
 
     def settle(
@@ -74,9 +79,10 @@ class Groups:
         """Of two that claim a MAC or an address, one that lives here (``macs``, ``addresses``) is right; then the first
         by node id."""
         here = frozenset(macs), frozenset(address.packed for address in addresses)
-        held = self._settled.get(network)
-        if held is None or held.here != here or list(map(id, held.groups)) != list(map(id, groups)):
-            self._settled[network] = held = _Settled(groups, here, _settle(groups, *here))
+        held = self._networks[network]
+        if held.here != here or list(map(id, held.groups)) != list(map(id, groups)):
+            held.known = _settle(held, groups, *here)
+            held.groups, held.here = groups, here
         return held.known
 
 
@@ -99,16 +105,19 @@ def _make(owner: str, vtep: IPAddress, endpoints: Iterable[Endpoint]) -> Group:
         if one.addresses
     )
     packed = [address.packed for remote in remotes for address in remote.addresses]
-    return Group(owner, vtep, remotes, frozenset(remote.mac for remote in remotes), frozenset(packed), len(packed))
+    macs, addresses = frozenset(remote.mac for remote in remotes), frozenset(packed)
+    return Group(owner, vtep, remotes, macs, addresses, len(macs) + len(addresses) < len(remotes) + len(packed))
 
 
-def _settle(groups: Sequence[Group], macs: frozenset[MAC], addresses: frozenset[bytes]) -> Known:
-    all_macs = set(macs).union(*(group.macs for group in groups))
-    all_addresses = set(addresses).union(*(group.addresses for group in groups))
+def _settle(network: _Network, groups: Sequence[Group], macs: frozenset[MAC], addresses: frozenset[bytes]) -> Known:
     remotes = tuple(chain.from_iterable(group.remotes for group in groups))
-    if len(all_macs) == len(macs) + len(remotes) and len(all_addresses) == len(addresses) + sum(
-        group.claims for group in groups
-    ):
+    places = {(group.owner, group.vtep.packed): group for group in groups}
+    clear = [
+        network.macs.are({None: macs, **{key: group.macs for key, group in places.items()}}),
+        network.addresses.are({None: addresses, **{key: group.addresses for key, group in places.items()}}),
+        not any(group.is_torn for group in groups),
+    ]
+    if all(clear):
         # Nearly always: nobody claims what another has.
         return Known(remotes, _sorted({group.vtep for group in groups if group.remotes}))
     kept = []

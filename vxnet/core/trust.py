@@ -255,10 +255,16 @@ def verify_bytes(purpose: str, content: bytes, signature: bytes, certificate: by
     """Whether the holder of ``certificate`` (DER) signed. Says nothing of the certificate itself."""
     try:
         key = _load(certificate).public_key()
-        if not isinstance(key, Ed25519PublicKey):
-            return False
-        key.verify(signature, _to_be_signed(purpose, content))
-    except (InvalidSignature, PeerError, *_UNREADABLE):
+    except (PeerError, *_UNREADABLE):
+        return False
+    return isinstance(key, Ed25519PublicKey) and is_signed_by(key.public_bytes_raw(), purpose, content, signature)
+
+
+def is_signed_by(key: bytes, purpose: str, content: bytes, signature: bytes) -> bool:
+    """The same for a key of which one knows already whose it is: 32 octets."""
+    try:
+        Ed25519PublicKey.from_public_bytes(key).verify(signature, _to_be_signed(purpose, content))
+    except (InvalidSignature, ValueError):
         return False
     return True
 

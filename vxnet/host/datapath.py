@@ -21,6 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from vxnet.host import links, netns
+from vxnet.host.columns import split
 from vxnet.host.links import Link, Wish
 from vxnet.host.neighbours import BRIDGE, FLOOD, IFINDEX, NEIGHBOUR, TUNNEL, Rows, key_head
 from vxnet.host.netlink import Netlink
@@ -144,6 +145,9 @@ class Datapath:
 
     def __init__(self, host: Netlink) -> None:
         self._host = host
+        self._reader = links.Reader()
+        self._good: dict[int, tuple[object, ...]] = {}
+        """By VNI: the segment's devices as they were found to need nothing."""
         self._namespace: int | None = None
         self._netlink: Netlink | None = None
 
@@ -215,12 +219,14 @@ class Datapath:
         self, segments: Sequence[Segment], port: int
     ) -> tuple[list[Change], dict[str, Link], frozenset[str]]:
         """Bridges and tunnels with all their attributes: changes, the links there are now, names of the new ones."""
-        found = links.dump(self.netlink)
+        found = self._reader.dump(self.netlink)
         clear: list[Step] = []
         bridges: list[Step] = []
         tunnels: list[Step] = []
         marks: list[bytes] = []
         for segment in segments:
+            if self._is_good(segment, port, found):
+                continue
             for wish in (bridge_wish(segment), tunnel_wish(segment, port)):
                 link = found.get(wish.name)
                 if link is not None and (reason := incompatible(wish, link)):
@@ -239,24 +245,40 @@ class Datapath:
         made = frozenset(change.object.split()[1] for change in changes if change.verb == "add" and not change.error)
         if made:
             self.netlink.batch(marks)
-            found = links.dump(self.netlink)
+            found = self._reader.dump(self.netlink)
         mended = carry_out(self.netlink, self._mends(segments, port, found))
         changes += unless_new(mended, [change.object for change in changes])
         return changes, found, made
 
     def _mends(self, segments: Sequence[Segment], port: int, found: Mapping[str, Link]) -> list[Step]:
         steps: list[Step] = []
+        before, self._good = self._good, {}
         for segment in segments:
+            seen = self._devices(segment, port, found)
+            if before.get(segment.vni) == seen:
+                self._good[segment.vni] = seen
+                continue
             wish = bridge_wish(segment)
             bridge, tunnel = found.get(wish.name), found.get(tunnel_name(segment.vni))
             if bridge is None or tunnel is None:
                 continue
             enslaved = mend(tunnel_wish(segment, port), tunnel, bridge.ifindex)
-            steps += present((mend(wish, bridge), enslaved))
             # The flags of a port that has just joined are the kernel's defaults, not what was seen before.
-            seen = tunnel if tunnel.master == bridge.ifindex else tunnel._replace(port={})
-            steps += present((mend_port(tunnel.name, seen, tunnel_port(segment)),))
+            flags = tunnel if tunnel.master == bridge.ifindex else tunnel._replace(port={})
+            needed = present((mend(wish, bridge), enslaved, mend_port(tunnel.name, flags, tunnel_port(segment))))
+            if not needed:
+                self._good[segment.vni] = seen
+            steps += needed
         return steps
+
+    def _is_good(self, segment: Segment, port: int, found: Mapping[str, Link]) -> bool:
+        return self._good.get(segment.vni) == self._devices(segment, port, found)
+
+    @staticmethod
+    def _devices(segment: Segment, port: int, found: Mapping[str, Link]) -> tuple[object, ...]:
+        """What is wished and what there is; links that are as they were are the same objects, and quickly compared."""
+        there = found.get(bridge_name(segment.vni)), found.get(tunnel_name(segment.vni))
+        return *there, segment.mtu, segment.local, bool(segment.foreign), port
 
     def sweep(self, found: Mapping[str, Link], wanted: frozenset[int]) -> list[Change]:
         """Delete bridges and tunnels of VNIs that are not wanted."""
@@ -283,22 +305,26 @@ def delete_links(netlink: Netlink, doomed: Sequence[Link]) -> list[Change]:
 
 # Rows
 
+STRIDE = 128
+"""Remotes that are compared in one go."""
+
 
 def octets(mac: str) -> bytes:
+    """Of one MAC, or of several behind one another."""
     return bytes.fromhex(mac.replace(":", ""))
 
 
-def remote_rows(home: Home, remotes: Iterable[Remote]) -> Rows:
-    rows: Rows = {}
-    port = IFINDEX.pack(home.tunnel)
+def remote_rows(home: Home, remotes: Sequence[Remote]) -> Rows:
     tunnel, bridge = key_head(TUNNEL, home.tunnel), key_head(BRIDGE, home.bridge)
     neighbour = key_head(NEIGHBOUR, home.bridge)
-    for remote in remotes:
-        mac = octets(remote.mac)
-        rows[tunnel + mac] = remote.vtep.packed
-        rows[bridge + mac] = port
-        for address in remote.addresses:
-            rows[neighbour + address.packed] = mac
+    macs = split(octets("".join([remote.mac for remote in remotes])), 6)
+    rows = dict(zip([tunnel + mac for mac in macs], [remote.vtep.packed for remote in remotes], strict=True))
+    rows.update(dict.fromkeys([bridge + mac for mac in macs], IFINDEX.pack(home.tunnel)))
+    rows.update(
+        (neighbour + address.packed, mac)
+        for remote, mac in zip(remotes, macs, strict=True)
+        for address in remote.addresses
+    )
     return rows
 
 
@@ -322,16 +348,16 @@ def changed_remotes(before: Sequence[Remote], after: Sequence[Remote]) -> tuple[
     """Those that are no more, and those that are new; one that differs is in both."""
     if before is after:
         return [], []
-    old = {remote.mac: remote for remote in before}
-    new = {remote.mac: remote for remote in after}
-    gone = [remote for mac, remote in old.items() if not _same(remote, new.get(mac))]
-    come = [remote for mac, remote in new.items() if not _same(remote, old.get(mac))]
+    # Nearly all are the very same objects in the same order, as plans are made of what earlier ones were made of. What
+    # is before and behind the change is passed over by the hundred.
+    begin, end = 0, 0
+    while before[begin : begin + STRIDE] == after[begin : begin + STRIDE] and begin < len(before):
+        begin += STRIDE
+    shorter = min(len(before), len(after)) - begin
+    while end + STRIDE <= shorter and before[-end - STRIDE : -end or None] == after[-end - STRIDE : -end or None]:
+        end += STRIDE
+    old = {remote.mac: remote for remote in before[begin : len(before) - end]}
+    new = {remote.mac: remote for remote in after[begin : len(after) - end]}
+    gone = [remote for mac, remote in old.items() if new.get(mac) != remote]
+    come = [remote for mac, remote in new.items() if old.get(mac) != remote]
     return gone, come
-
-
-def _same(one: Remote, other: Remote | None) -> bool:
-    # Plans are made anew from the same rows: nearly always the parts are the very same objects, and comparing
-    # addresses by value costs ten times as much.
-    if other is None:
-        return False
-    return (one.vtep is other.vtep and one.addresses is other.addresses) or one == other

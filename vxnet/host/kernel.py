@@ -194,6 +194,8 @@ class Kernel:
         there: Rows = {}
         for vni, one in carried.items():
             before = self._carried.get(vni)
+            if before == one:
+                continue
             if before is not None and before.home == one.home:
                 gone, come = datapath.changed_remotes(before.remotes, one.remotes)
                 there |= before._replace(remotes=tuple(gone)).rows()

@@ -1,7 +1,6 @@
 """Links: what is wished of one, what the kernel has, and the messages that turn the second into the first.
 
-pyroute2's classes write the messages that make a link and name its attributes; reading is packed, as a host with a
-thousand networks has thousands of links and looks at them again and again.
+Attributes go by the names of include/uapi/linux/if_link.h; the tables here hold those that vxnet sets or looks at.
 """
 
 from __future__ import annotations
@@ -12,13 +11,10 @@ import struct
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg, protinfo_bridge
-
 from vxnet.host.netlink import (
     NLA_F_NESTED,
     NLM_F_CREATE,
     NLM_F_EXCL,
-    NLM_F_REQUEST,
     Netlink,
     attribute,
     attribute_u32,
@@ -45,10 +41,12 @@ IFLA_LINKINFO = 18
 IFLA_IFALIAS = 20
 IFLA_GROUP = 27
 IFLA_EXT_MASK = 29
+IFLA_NET_NS_FD = 28
 IFLA_LINK_NETNSID = 37
 IFLA_INFO_KIND = 1
 IFLA_INFO_DATA = 2
 IFLA_INFO_SLAVE_DATA = 5
+VETH_INFO_PEER = 1
 
 DOOMED = 0x76786E64
 """The link group of what is about to be deleted: one request then deletes all of it, which costs the kernel one grace
@@ -78,9 +76,9 @@ class Link(NamedTuple):
     """The number by which this namespace knows the one of ``peer`` (of a vxlan, of its socket); None: this one."""
     alias: str
     data: Mapping[int, bytes]
-    """IFLA_INFO_DATA."""
+    """IFLA_INFO_DATA, of what the tables below know."""
     port: Mapping[int, bytes]
-    """IFLA_BRPORT_*; empty: not in a bridge."""
+    """IFLA_BRPORT_*, likewise; empty: not in a bridge."""
 
 
 class Wish(NamedTuple):
@@ -104,28 +102,48 @@ class Peer(NamedTuple):
     """Descriptor."""
 
 
-_Read = Callable[[bytes], Value]
-_READ: dict[str, _Read] = {
-    "uint8": lambda raw: raw[0],
-    "uint16": lambda raw: int(struct.unpack("=H", raw)[0]),
-    "uint32": lambda raw: int(struct.unpack("=I", raw)[0]),
-    "be16": lambda raw: int(struct.unpack("!H", raw)[0]),
-    "ip4addr": ipaddress.IPv4Address,
-    "ip6addr": ipaddress.IPv6Address,
+class _Form(NamedTuple):
+    """How a value stands in an attribute."""
+
+    read: Callable[[bytes], Value]
+    write: Callable[[Value], bytes]
+
+
+def _number(form: str) -> _Form:
+    packing = struct.Struct(form)
+    return _Form(lambda raw: int(packing.unpack(raw)[0]), packing.pack)
+
+
+def _packed(value: Value) -> bytes:
+    assert not isinstance(value, int)
+    return value.packed
+
+
+_U8, _U32, _BE16 = _number("=B"), _number("=I"), _number("!H")
+_ADDRESS4, _ADDRESS6 = _Form(ipaddress.IPv4Address, _packed), _Form(ipaddress.IPv6Address, _packed)
+
+_DATA: dict[str, dict[str, tuple[int, _Form]]] = {
+    "vxlan": {
+        "IFLA_VXLAN_ID": (1, _U32),
+        "IFLA_VXLAN_LOCAL": (4, _ADDRESS4),
+        "IFLA_VXLAN_LEARNING": (7, _U8),
+        "IFLA_VXLAN_PORT": (15, _BE16),
+        "IFLA_VXLAN_LOCAL6": (17, _ADDRESS6),
+    },
+    "bridge": {
+        "IFLA_BR_FORWARD_DELAY": (1, _U32),
+        "IFLA_BR_STP_STATE": (5, _U32),
+        "IFLA_BR_MCAST_SNOOPING": (23, _U8),
+    },
 }
-
-
-def _attribute_table(nla: type) -> dict[str, tuple[int, _Read]]:
-    """Name → number and decoder, out of pyroute2's description of an attribute set."""
-    return {
-        entry[0]: (number, _READ[entry[1]])
-        for number, entry in enumerate(nla.nla_map)  # type: ignore[attr-defined]
-        if entry[1] in _READ
-    }
-
-
-_DATA = {kind: _attribute_table(ifinfmsg.ifinfo.data_map[kind]) for kind in ("vxlan", "bridge")}
-_PORT = _attribute_table(protinfo_bridge)
+_PORT: dict[str, tuple[int, _Form]] = {
+    "IFLA_BRPORT_LEARNING": (8, _U8),
+    "IFLA_BRPORT_UNICAST_FLOOD": (9, _U8),
+    "IFLA_BRPORT_MCAST_FLOOD": (27, _U8),
+    "IFLA_BRPORT_BCAST_FLOOD": (30, _U8),
+    "IFLA_BRPORT_NEIGH_SUPPRESS": (32, _U8),
+    "IFLA_BRPORT_ISOLATED": (33, _U8),
+}
 
 
 def differing(wanted: Mapping[str, Value], found: Mapping[int, bytes], kind: str) -> list[str]:
@@ -133,18 +151,42 @@ def differing(wanted: Mapping[str, Value], found: Mapping[int, bytes], kind: str
     table = _PORT if kind == "port" else _DATA[kind]
     names = []
     for name, value in wanted.items():
-        number, read = table[name]
+        number, form = table[name]
         raw = found.get(number)
-        if raw is None or read(raw) != value:
+        if raw is None or form.read(raw) != value:
             names.append(name)
     return names
 
 
 def dump(netlink: Netlink) -> dict[str, Link]:
     """All links of the namespace by name. Raises OSError."""
-    body = _IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + attribute_u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
-    links = (_parse(answer) for answer in netlink.dump(RTM_GETLINK, body))
-    return {link.name: link for link in links}
+    return Reader().dump(netlink)
+
+
+class Reader:
+    """Reads all links again and again. One that is as it was costs a comparison, and is the same object."""
+
+    def __init__(self) -> None:
+        self._bodies: dict[bytes, Link] = {}
+        self._links: dict[str, Link] = {}
+
+    def dump(self, netlink: Netlink) -> dict[str, Link]:
+        """All links of the namespace by name. Raises OSError."""
+        body = _IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + attribute_u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
+        bodies: dict[bytes, Link] = {}
+        found: dict[str, Link] = {}
+        for answer in netlink.dump(RTM_GETLINK, body):
+            link = self._bodies.get(answer)
+            if link is None:
+                link = _parse(answer)
+                before = self._links.get(link.name)
+                if before == link:  # but for timers and counters
+                    link = before
+            if link.kind != "bridge":  # whose timers run: it never comes twice
+                bodies[answer] = link
+            found[link.name] = link
+        self._bodies, self._links = bodies, found
+        return dict(found)
 
 
 def get(netlink: Netlink, name: str) -> Link | None:
@@ -159,10 +201,11 @@ def _parse(body: bytes) -> Link:
     found = attributes(body, _IFINFO.size)
     info = attributes(found.get(IFLA_LINKINFO, b""))
     namespace = found.get(IFLA_LINK_NETNSID)
+    kind = _text(info.get(IFLA_INFO_KIND))
     return Link(
         ifindex=ifindex,
         name=_text(found.get(IFLA_IFNAME)),
-        kind=_text(info.get(IFLA_INFO_KIND)),
+        kind=kind,
         up=bool(flags & IFF_UP),
         mtu=_u32(found.get(IFLA_MTU)),
         mac=found.get(IFLA_ADDRESS, b"").hex(":"),
@@ -170,9 +213,17 @@ def _parse(body: bytes) -> Link:
         peer=_u32(found.get(IFLA_LINK)),
         peer_namespace=None if namespace is None else int(struct.unpack("=i", namespace)[0]),
         alias=_text(found.get(IFLA_IFALIAS)),
-        data=attributes(info.get(IFLA_INFO_DATA, b"")),
-        port=attributes(info.get(IFLA_INFO_SLAVE_DATA, b"")),
+        data=_known(info.get(IFLA_INFO_DATA), _DATA.get(kind)),
+        port=_known(info.get(IFLA_INFO_SLAVE_DATA), _PORT),
     )
+
+
+def _known(nested: bytes | None, table: Mapping[str, tuple[int, _Form]] | None) -> dict[int, bytes]:
+    """Of nested attributes those in a table."""
+    if not nested or not table:
+        return {}
+    found = attributes(nested)
+    return {number: found[number] for number, _ in table.values() if number in found}
 
 
 def _text(raw: bytes | None) -> str:
@@ -183,52 +234,53 @@ def _u32(raw: bytes | None) -> int:
     return 0 if raw is None else int(struct.unpack("=I", raw)[0])
 
 
-def _plain(value: Value) -> int | str:
-    return value if isinstance(value, int) else str(value)
-
-
 def add(wish: Wish, *, namespace: int | None = None, master: int = 0, peer: Peer | None = None) -> bytes:
     """Make a link that is up. ``namespace``: descriptor of where it shall live, with what the kind opens (a vxlan's
     socket) staying where the request is made."""
-    data = [(name, _plain(value)) for name, value in wish.data.items()]
-    if peer is not None:
-        ends = [("IFLA_IFNAME", peer.name), ("IFLA_ADDRESS", peer.mac), ("IFLA_MTU", wish.mtu)]
-        data = [("VETH_INFO_PEER", {"attrs": [*ends, ("IFLA_NET_NS_FD", peer.namespace)]})]  # type: ignore[list-item]
-    parts: list[tuple[str, object]] = [("IFLA_IFNAME", wish.name), ("IFLA_MTU", wish.mtu)]
-    if wish.mac is not None:
-        parts.append(("IFLA_ADDRESS", wish.mac))
-    if namespace is not None:
-        parts.append(("IFLA_NET_NS_FD", namespace))
+    parts = _head(wish.name, wish.mtu, wish.mac, namespace)
     if master:
-        parts.append(("IFLA_MASTER", master))
-    parts.append(
-        ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", wish.kind), ("IFLA_INFO_DATA", {"attrs": data})]}),
-    )
-    body = ifinfmsg()
-    body["flags"] = body["change"] = IFF_UP
-    body["attrs"] = parts
-    return _packed(body, NLM_F_CREATE | NLM_F_EXCL)
+        parts += attribute_u32(IFLA_MASTER, master)
+    if peer is not None:
+        other = _IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + _head(peer.name, wish.mtu, peer.mac, peer.namespace)
+        data = attribute(VETH_INFO_PEER, other)
+    else:
+        data = b"".join(_datum(wish.kind, name, value) for name, value in wish.data.items())
+    parts += _info(wish.kind, data)
+    body = _IFINFO.pack(socket.AF_UNSPEC, 0, 0, IFF_UP, IFF_UP) + parts
+    return message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
+
+
+def _head(name: str, mtu: int, mac: MAC | None, namespace: int | None) -> bytes:
+    parts = attribute(IFLA_IFNAME, name.encode() + b"\0") + attribute_u32(IFLA_MTU, mtu)
+    if mac is not None:
+        parts += attribute(IFLA_ADDRESS, bytes.fromhex(mac.replace(":", "")))
+    if namespace is not None:
+        parts += attribute_u32(IFLA_NET_NS_FD, namespace)
+    return parts
+
+
+def _datum(kind: str, name: str, value: Value) -> bytes:
+    number, form = _DATA[kind][name]
+    return attribute(number, form.write(value))
+
+
+def _info(kind: str, data: bytes) -> bytes:
+    info = attribute(IFLA_INFO_KIND, kind.encode() + b"\0")
+    if data:
+        info += attribute(IFLA_INFO_DATA | NLA_F_NESTED, data)
+    return attribute(IFLA_LINKINFO | NLA_F_NESTED, info)
 
 
 def change_data(ifindex: int, wish: Wish, names: Iterable[str]) -> list[bytes]:
     """Set some of the kind's own attributes of a link that is there, one after the other in the wish's order: a bridge
     refuses a forward delay of 0 while it still speaks STP."""
-    return [_change_datum(ifindex, wish.kind, name, value) for name, value in wish.data.items() if name in set(names)]
-
-
-def _change_datum(ifindex: int, kind: str, name: str, value: Value) -> bytes:
-    body = ifinfmsg()
-    body["index"] = ifindex
-    data = {"attrs": [(name, _plain(value))]}
-    body["attrs"] = [("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", kind), ("IFLA_INFO_DATA", data)]})]
-    return _packed(body, 0)
-
-
-def _packed(body: ifinfmsg, flags: int) -> bytes:
-    body["header"]["type"] = RTM_NEWLINK
-    body["header"]["flags"] = NLM_F_REQUEST | flags
-    body.encode()
-    return bytes(body.data)
+    head = _IFINFO.pack(socket.AF_UNSPEC, 0, ifindex, 0, 0)
+    chosen = set(names)
+    return [
+        message(RTM_NEWLINK, 0, head + _info(wish.kind, _datum(wish.kind, name, value)))
+        for name, value in wish.data.items()
+        if name in chosen
+    ]
 
 
 def change(

@@ -9,7 +9,7 @@
 
 Ten thousand endpoints are thirty thousand rows, dumped, compared and written whole. So a row is two byte strings, a
 key and what stands behind it: they compare as they are, go into messages as they are, and cost the garbage collector
-nothing. Writing goes by large sends (:meth:`vxnet.host.netlink.Netlink.batch`).
+nothing. Messages are written and read by columns (:mod:`vxnet.host.columns`).
 """
 
 from __future__ import annotations
@@ -17,14 +17,19 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Callable, Collection, Mapping
+from itertools import groupby
+from operator import itemgetter
 from typing import NamedTuple
 
+from vxnet.host.columns import Block, Same, same
 from vxnet.host.netlink import (
     GONE,
+    HEADER,
     NLM_F_APPEND,
     NLM_F_CREATE,
     NLM_F_REPLACE,
     NLM_F_REQUEST,
+    Failure,
     Netlink,
 )
 from vxnet.model.host import Change
@@ -52,6 +57,9 @@ NEIGHBOUR = 2
 
 FLOOD = bytes(6)
 
+SPOKEN = 1000
+"""Of so many changes of one table each row is told of; of more, the number."""
+
 Rows = dict[bytes, bytes]
 """Keys: table (1 octet), ifindex of the device (4), MAC or address. Values: VTEP, ifindex (4) or MAC."""
 
@@ -60,7 +68,9 @@ IFINDEX = struct.Struct("=i")
 _NDMSG = struct.Struct("=BxxxiHBB")
 """family, ifindex, state, flags, type"""
 _ATTRIBUTE = struct.Struct("=HH")
+_HEAD = itemgetter(slice(_KEY.size))
 _LINK_LAYER = (10, NDA_LLADDR)
+_NOTHING = (0, 0)
 
 
 def key_head(table: int, ifindex: int) -> bytes:
@@ -73,11 +83,54 @@ def dump(netlink: Netlink, tunnels: Mapping[int, int], learning: Collection[int]
     """
     rows: Rows = {}
     bridges = frozenset(tunnels.values())
-    bodies = netlink.dump(RTM_GETNEIGH, _NDMSG.pack(socket.AF_BRIDGE, 0, 0, 0, 0))
-    _read_fdb(bodies, frozenset(tunnels), bridges, learning, rows)
+    alike, others = netlink.dump_whole(RTM_GETNEIGH, _NDMSG.pack(socket.AF_BRIDGE, 0, 0, 0, 0), _alike)
+    for datagram in alike:
+        others += _read_alike_fdb(datagram, frozenset(tunnels), bridges, learning, rows)
+    _read_fdb(others, frozenset(tunnels), bridges, learning, rows)
     for kind in (socket.AF_INET, socket.AF_INET6):
-        _read_neighbours(netlink.dump(RTM_GETNEIGH, _NDMSG.pack(kind, 0, 0, 0, 0)), bridges, rows)
+        alike, others = netlink.dump_whole(RTM_GETNEIGH, _NDMSG.pack(kind, 0, 0, 0, 0), _alike)
+        for datagram in alike:
+            others += _read_alike_neighbours(datagram, bridges, rows)
+        _read_neighbours(others, bridges, rows)
     return rows
+
+
+def _alike(data: bytes) -> Same | None:
+    return same(data, _NDMSG.size)
+
+
+def _read_alike_fdb(
+    datagram: Same, tunnels: frozenset[int], bridges: frozenset[int], learning: Collection[int], rows: Rows
+) -> list[bytes]:
+    """Of a datagram of FDB rows that are of one device; else the bodies, to be read one by one."""
+    mac, vtep, master = (datagram.attributes.get(kind, _NOTHING) for kind in (NDA_LLADDR, NDA_DST, NDA_MASTER))
+    if not datagram.is_constant(HEADER.size, _NDMSG.size) or not datagram.is_constant(*master) or mac[1] != 6:
+        return datagram.bodies()
+    _family, ifindex, state, flags, _type = _NDMSG.unpack_from(datagram.data, HEADER.size)
+    if flags & NTF_SELF:
+        macs = datagram.values(*mac)
+        if FLOOD in macs or ifindex in learning:
+            return datagram.bodies()
+        if ifindex in tunnels and vtep[1]:
+            head = key_head(TUNNEL, ifindex)
+            rows.update(zip([head + one for one in macs], datagram.values(*vtep), strict=True))
+    elif state & NUD_NOARP and not state & NUD_PERMANENT and master[1]:
+        bridge = IFINDEX.unpack_from(datagram.data, master[0])[0]
+        if bridge in bridges:
+            head, port = key_head(BRIDGE, bridge), IFINDEX.pack(ifindex)
+            rows.update(dict.fromkeys([head + one for one in datagram.values(*mac)], port))
+    return []
+
+
+def _read_alike_neighbours(datagram: Same, bridges: frozenset[int], rows: Rows) -> list[bytes]:
+    mac, address = (datagram.attributes.get(kind, _NOTHING) for kind in (NDA_LLADDR, NDA_DST))
+    if not datagram.is_constant(HEADER.size, _NDMSG.size) or mac[1] != 6:
+        return datagram.bodies()
+    _family, ifindex, state, _flags, _type = _NDMSG.unpack_from(datagram.data, HEADER.size)
+    if state & NUD_PERMANENT and ifindex in bridges:
+        head = key_head(NEIGHBOUR, ifindex)
+        rows.update(zip([head + one for one in datagram.values(*address)], datagram.values(*mac), strict=True))
+    return []
 
 
 def _read_fdb(
@@ -148,6 +201,8 @@ class Difference(NamedTuple):
 
 
 def difference(wanted: Rows, found: Rows) -> Difference:
+    if wanted == found:
+        return Difference([], frozenset(), [])
     puts = [key for key, value in wanted.items() if found.get(key) != value]
     replaces = frozenset(key for key in puts if key in found)
     deletes = [key for key in found if key not in wanted]
@@ -163,26 +218,77 @@ def apply(
     tell: Callable[[list[bytes]], None] = lambda _: None,
 ) -> list[Change]:
     """Put, then delete. ``names``: of the links by ifindex, for the words; ``tell``: is shown what is sent."""
-    puts = [_put(key, wanted[key]) for key in change.puts]
-    deletes = [_delete(key, found[key]) for key in change.deletes]
-    tell(puts + deletes)
-    failures = netlink.batch(puts)
-    changes = []
-    for position, key in enumerate(change.puts):
-        failure = failures.get(position)
-        changes.append(
-            Change(
-                verb="replace" if key in change.replaces else "add",
-                object=describe(key, wanted[key], names),
-                error="" if failure is None else failure[1],
-            )
+    changes: list[Change] = []
+    for keys, rows, pack in ((change.puts, wanted, _put), (change.deletes, found, _delete)):
+        for part in _parts(keys, rows):
+            block = _block(part, rows, pack)
+            if len(part) <= SPOKEN:
+                tell([block[at] for at in range(len(part))])
+            failures = _send(netlink, block)
+            changes += _changes(part, rows, change.replaces, failures, names, deleted=pack is _delete)
+    return changes
+
+
+def _parts(keys: list[bytes], rows: Rows) -> list[list[bytes]]:
+    """Keys of one table, device and address family each."""
+    parts: list[list[bytes]] = []
+    for _head, together in groupby(keys, _HEAD):  # they were put together device by device
+        part = list(together)
+        sizes = set(zip(map(len, part), map(len, map(rows.__getitem__, part)), strict=True))
+        if len(sizes) == 1:
+            parts.append(part)
+        else:
+            parts += [[key for key in part if (len(key), len(rows[key])) == size] for size in sorted(sizes)]
+    return parts
+
+
+def _block(keys: list[bytes], rows: Rows, pack: Callable[[bytes, bytes], bytes]) -> Block:
+    block = Block(pack(keys[0], rows[keys[0]]), len(keys))
+    if len(keys) == 1:
+        return block
+    values = [rows[key] for key in keys]
+    table = keys[0][0]
+    if table == NEIGHBOUR:
+        block.fill(_MAC_AT, values)
+        block.fill(_DESTINATION_AT, [key[5:] for key in keys])
+    else:
+        block.fill(_MAC_AT, [key[5:11] for key in keys])
+        block.fill(_DESTINATION_AT if table == TUNNEL else _INDEX_AT, values)
+    return block
+
+
+def _send(netlink: Netlink, block: Block) -> dict[int, Failure]:
+    first = netlink.reserve(block.count)
+    block.number(first)
+    return netlink.batch_numbered(block.data, block.stride, first)
+
+
+def _changes(
+    keys: list[bytes],
+    rows: Rows,
+    replaces: frozenset[bytes],
+    failures: Mapping[int, Failure],
+    names: Mapping[int, str],
+    *,
+    deleted: bool,
+) -> list[Change]:
+    """Each row in words; of very many those that failed, and how many did not."""
+    # The deletion of what is gone is no event.
+    gone = {at for at, failure in failures.items() if deleted and failure[0] in GONE}
+    shown = [at for at in (range(len(keys)) if len(keys) <= SPOKEN else sorted(failures)) if at not in gone]
+    changes = [
+        Change(
+            verb="delete" if deleted else "replace" if keys[at] in replaces else "add",
+            object=describe(keys[at], rows[keys[at]], names),
+            error=failures[at][1] if at in failures else "",
         )
-    failures = netlink.batch(deletes)
-    for position, key in enumerate(change.deletes):
-        failure = failures.get(position)
-        if failure is None or failure[0] not in GONE:
-            error = "" if failure is None else failure[1]
-            changes.append(Change(verb="delete", object=describe(key, found[key], names), error=error))
+        for at in shown
+    ]
+    if len(keys) > SPOKEN and len(failures) < len(keys):
+        table, ifindex = _KEY.unpack_from(keys[0])
+        what = "neighbours" if table == NEIGHBOUR else "fdb rows"
+        words = f"{len(keys) - len(failures)} {what} of {names.get(ifindex, ifindex)}"
+        changes.append(Change(verb="delete" if deleted else "add", object=words))
     return changes
 
 
@@ -191,6 +297,7 @@ _FDB = struct.Struct("=IHHII BxxxiHBB HH6sxx")
 _FDB4 = struct.Struct("=IHHII BxxxiHBB HH6sxx HH4s")
 _FDB6 = struct.Struct("=IHHII BxxxiHBB HH6sxx HH16s")
 """… and NDA_DST."""
+_INDEX_AT, _MAC_AT, _DESTINATION_AT = 20, 32, 44
 _PUT = NLM_F_REQUEST | NLM_F_CREATE | NLM_F_REPLACE
 _APPEND = NLM_F_REQUEST | NLM_F_CREATE | NLM_F_APPEND
 
@@ -226,7 +333,7 @@ def _family(address: bytes) -> int:
 def _row(
     kind: int, request: int, family: int, ifindex: int, state: int, flags: int, mac: bytes, destination: bytes = b""
 ) -> bytes:
-    """One RTM_*NEIGH message, packed in one step: it is made for every row."""
+    """One RTM_*NEIGH message."""
     if not destination:
         return _FDB.pack(40, kind, request, 0, 0, family, ifindex, state, flags, 0, *_LINK_LAYER, mac)
     size = len(destination)

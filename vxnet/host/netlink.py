@@ -1,8 +1,8 @@
 """Netlink, packed: messages as bytes, many in one send, dumps that the kernel filters.
 
-pyroute2 takes 200 µs for a message, a packed one 3 µs with the kernel's work, and a host has tens of thousands of FDB
-rows. So the transport and the tables are packed here and in the modules beside it; pyroute2's message classes write
-the links, which are few and have a hundred attributes (:mod:`vxnet.host.links`).
+A library (pyroute2) takes 200 µs for a message, a packed one 3 µs with the kernel's work, and a host has tens of
+thousands of FDB rows and thousands of links. So the transport and the tables are packed here and in the modules beside
+it.
 
 Format: netlink(7), rtnetlink(7), Documentation/userspace-api/netlink/intro.rst of the kernel. All integers are the
 host's, all attributes padded to 4 octets.
@@ -14,10 +14,13 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
+from typing import TypeVar
 
 from vxnet.host import netns
+
+S = TypeVar("S")
 
 HEADER = struct.Struct("=IHHII")
 """length, type, flags, sequence, port"""
@@ -132,17 +135,20 @@ class Netlink:
         return failures
 
     def _send(self, chunk: list[bytes], failures: dict[int, Failure], offset: int) -> None:
-        first = self._sequence + 1
-        self._sequence += len(chunk) + 1
-        barrier = self._sequence
+        first = self.reserve(len(chunk))
+        barrier = self.reserve(1)
         packed = bytearray()
         for sequence, one in enumerate(chunk, first):
             at = len(packed)
             packed += one
             packed += b"\0" * (-len(one) & 3)
             struct.pack_into("=I", packed, at + 8, sequence)
-        packed += HEADER.pack(HEADER.size, NLMSG_NOOP, NLM_F_REQUEST | NLM_F_ACK, barrier, 0)
+        packed += _barrier(barrier)
         self._socket.send(packed)
+        self._wait(barrier, first, len(chunk), failures, offset)
+
+    def _wait(self, barrier: int, first: int, count: int, failures: dict[int, Failure], offset: int) -> None:
+        """Until the kernel has answered the barrier, which it does last."""
         while True:
             for kind, flags, sequence, body in split(self._socket.recv(BATCH_OCTETS)):
                 if kind != NLMSG_ERROR:
@@ -150,8 +156,25 @@ class Netlink:
                 if sequence == barrier:
                     return
                 failure = _failure(flags, body)
-                if failure is not None and first <= sequence < barrier:
+                if failure is not None and first <= sequence < first + count:
                     failures[offset + sequence - first] = failure
+
+    def batch_numbered(self, block: bytearray, stride: int, first: int) -> dict[int, Failure]:
+        """The same for messages of ``stride`` octets each, packed already, with sequence numbers from ``first`` on
+        (:meth:`reserve`)."""
+        failures: dict[int, Failure] = {}
+        step = BATCH_OCTETS // stride * stride
+        for at in range(0, len(block), step):
+            barrier = self.reserve(1)
+            chunk = block[at : at + step] + _barrier(barrier)
+            self._socket.send(chunk)
+            self._wait(barrier, first, len(block) // stride, failures, 0)
+        return failures
+
+    def reserve(self, count: int) -> int:
+        """The first of so many sequence numbers that nobody else gets."""
+        self._sequence += count
+        return self._sequence - count + 1
 
     def request(self, one: bytes) -> None:
         """Send one and raise OSError with the kernel's words if it was refused."""
@@ -182,22 +205,31 @@ class Netlink:
         A dump that the kernel marks as torn (something changed meanwhile) is asked for again; after a few times it is
         taken as it is, as the next look will see the rest.
         """
+        return self.dump_whole(kind, body, lambda data: None)[1]
+
+    def dump_whole(self, kind: int, body: bytes, whole: Callable[[bytes], S | None]) -> tuple[list[S], list[bytes]]:
+        """The same, with what ``whole`` makes of datagrams that it can take as a whole (answers and nothing else), and
+        the bodies of the answers in the others."""
         for _ in range(DUMP_ATTEMPTS):
-            bodies, torn = self._dump(kind, body)
+            taken, bodies, torn = self._dump(kind, body, whole)
             if not torn:
                 break
-        return bodies
+        return taken, bodies
 
-    def _dump(self, kind: int, body: bytes) -> tuple[list[bytes], bool]:
-        self._sequence += 1
-        wanted = self._sequence
+    def _dump(self, kind: int, body: bytes, whole: Callable[[bytes], S | None]) -> tuple[list[S], list[bytes], bool]:
+        wanted = self.reserve(1)
         request = HEADER.pack(HEADER.size + len(body), kind, NLM_F_REQUEST | NLM_F_DUMP, wanted, 0)
         self._socket.send(request + body)
+        taken: list[S] = []
         bodies: list[bytes] = []
         while True:
             data = self._socket.recv(BATCH_OCTETS)
+            _length, answer, _flags, sequence, _port = HEADER.unpack_from(data)
+            if answer > NLMSG_DONE and sequence == wanted and (one := whole(data)) is not None:
+                taken.append(one)
+                continue
             offset = 0
-            while offset < len(data):  # written out instead of split(): it runs for every row of every dump
+            while offset < len(data):  # written out instead of split(): it runs for every answer of every dump
                 length, answer, flags, sequence, _port = HEADER.unpack_from(data, offset)
                 content = data[offset + 16 : offset + length]
                 offset += (length + 3) & ~3
@@ -209,7 +241,11 @@ class Netlink:
                 failure = _failure(flags, content) if answer == NLMSG_ERROR else None
                 if failure is not None:
                     raise OSError(*failure)
-                return bodies, bool(flags & NLM_F_DUMP_INTR)
+                return taken, bodies, bool(flags & NLM_F_DUMP_INTR)
+
+
+def _barrier(sequence: int) -> bytes:
+    return HEADER.pack(HEADER.size, NLMSG_NOOP, NLM_F_REQUEST | NLM_F_ACK, sequence, 0)
 
 
 def split(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:

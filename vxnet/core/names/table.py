@@ -58,6 +58,11 @@ def view_of(container: Container) -> View:
     return View(networks, container.gateway is not None, container.spec.dns)
 
 
+Claims = tuple[tuple[int, RowKey], ...]
+"""Who has a name, and in which rank: 0 for the name itself, 1 for ``name.network``, which yields to it. A row that
+claims a name in two ways is in it twice."""
+
+
 class _Zone:
     """One network's names."""
 
@@ -67,23 +72,23 @@ class _Zone:
         self.network = network
         self.suffix = encode_name(network.name)
         self.answers: dict[bytes, Answers] = {}
-        self.claims: dict[bytes, dict[RowKey, int]] = {}
-        """Who has a name, and in which rank: 0 for the name itself, 1 for ``name.network``, which yields to it."""
-        self.reverse: dict[bytes, dict[RowKey, int]] = {}
+        self.claims: dict[bytes, Claims] = {}
+        self.reverse: dict[bytes, Claims] = {}
         self.services = ServiceNames(self.qualify)
 
-    def keys(self, key: RowKey, endpoint: Endpoint) -> list[tuple[dict[bytes, dict[RowKey, int]], bytes, int]]:
-        """All that a row claims here: which table, name on the wire, rank."""
-        found = []
+    def keys(self, key: RowKey, endpoint: Endpoint) -> list[tuple[dict[bytes, Claims], bytes, Claims]]:
+        """All that a row claims here: which table, name on the wire, and the claim."""
+        found: list[tuple[dict[bytes, Claims], bytes, Claims]] = []
+        plainly, qualifiedly = ((0, key),), ((1, key),)
         texts = [endpoint.name, *endpoint.aliases]
         if _CONTAINER_ID.match(key.id):
             texts.append(key.id[:12])
         for text in texts:
             if plain := encode_name(text):
-                found.append((self.claims, plain, 0))
+                found.append((self.claims, plain, plainly))
                 if qualified := self.qualify(plain):
-                    found.append((self.claims, qualified, 1))
-        found += [(self.reverse, encode_reverse(address), 0) for address in endpoint.addresses]
+                    found.append((self.claims, qualified, qualifiedly))
+        found += [(self.reverse, encode_reverse(address), plainly) for address in endpoint.addresses]
         return found
 
     def qualify(self, name: bytes) -> bytes | None:
@@ -106,15 +111,15 @@ class _Zone:
             return None
         answers: Answers = {}
         if claims and len(claims) == 1:
-            (key,) = claims
+            ((_rank, key),) = claims
             if key not in alone:
                 alone[key] = pack_addresses([rows[key][1]])
             answers = alone[key]
         elif claims:
-            best = min(claims.values())
-            answers = pack_addresses([rows[key][1] for key, rank in claims.items() if rank == best])
+            best = min(rank for rank, _key in claims)
+            answers = pack_addresses([rows[key][1] for rank, key in claims if rank == best])
         if reverse:
-            names = {encode_name(rows[key][1].name) for key in reverse}
+            names = {encode_name(rows[key][1].name) for _rank, key in reverse}
             targets = [target for name in names if name and (target := self.qualify(name))]
             if targets:
                 answers = {**answers, PTR: pack_names(PTR, targets)}
@@ -242,15 +247,16 @@ class Names:
 
     def _claim(self, key: RowKey, endpoint: Endpoint, touched: set[tuple[str, bytes]], *, add: bool) -> None:
         zone = self._zones[endpoint.network]
-        for table, name, rank in zone.keys(key, endpoint):
+        for table, name, claim in zone.keys(key, endpoint):
             touched.add((endpoint.network, name))
+            claims = table.get(name, ())
             if add:
-                claims = table.setdefault(name, {})
-                claims[key] = min(rank, claims.get(key, rank))
-            elif claims := table.get(name, {}):
-                claims.pop(key, None)
-                if not claims:
-                    del table[name]
+                # Nearly all names are of one: the same tuple for all of an endpoint's.
+                table[name] = claims + claim if claims else claim
+            elif left := tuple(other for other in claims if other[1] != key):
+                table[name] = left
+            else:
+                table.pop(name, None)
         if endpoint.service:
             touched.update((endpoint.network, name) for name in zone.services.claim(key, endpoint, add=add))
 
