@@ -170,6 +170,26 @@ def test_no_first_use_is_lost(session: Session) -> None:
     assert failed == ""
 
 
+def test_no_first_use_is_lost_after_a_connect(session: Session) -> None:
+    """A container that runs already is put on the network; the name answers as soon as it resolves there."""
+    session.network("first")
+    session.network("later")
+    session.container("h2", "a", "first")
+    session.container("h3", "b", "later")
+    eventually(lambda: "b" in session.say("h2", "vxnet network inspect -v later"))
+    for _ in range(10):
+        asking = session.popen_inside(
+            "h2",
+            "a",
+            ["sh", "-c", "until getent hosts b >/dev/null; do :; done; ping -c1 -W1 b"],
+            stdout=subprocess.PIPE,
+        )
+        session.say("h2", "vxnet network connect later a")
+        out, _ = asking.communicate(timeout=20)
+        assert asking.returncode == 0, out
+        session.say("h2", "vxnet network disconnect later a")
+
+
 def same_view(session: Session, hosts: tuple[str, ...], network: str) -> bool:
     """Whether these see the same endpoints, and each has paths to those of all the others."""
     views = {host: session.json(host, f"vxnet network inspect -v {network}")[0]["endpoints"] for host in hosts}

@@ -182,7 +182,7 @@ class Agent:
         """Something that rows, names or the kernel follow from is different."""
         self._membership.publish(self._containers.wiring.endpoints())
         for container in self._containers.live():
-            self._resolver.update(container.id, view_of(container))
+            self._resolver.update(container.id, view_of(self._containers.wiring.joined(container)))
         self._blocks.look()
         self._assigned.wake()
         if self._nodes() != self._vteps:

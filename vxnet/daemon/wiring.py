@@ -54,6 +54,8 @@ class Wiring:
         self._settle = settle
         self._locks: dict[str, asyncio.Lock] = {}
         """Held while somebody changes a container's networks."""
+        self._joining: set[str] = set()
+        """Ids of rows of containers that run already, to which the others do not know the way yet."""
 
     def endpoints(self) -> dict[str, Endpoint]:
         """The rows that this host should publish now, by row id."""
@@ -64,7 +66,8 @@ class Wiring:
                 network = self._cluster.networks.get(attachment.network)
                 if network is None or vtep is None:
                     continue
-                rows[f"{container.id[:12]}.{network.id}"] = Endpoint(
+                row_id = _row_id(container, network.id)
+                rows[row_id] = Endpoint(
                     network=network.id,
                     vni=network.vni,
                     addresses=tuple(interface.ip for interface in attachment.addresses),
@@ -75,7 +78,7 @@ class Wiring:
                     service=container.task.service if container.task is not None else "",
                     task=container.task.task if container.task is not None else "",
                     ports=container.task.ports if container.task is not None else (),
-                    state=_row_state(container),
+                    state="starting" if row_id in self._joining else _row_state(container),
                 )
         return rows
 
@@ -93,6 +96,11 @@ class Wiring:
         self._records.put(replace(container, draining=True))
         self._changed()
         return [row for row in self.endpoints() if row.startswith(container_id[:12])]
+
+    def joined(self, container: Container) -> Container:
+        """On the networks alone that its processes may use by now: a name that resolves is one that answers."""
+        rest = tuple(one for one in container.attachments if _row_id(container, one.network) not in self._joining)
+        return container if len(rest) == len(container.attachments) else replace(container, attachments=rest)
 
     async def attach(self, container_id: str, wish: NetworkWish) -> None:
         """One more interface. Its addresses are taken from here on."""
@@ -114,8 +122,15 @@ class Wiring:
     async def connect(self, ref: str, request: NetworkConnect) -> None:
         check_aliases(request.aliases)
         wish = NetworkWish(network=ref, ip=request.ip, ip6=request.ip6, aliases=request.aliases)
-        async with self._rewiring(request.container) as container_id:
-            await self.attach(container_id, wish)
+        row_id = ""
+        try:
+            async with self._rewiring(request.container) as container_id:
+                await self.attach(container_id, wish)
+                row_id = _row_id(self._records.now(container_id), self._attachments.network(ref).id)
+                self._joining.add(row_id)
+        finally:
+            self._joining.discard(row_id)
+            self._changed()
 
     async def disconnect(self, ref: str, request: NetworkConnect) -> None:
         async with self._rewiring(request.container) as container_id:
@@ -163,3 +178,7 @@ def _row_state(container: Container) -> EndpointState:
     if container.draining:
         return "draining"
     return "ready" if container.state == "running" and not container.unready else "starting"
+
+
+def _row_id(container: Container, network_id: str) -> str:
+    return f"{container.id[:12]}.{network_id}"
