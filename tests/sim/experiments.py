@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import gc
+import statistics
 import time
 from collections.abc import Callable
 
 from tests.sim.network import Simulation, Weather
+from vxnet.core import rows
+from vxnet.core.push import OVERHEAD
 from vxnet.core.rows import Batch, decode_content
+from vxnet.core.timing import LAN
 
 
 def false_deaths(options: argparse.Namespace) -> None:
@@ -44,6 +48,10 @@ class Arrivals:
         content = decode_content(batch.content)
         if content.owner != f"id{number}":
             self.delays += [self._sim.now - self._put[row.id] for row in content.rows if row.id in self._put]
+
+    def wait(self, count: int, seconds: float) -> float:
+        """Until so many have arrived. How long that took."""
+        return self._sim.run(seconds, until=lambda: len(self.delays) >= count)
 
     def quantile(self, part: float) -> float:
         return sorted(self.delays)[min(len(self.delays) - 1, int(part * len(self.delays)))]
@@ -82,7 +90,7 @@ def _spread(seed: int, count: int, loss: float, repeats: int) -> None:
         arrivals.delays, kept = [], arrivals.delays
         before = sim.octets
         arrivals.put(sim.rng.randrange(count) + 1, f"r{repeat}", repeat)
-        sim.run(10, until=lambda: len(arrivals.delays) == count - 1)
+        arrivals.wait(count - 1, 10)
         octets += sim.octets - before
         arrivals.delays += kept
         arrivals.delays += [float("inf")] * ((repeat + 1) * (count - 1) - len(arrivals.delays))
@@ -92,8 +100,150 @@ def _spread(seed: int, count: int, loss: float, repeats: int) -> None:
     row(count, f"{loss:.0%}", repeats, f"{half:.2f} s", f"{most:.2f} s", f"{last:.2f} s", octets // count // repeats)
 
 
+def rates(options: argparse.Namespace) -> None:
+    """New rows a second at 100 nodes, at random nodes, for 10 s; at most 1 Mb/s a node."""
+    head("way", "loss", "rows/s", "p50", "p99", "last", "missing 10 s later", "kb/s a node: mean", "greatest")
+    plain = LAN._replace(tree_from=1 << 20, payload_sends=3)
+    for way, settings, rate, loss in (
+        ("plain push", plain, 150, 0.0),
+        ("plain push", plain, 150, 0.05),
+        ("tree", LAN, 150, 0.0),
+        ("tree", LAN, 1000, 0.0),
+        ("tree", LAN, 1000, 0.05),
+    ):
+        weather = Weather(loss=loss)
+        sim = Simulation(options.seed, 100, weather=weather, settings=settings, acquainted=True, encrypted=True)
+        sim.run(3)
+        arrivals, seconds = Arrivals(sim), 10
+        sent = dict(sim.sent)
+        for number in range(rate * seconds):
+            arrivals.put(sim.rng.randrange(100) + 1, f"{sim.rng.randbytes(6).hex()}.net1", number)
+            sim.run(1 / rate)
+        kbps = sorted((sim.sent[node] - sent.get(node, 0)) * 8 / 1000 / seconds for node in sim.nodes)
+        sim.run(10)
+        missing = rate * seconds * 99 - len(arrivals.delays)
+        half, most, last = (f"{arrivals.quantile(part):.2f} s" for part in (0.5, 0.99, 1.0))
+        row(way, f"{loss:.0%}", rate, half, most, last, missing, f"{sum(kbps) / 100:.0f}", f"{kbps[-1]:.0f}")
+
+
+def burst(options: argparse.Namespace) -> None:
+    """1,000 rows at once, of one node and of all."""
+    head("nodes", "rows of", "loss", "p50", "last row everywhere")
+    for count, sources, loss in ((10, 1, 0.0), (100, 1, 0.0), (100, 1, 0.05), (100, 100, 0.0), (100, 100, 0.05)):
+        sim = Simulation(options.seed, count, weather=Weather(loss=loss), acquainted=True)
+        sim.run(3)
+        arrivals = Arrivals(sim)
+        for number in range(1000):
+            arrivals.put(number % sources + 1, f"{sim.rng.randbytes(6).hex()}.net1", number)
+        took = arrivals.wait(1000 * (count - 1), 20)
+        row(count, sources, f"{loss:.0%}", f"{arrivals.quantile(0.5):.2f} s", f"{took:.2f} s")
+
+
+def churn(options: argparse.Namespace) -> None:
+    """NetworkDB's own test: 25 nodes, 8 junk writes every 20 ms, one member that comes and goes; a row a second is
+    watched."""
+    head("nodes", "watched rows", "p50", "p90", "p99", "last")
+    sim = Simulation(options.seed, 25, acquainted=True)
+    sim.run(3)
+    arrivals = Arrivals(sim)
+    watched = 0
+    for tick in range(60 * 50):
+        for _ in range(8):
+            # 40 rows a node, written over and deleted.
+            number, id_ = sim.rng.randrange(24) + 1, f"junk{sim.rng.randrange(40)}"
+            if sim.rng.random() < 0.5:
+                sim.put(number, id_, sim.rng.randrange(10_000))
+            else:
+                sim.delete(number, id_)
+        if tick % 50 == 0:
+            watched += 1
+            arrivals.put(sim.rng.randrange(24) + 1, f"watched{watched}", watched)
+        if tick % 500 == 100:
+            sim.kill(25)
+        if tick % 500 == 300:
+            sim.start(25)
+            sim.join(25, 1)
+        sim.run(0.02)
+    sim.run(10)
+    row(25, watched, *(f"{arrivals.quantile(part):.2f} s" for part in (0.5, 0.9, 0.99, 1.0)))
+
+
+def detection(options: argparse.Namespace) -> None:
+    """A killed node, until the last of the others holds it for dead."""
+    head("nodes", "kills", "p50", "p99", "last", "first to know, p50")
+    for count, kills in ((3, 200), (5, 200), (10, 200), (30, 60), (100, 60), (1000, 5)):
+        times = [_detect(options.seed + kill, count) for kill in range(kills)]
+        everywhere, first = sorted(last for _, last in times), statistics.median(first for first, _ in times)
+        most = everywhere[min(kills - 1, int(0.99 * kills))]
+        half = statistics.median(everywhere)
+        row(count, kills, f"{half:.2f} s", f"{most:.2f} s", f"{everywhere[-1]:.2f} s", f"{first:.2f} s")
+
+
+def _detect(seed: int, count: int) -> tuple[float, float]:
+    """(until the first knows, until all do)."""
+    sim = Simulation(seed, count, acquainted=True)
+    sim.run(2 + sim.rng.random() * 2)
+    begun = sim.now
+    sim.kill(sim.rng.randrange(count) + 1)
+    took = sim.run(60, until=lambda: len(sim.deaths(begun)) >= count - 1)
+    return sim.deaths(begun)[0][0] - begun, took
+
+
+def stalls(options: argparse.Namespace) -> None:
+    """4 of 100 nodes stand still for 10 s at a time, again and again; who is held for dead?"""
+    head("protocol", "simulated", "healthy declared dead", "stalling declared dead", "healthy suspected")
+    plain = LAN._replace(awareness_max=1, suspicion_max_multiplier=1.0, stall_fraction=1e9)
+    for protocol, settings in (("SWIM, Lifeguard and the stall clock", LAN), ("plain SWIM", plain)):
+        sim = Simulation(options.seed, 100, settings=settings, acquainted=True)
+        sim.run(5)
+        stalling = {7, 31, 58, 90}
+        for _ in range(60):
+            for number in stalling:
+                sim.freeze(number)
+                sim.run(sim.rng.random())
+            sim.run(8)
+            for number in sorted(stalling):
+                sim.thaw(number)
+                sim.run(sim.rng.random())
+            sim.run(5)
+        names = {f"h{number}" for number in stalling}
+        # Each false death once, however many heard of it.
+        dead = {(change.name, round(change.when / 5)) for change in sim.history if change.status == "dead"}
+        suspects = {(c.name, round(c.when / 5)) for c in sim.history if c.status == "suspect" and c.name not in names}
+        row(
+            protocol,
+            f"{(sim.now - 1000) / 60:.0f} min",
+            sum(name not in names for name, _ in dead),
+            sum(name in names for name, _ in dead),
+            len(suspects),
+        )
+
+
+def idle(options: argparse.Namespace) -> None:
+    """What a quiet cluster says, with its probes."""
+    head("nodes", "kb/s a node", "of it anti-entropy", "one exchange when equal, both ways")
+    for count, seconds in ((10, 120), (100, 120), (1000, 30), (10_000, 10)):
+        found = []
+        for settings in (LAN, LAN._replace(digest_interval_s=1e9)):
+            # As in production: sealed.
+            sim = Simulation(options.seed, count, settings=settings, acquainted=True, encrypted=True)
+            gc.freeze()
+            sim.run(2)
+            before = sim.octets
+            sim.run(seconds)
+            found.append((sim.octets - before) * 8 / 1000 / count / seconds)
+            digest = len(rows.encode(rows.Digest(bytes(8), bytes(8)))) + 1 + OVERHEAD
+        row(count, f"{found[0]:.1f}", f"{found[0] - found[1]:.2f}", f"{2 * digest} octets")
+
+
 ALL: dict[str, Callable[[argparse.Namespace], None]] = {
     "spread": spread,
     "spread-10000": spread_10000,
+    "rates": rates,
+    "burst": burst,
+    "churn": churn,
+    "detection": detection,
+    "stalls": stalls,
+    "idle": idle,
     "false-deaths": false_deaths,
 }
