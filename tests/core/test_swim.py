@@ -91,8 +91,8 @@ def test_news_in_any_order_ends_the_same(told: list[tuple[str, int]], rng: rando
         (3, 0.4, 1.6, 0),
         (4, 0.4, 1.6, 2),
         (10, 0.4, 1.6, 2),
-        (100, 0.5, 4.0, 2),
-        (10_000, 0.7, 11.2, 2),
+        (100, 0.4, 3.2, 2),
+        (10_000, 0.5, 8.0, 2),
     ],
 )
 def test_probe_and_suspicion_times(n: int, interval: float, least: float, confirmations: int) -> None:

@@ -8,7 +8,7 @@ import sys
 
 from tests.perf.measure import machine
 
-BENCHES = ("lab_up", "run_latency", "name_latency", "throughput", "dns", "many_containers", "idle", "scale")
+BENCHES = ("lab_up", "run_latency", "name_latency", "throughput", "dns", "many_containers", "idle", "scale", "gossip")
 
 
 def main(names: list[str]) -> int:

@@ -45,6 +45,9 @@ SEGMENT_HEAD = 52
 """IPv4, TCP with timestamps."""
 HANDSHAKES = 7 * SEGMENT_HEAD
 """SYN, SYN-ACK, ACK; two FINs and their ACKs."""
+SYN_RTO_S = 1.0
+RTO_S = 0.2
+"""Linux's first retransmissions, of a SYN and of data."""
 _VERIFIED_LIMIT = 1 << 16
 
 _check_signature = core_table.check_signature
@@ -356,7 +359,7 @@ class Simulation:
         self._transmit(target)
 
     def _dial(self, number: int, node: GossipNode, stream: Stream) -> None:
-        """TCP: all or nothing, and silence where the other end does not answer."""
+        """TCP: what is lost comes later, which may be too late; silence where the other end does not answer."""
         failed_at = self.now + stream.timeout_s
 
         def fail() -> None:
@@ -382,7 +385,11 @@ class Simulation:
                 self._count_stream(target, len(answer))
                 self._transmit(target)
                 if not stream.done:
-                    self.at(self._delay(), reply, answer)
+                    arrives = self.now + self._delay() + self._retransmitted(RTO_S)
+                    if arrives > failed_at:
+                        self.at(max(0.0, failed_at - self.now), fail)
+                    else:
+                        self.at(arrives - self.now, reply, answer)
 
         def reply(answer: bytes) -> None:
             if self.nodes.get(number) is not node:
@@ -393,8 +400,18 @@ class Simulation:
             stream.receive(answer, self.now)
             self._transmit(number)
 
-        # A handshake, then the data; lost segments only cost time.
-        self.at(2 * self._delay() * (1 + 4 * self.weather.loss), connect)
+        opened = self.now + 3 * self._delay() + self._retransmitted(SYN_RTO_S, 2) + self._retransmitted(RTO_S)
+        if opened > failed_at:
+            self.at(stream.timeout_s, fail)
+        else:
+            self.at(opened - self.now, connect)
+
+    def _retransmitted(self, timeout_s: float, packets: int = 1) -> float:
+        """How long lost ones hold up a connection: each time twice as long (RFC 6298)."""
+        delay, reached = 0.0, (1 - self.weather.loss) ** packets
+        while reached < 1 and delay < 60 and self.rng.random() > reached:
+            delay, timeout_s = delay + timeout_s, 2 * timeout_s
+        return delay
 
     def _count_stream(self, number: int, octets: int) -> None:
         """Acknowledgements are the other side's: one for every second segment."""

@@ -15,11 +15,11 @@ class Settings(NamedTuple):
     # -- failure detector (SWIM, Lifeguard)
     probe_floor_s: float = 0.4
     probe_base_s: float = 0.3
-    probe_scale_s: float = 0.1
+    probe_scale_s: float = 0.05
     probe_ceiling_s: float = 1.0
     """Probe interval P = clamp(base + scale × log10 n, floor, ceiling) s. Each node probes one other per P, so a dead
     one is first probed after about P whatever n is. memberlist's LAN has 1 s for any n; a small cluster can afford
-    more: 10 nodes 0.4 s, 100 nodes 0.5 s, 1,000 nodes 0.6 s."""
+    more: up to 100 nodes 0.4 s, 1,000 nodes 0.45 s, 10,000 nodes 0.5 s."""
     probe_timeout_fraction: float = 0.5
     """… × P: when others are asked to try, and TCP. Must exceed the round trip and the scheduling noise of a host."""
     indirect_checks: int = 3
