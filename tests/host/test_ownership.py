@@ -198,15 +198,16 @@ def test_data_port_and_vtep_change(pair: Pair) -> None:
     assert pair.c1.reaches("10.0.16.3")
 
 
-def test_route_mtu_is_the_smallest_of_the_ways(pair: Pair) -> None:
-    mtu = pair.h1.kernel.route_mtu
-    assert pair.h1.do(mtu, addresses("192.168.9.2")) == 1500
-    assert pair.h1.do(mtu, ()) == 1500
-    assert pair.h1.do(mtu, addresses("203.0.113.1")) == 1500, "no way at all"
+def test_what_routes_promise(pair: Pair) -> None:
+    near, far = addresses("192.168.9.2", "203.0.113.1")
+    mtus = pair.h1.kernel.route_mtus
+    assert pair.h1.do(mtus, (near,)) == {near: 1500}
+    assert pair.h1.do(mtus, ()) == {}
+    assert pair.h1.do(mtus, (far,)) == {}, "no way at all"
     pair.h1.sh("ip route add 203.0.113.0/24 via 192.168.9.2 mtu 1400")
-    assert pair.h1.do(mtu, addresses("192.168.9.2", "203.0.113.1")) == 1400
+    assert pair.h1.do(mtus, (near, far)) == {near: 1500, far: 1400}
     pair.h1.sh("ip link set eth0 mtu 1300")
-    assert pair.h1.do(mtu, addresses("192.168.9.2", "203.0.113.1")) == 1300
+    assert pair.h1.do(mtus, (near, far))[near] == 1300
 
 
 def test_descriptors_do_not_grow(pair: Pair) -> None:

@@ -26,6 +26,11 @@ PORT_NAME_MAX = 15
 _ID_DIGITS_MIN = 8
 
 
+def overhead(vtep: IPAddress) -> int:
+    """Octets that the encapsulation adds between VTEPs of this one's IP version."""
+    return OVERHEAD_IPV4 if vtep.version == 4 else OVERHEAD_IPV6
+
+
 def plan(
     *,
     self_node: Node | None,
@@ -52,7 +57,7 @@ def plan(
     local = self_node.data_path_addr
     vteps = _sorted_addresses({*members.values()} - {local})
     path_mtu = underlay_mtu if isinstance(underlay_mtu, int) else underlay_mtu(vteps)
-    inner_mtu = path_mtu - (OVERHEAD_IPV4 if local.version == 4 else OVERHEAD_IPV6)
+    inner_mtu = path_mtu - overhead(local)
 
     mtus: dict[str, int] = {}
     residents: dict[str, list[Attachment]] = {}

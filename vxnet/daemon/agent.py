@@ -35,13 +35,14 @@ from vxnet.daemon.containers import Containers
 from vxnet.daemon.guests import Guests
 from vxnet.daemon.membership import Membership
 from vxnet.daemon.metrics import Measured
+from vxnet.daemon.paths import Paths
 from vxnet.daemon.reconcile import Plan, Reconciler
 from vxnet.daemon.services import Services
 from vxnet.daemon.state import GatewayChoice, StateDirectory
 from vxnet.host.dnsfast import FastNames
 from vxnet.host.facts import observe_host
 from vxnet.host.kernel import Kernel
-from vxnet.model.address import IPAddress, IPInterface, IPNetwork
+from vxnet.model.address import IPInterface, IPNetwork
 from vxnet.model.api import (
     ContainerView,
     GossipKeyView,
@@ -79,8 +80,6 @@ LOCAL_NETWORKS = (
 )
 """Every host has them, in a cluster or not."""
 
-FALLBACK_MTU = 1500
-"""Where no route tells another: Ethernet's (RFC 894)."""
 NAMES_WAIT_S = 3.0
 """Longest silence of the name servers after a start; glibc's resolver asks again after 5 s."""
 HOST_INTERVAL_S = 30.0
@@ -108,13 +107,10 @@ class Agent:
         self._facts = facts
         self._resolver = resolver
         self._kernel = Kernel()
-        self._underlay_mtu = FALLBACK_MTU
         self._groups = Groups()
-        self._vteps: frozenset[IPAddress] = frozenset()
-        """To which the MTU was measured."""
-        self._nodes_changed = asyncio.Event()
         self._membership = Membership(state, config, lambda: self._facts, self._changed)
         self._reconciler = Reconciler(self._kernel, self._plan, self._applied)
+        self._paths = Paths(self._membership, self._reconciler, self._kernel)
         self._containers = Containers(
             state,
             run_directory,
@@ -153,7 +149,7 @@ class Agent:
                 async with agent._membership, agent._containers, agent._guests:
                     agent._membership.republished()
                     # Not before all is adopted: the plan of half a state would take the other half away.
-                    await agent._measure_paths()
+                    await agent._paths.measure()
                     loops = [group.create_task(loop) for loop in agent._loops()]
                     try:
                         await agent._reconciler.settle()
@@ -171,7 +167,7 @@ class Agent:
             self._reconciler.run(),
             *watch.loops(self._kernel, self._reconciler),
             self._watch_host(),
-            self._watch_paths(),
+            *self._paths.loops(),
             *self._blocks.loops(),
             self._assigned.run(),
         )
@@ -185,14 +181,8 @@ class Agent:
             self._resolver.update(container.id, view_of(self._containers.wiring.joined(container)))
         self._blocks.look()
         self._assigned.wake()
-        if self._nodes() != self._vteps:
-            self._nodes_changed.set()
+        self._paths.look()
         self._reconciler.wake()
-
-    def _nodes(self) -> frozenset[IPAddress]:
-        """The VTEPs of all."""
-        place = self._membership.place
-        return frozenset(place.vteps().values()) if place is not None else frozenset()
 
     def _plan(self) -> Plan[_Seen]:
         place = self._membership.place
@@ -206,7 +196,7 @@ class Agent:
             containers=live,
             facts=place.paths() if place is not None else NO_FACTS,
             members=place.vteps() if place is not None else {},
-            underlay_mtu=self._underlay_mtu,
+            underlay_mtu=self._paths.mtu,
             gateway=self._gateway_bridge() if needed else None,
             dns_ports=self._containers.dns_ports() | self._guests.dns_ports(),
             groups=self._groups,
@@ -243,7 +233,7 @@ class Agent:
         return [*self._facts.routes, *subnets, *(place.assignment.cluster.pools if place is not None else ())]
 
     def _gateway_bridge(self) -> GatewayBridge:
-        return GatewayBridge(addresses=(self._gateway_address(),), mtu=self._config.gateway.mtu or self._underlay_mtu)
+        return GatewayBridge(addresses=(self._gateway_address(),), mtu=self._config.gateway.mtu or self._paths.mtu)
 
     async def _watch_host(self) -> None:
         """The host's own addresses and routes change under a running daemon."""
@@ -255,24 +245,6 @@ class Agent:
         self._facts = await asyncio.to_thread(observe_host)
         self._resolver.set_upstreams(self._facts.nameservers)
         self._membership.facts_changed()
-
-    async def _watch_paths(self) -> None:
-        """Nodes come and go, and so do the routes to them."""
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(HOST_INTERVAL_S):
-                    await self._nodes_changed.wait()
-            self._nodes_changed.clear()
-            await self._measure_paths()
-
-    async def _measure_paths(self) -> None:
-        """What the routes to the other nodes carry."""
-        self._vteps = self._nodes()
-        mtu = await self._reconciler.call(self._kernel.route_mtu, self._vteps)
-        if mtu != self._underlay_mtu:
-            log.info("underlay mtu", was=self._underlay_mtu, now=mtu)
-            self._underlay_mtu = mtu
-            self._reconciler.wake(full=True)
 
     async def _answer_names(self) -> None:
         """After a start queries wait until the others' names are known again: a late answer harms nobody, a wrong "no
@@ -288,8 +260,11 @@ class Agent:
 
     async def info(self) -> Info:
         place, containers = self._membership.place, self._containers.all()
+        info = views.info(place) if place is not None else Info(version=__version__, name=self._facts.hostname)
         return replace(
-            views.info(place) if place is not None else Info(version=__version__, name=self._facts.hostname),
+            info,
+            paths=self._paths.views(),
+            warnings=(*info.warnings, *self._paths.warnings()),
             containers=len(containers),
             containers_running=sum(container.state == "running" for container in containers),
             segments=len(self._plan().state.segments),
@@ -383,7 +358,9 @@ class Agent:
                 return views.way_out(local, self._gateway_bridge(), self._facts.hostname, self._containers.live())
         network = networks.find(ref, self._membership.networks.values(), "network")
         segment = next((seg for seg in self._plan().state.segments if seg.vni == network.vni), None)
-        return views.network(self._membership.joined(), network, segment.mtu if segment is not None else 0, verbose)
+        view = views.network(self._membership.joined(), network, segment.mtu if segment is not None else 0, verbose)
+        peers = frozenset(peer.vtep for peer in view.peers)
+        return replace(view, warnings=self._paths.warnings_of(view.mtu, peers)) if view.mtu else view
 
     async def create_network(self, request: NetworkCreate) -> Network:
         return await self._membership.manager("network create").create_network(request)

@@ -256,15 +256,19 @@ class Kernel:
         except OSError as error:
             raise HostError(f"the kernel does not answer: {error.strerror or error}") from error
 
-    def route_mtu(self, destinations: Iterable[IPAddress]) -> int:
-        """The smallest MTU of the routes to these addresses, as configured; 1500 if none of them has one."""
+    def route_mtus(self, destinations: Iterable[IPAddress]) -> dict[IPAddress, int]:
+        """The MTU of the route to each of these addresses, as configured; those without a route are left out."""
+        wanted = list(destinations)
         try:
             found = {link.ifindex: link.mtu for link in links.dump(self._netlink).values()}
-            ways = [way for way in addresses.paths(self._netlink, list(destinations)) if way is not None]
+            ways = addresses.paths(self._netlink, wanted)
         except OSError as error:
             raise HostError(f"cannot read the routes: {error.strerror}") from error
-        mtus = [way.mtu or found.get(way.ifindex, DEFAULT_MTU) for way in ways]
-        return min(mtus, default=DEFAULT_MTU)
+        return {
+            one: way.mtu or found.get(way.ifindex, DEFAULT_MTU)
+            for one, way in zip(wanted, ways, strict=True)
+            if way is not None
+        }
 
     def teardown(self) -> list[Change]:
         """Take everything of vxnet's away, and nothing else; what was taken. Routing stays on (see gateway)."""

@@ -225,6 +225,8 @@ class NetworkView(Record, frozen=True, kw_only=True):
     """This node's blocks."""
     endpoints: tuple[EndpointView, ...] = ()
     peers: tuple[PeerView, ...] = ()
+    warnings: tuple[str, ...] = ()
+    """About paths that carry less than this network's interfaces send."""
 
 
 class NetworkConnect(Record, frozen=True, kw_only=True):
@@ -368,6 +370,17 @@ class ProcessView(Record, frozen=True, kw_only=True):
     command: str
 
 
+class PathView(Record, frozen=True, kw_only=True):
+    """The path to another host's VTEP."""
+
+    name: str
+    vtep: IPAddress
+    promised: int
+    """MTU of the route; octets of an IP packet."""
+    carried: int | None = None
+    """The largest packet that came back; None: the host answers no echoes, or is not reached."""
+
+
 class Info(Record, frozen=True, kw_only=True):
     version: str
     name: str
@@ -398,4 +411,5 @@ class Info(Record, frozen=True, kw_only=True):
     """Lifeguard's awareness score: 0 is healthy."""
     queue: int = 0
     """Pieces of news and of rows that wait to be passed on by gossip."""
+    paths: tuple[PathView, ...] = ()
     warnings: tuple[str, ...] = ()
