@@ -123,6 +123,9 @@ def test_resolver_moves_and_goes(pair: Pair) -> None:
     assert "127.0.0.11:41000" in pair.c1.run("nft", "list", "ruleset")
     none = replace(pair.s1, sandboxes=(pair.c1.sandbox(dns=0),))
     assert len(pair.h1.reconcile(none)) == 1
+    assert "127.0.0.11" not in pair.c1.run("nft", "list", "ruleset")
+    alone = replace(none, sandboxes=(replace(none.sandboxes[0], interfaces=()),))
+    assert errors(pair.h1.reconcile(alone)) == []
     assert pair.c1.run("nft", "list", "ruleset") == ""
 
 

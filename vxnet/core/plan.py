@@ -12,12 +12,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 
-from vxnet.core.facts import Facts
+from vxnet.core.balance import Balance
+from vxnet.core.facts import NO_FACTS, Facts
 from vxnet.core.remotes import Groups
 from vxnet.model.address import IPAddress, IPNetwork
 from vxnet.model.cluster import Cluster, Network, Node
 from vxnet.model.container import Attachment, Container
 from vxnet.model.host import RESOLVER, GatewayBridge, HostState, Interface, Sandbox, Segment
+from vxnet.model.service import PublicService
 
 OVERHEAD_IPV4 = 50
 OVERHEAD_IPV6 = 70
@@ -43,13 +45,17 @@ def plan(
     gateway: GatewayBridge | None,
     dns_ports: Mapping[str, int],
     groups: Groups | None = None,
+    services: Sequence[PublicService] = (),
+    serving: Facts = NO_FACTS,
+    balance: Balance | None = None,
 ) -> HostState:
     """The desired state. A host in no cluster (``self_node`` and ``cluster`` None) has its containers' way out alone.
 
     ``containers``: of this host, guests or with a living first process. ``facts``: judged good; rows of this host's own
     are passed over. ``members``: VTEP of each node that may send, by node id. ``underlay_mtu``: of the paths to the
-    VTEPs, or a function of them. ``dns_ports``: where each container's resolver listens. ``groups``: what earlier calls
-    made of the facts, for speed; the result is the same without.
+    VTEPs, or a function of them. ``dns_ports``: where each container's resolver listens. ``services``: all;
+    ``serving``: the rows that count for load balancing, which ends with an owner's death though its paths stay.
+    ``groups``, ``balance``: what earlier calls made of the facts, for speed; the result is the same without.
     """
     if self_node is None or cluster is None:
         sandboxes = _sandboxes(containers, networks, {}, gateway, dns_ports)
@@ -71,6 +77,8 @@ def plan(
     groups = Groups() if groups is None else groups
     elsewhere = groups.of(facts, {(network, networks[network].vni) for network in residents})
 
+    virtual = (Balance() if balance is None else balance).of(serving, services, residents.keys())
+
     def segment(network: Network) -> Segment:
         here = residents[network.id]
         key = network.id, network.vni
@@ -88,6 +96,7 @@ def plan(
             local=local,
             remotes=known.remotes,
             flood=known.vteps,
+            services=virtual[network.id],
             foreign=_sorted_addresses({peer.vtep for peer in network.peers if peer.vtep.version == local.version}),
         )
 

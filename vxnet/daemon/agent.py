@@ -24,6 +24,7 @@ from msgspec.structs import replace
 from vxnet import __version__
 from vxnet.cluster.dns import Resolver
 from vxnet.core import allocate, networks, plan
+from vxnet.core.balance import Balance
 from vxnet.core.facts import NO_FACTS, Facts
 from vxnet.core.names import view_of
 from vxnet.core.remotes import Groups
@@ -108,6 +109,7 @@ class Agent:
         self._resolver = resolver
         self._kernel = Kernel()
         self._groups = Groups()
+        self._balance = Balance()
         self._membership = Membership(state, config, lambda: self._facts, self._changed)
         self._reconciler = Reconciler(self._kernel, self._plan, self._applied)
         self._paths = Paths(self._membership, self._reconciler, self._kernel)
@@ -188,6 +190,7 @@ class Agent:
         place = self._membership.place
         live = [*(container for container in self._containers.live() if container.pid), *self._guests.live()]
         services = place.assignment.services if place is not None else ()
+        rows = place.rows() if place is not None else NO_FACTS
         needed = place is not None or live
         state = plan.plan(
             self_node=place.node if place is not None else None,
@@ -200,9 +203,11 @@ class Agent:
             gateway=self._gateway_bridge() if needed else None,
             dns_ports=self._containers.dns_ports() | self._guests.dns_ports(),
             groups=self._groups,
+            services=services,
+            serving=rows,
+            balance=self._balance,
         )
         vnis = frozenset(segment.vni for segment in state.segments)
-        rows = place.rows() if place is not None else NO_FACTS
         return Plan(state, _Seen(rows, self._membership.networks, services, vnis))
 
     def _applied(self, seen: _Seen) -> None:

@@ -26,7 +26,7 @@ import threading
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
-from vxnet.host import addresses, links, neighbours, netns, nft
+from vxnet.host import addresses, elements, links, neighbours, netns, nft
 from vxnet.host.datapath import MARK
 from vxnet.host.netlink import (
     HEADER,
@@ -102,6 +102,8 @@ class Events:
         """Ids of sandboxes by the names of their ports."""
         self._gateway = 0
         self._echoes: set[bytes] = set()
+        self._generations: dict[str, int] = {}
+        """Of sandboxes' rule sets, as vxnet's own last change made them."""
 
     def fileno(self) -> int:
         """Readable when there is something to drain; the same for good."""
@@ -152,6 +154,8 @@ class Events:
             self._gateway = gateway
             if len(self._sandboxes) > len(living):
                 self._sandboxes = {number: one for number, one in self._sandboxes.items() if one in living}
+            if len(self._generations) > len(living):
+                self._generations = {one: made for one, made in self._generations.items() if one in living}
 
     def expect(self, messages: Iterable[bytes]) -> None:
         """Rows that vxnet itself writes now: their echo, once, is no reason to look."""
@@ -162,6 +166,11 @@ class Events:
             if len(self._echoes) > EXPECTED_ROWS:  # refused ones raise no echo and would stay
                 self._echoes.clear()
             self._echoes.update(_signature(one[4:6], one[HEADER.size :]) for one in told)
+
+    def expect_table(self, sandbox: str, generation: int) -> None:
+        """vxnet itself has just made this generation of a sandbox's rule set."""
+        with self._lock:
+            self._generations[sandbox] = generation
 
     # Events
 
@@ -188,7 +197,7 @@ class Events:
             for level, kind, value in ancillary:
                 if level == SOL_NETLINK and kind == NETLINK_LISTEN_ALL_NSID:
                     (where,) = struct.unpack("=i", value)
-            if one.proto == nft.NETLINK_NETFILTER:
+            if one.proto == elements.NETLINK_NETFILTER:
                 heard.table(where, data)
             else:
                 for sort, _flags, _sequence, body in split(data):
@@ -203,17 +212,33 @@ class _Heard:
         self._sandboxes: set[str] = set()
         self._shared = False
         self._rows = False
+        self._tables: set[int] = set()
+        """Where a transaction has been heard of, and not its end."""
         self.everything = False
 
     def look(self) -> Look | None:
+        for where in self._tables:
+            self._changed_table(where)
         if not (self.everything or self._rows or self._shared or self._sandboxes):
             return None
         return Look(frozenset(self._sandboxes), self._rows, self.everything)
 
     def table(self, where: int, data: bytes) -> None:
-        """A whole transaction; others than of vxnet's table are nobody's business."""
-        if where == HERE or _TABLE not in data:
+        """Of a transaction come first the parts, then its generation, each in a datagram. Others than of vxnet's table
+        are nobody's business, and those of vxnet's own are no reason to look."""
+        generation = nft.generation_of(data)
+        if where == HERE:
             return
+        if generation < 0:
+            if _TABLE in data:
+                self._tables.add(where)
+        elif where in self._tables:
+            self._tables.discard(where)
+            sandbox = self._known._sandboxes.get(where, "")
+            if generation != self._known._generations.get(sandbox):
+                self._changed_table(where)
+
+    def _changed_table(self, where: int) -> None:
         self._shared |= where == self._known._host
         self._sandbox(where)
 
@@ -287,7 +312,7 @@ def _listen_to_rows(namespace: int) -> socket.socket:
 
 
 def _listen_to_tables(namespace: int) -> socket.socket:
-    return _listener(namespace, nft.NETLINK_NETFILTER, (NFNLGRP_NFTABLES,), everywhere=True)
+    return _listener(namespace, elements.NETLINK_NETFILTER, (NFNLGRP_NFTABLES,), everywhere=True)
 
 
 def _listener(namespace: int, protocol: int, groups: Iterable[int], *, everywhere: bool) -> socket.socket:

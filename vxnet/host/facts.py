@@ -12,7 +12,7 @@ import shutil
 import socket
 from pathlib import Path
 
-from vxnet.host import addresses, gateway, links, netns, nft, sandbox
+from vxnet.host import addresses, gateway, links, netns, nft, sandbox, vips
 from vxnet.host.datapath import bridge_wish, tunnel_wish
 from vxnet.host.links import Peer, Wish
 from vxnet.host.netlink import Netlink
@@ -158,14 +158,15 @@ def _missing_nft() -> list[str]:
     """Load the very tables that will be needed."""
     bridge = GatewayBridge(addresses=(ipaddress.ip_interface("172.19.0.1/16"),), mtu=1500)
     host = gateway.ruleset(HostState(gateway=bridge)).text()
-
-    resolver = sandbox.resolver_rules(Sandbox(id="", netns="", dns_port=1, foreign=True)).text()
+    box = Sandbox(id="", netns="", dns_port=1, foreign=True)
+    inside = f"table {nft.TABLE} {{\n{vips.structure(1)}{sandbox.chains(box, services=True)}}}\n"
 
     def try_all() -> str:
         netns.unshare(netns.CLONE_NEWNET)
         first = nft.Running(host, None).error()
-        return first or nft.Running(f"delete table {nft.TABLE}\n{resolver}", None).error()
+        return first or nft.Running(f"delete table {nft.TABLE}\n{inside}", None).error()
 
     if error := netns.in_thread(try_all):
-        return [f"nftables with NAT in inet tables ({error}): a kernel with CONFIG_NF_TABLES_INET and CONFIG_NFT_NAT"]
+        needed = "NF_TABLES_INET, NFT_NAT, NFT_NUMGEN, NFT_HASH, NFT_CT and NFT_REJECT_INET"
+        return [f"nftables with NAT in inet tables ({error}): a kernel with CONFIG_{needed.replace(', ', ', CONFIG_')}"]
     return []

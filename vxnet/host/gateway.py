@@ -185,7 +185,7 @@ def ruleset(state: HostState) -> Ruleset:
     return Ruleset(
         body,
         {
-            "vteps4": frozenset(str(one) for one in vteps if one.version == 4),
-            "vteps6": frozenset(str(one) for one in vteps if one.version == 6),
+            "vteps4": {one.packed: b"" for one in vteps if one.version == 4},
+            "vteps6": {one.packed: b"" for one in vteps if one.version == 6},
         },
     )

@@ -18,13 +18,14 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from vxnet.host import addresses, datapath, gateway, links, neighbours, netns, nft, sandbox
+from vxnet.host import addresses, datapath, elements, gateway, links, neighbours, netns, nft, sandbox
 from vxnet.host.datapath import Datapath, Home, Resident, bridge_name, tunnel_name
 from vxnet.host.events import Events
 from vxnet.host.links import Link
 from vxnet.host.neighbours import Rows
 from vxnet.host.netlink import Netlink
 from vxnet.host.sandbox import Entered, Side, Sides
+from vxnet.host.vips import Services
 from vxnet.model.address import IPAddress
 from vxnet.model.errors import HostError
 from vxnet.model.host import DATAPATH_NAMESPACE, GATEWAY_BRIDGE, Change, HostState, Remote
@@ -58,7 +59,7 @@ class Kernel:
         try:
             self._namespace = netns.current()
             self._netlink = Netlink(self._namespace)
-            self._nft = Netlink(self._namespace, nft.NETLINK_NETFILTER)
+            self._nft = Netlink(self._namespace, elements.NETLINK_NETFILTER)
         except OSError as error:
             raise HostError(f"cannot speak netlink: {error.strerror}") from error
         self._clock = clock
@@ -66,6 +67,7 @@ class Kernel:
         self.events = Events()
         """Heard from the first reconcile on. Drained by whoever calls reconcile, from any thread."""
         self._tables = nft.Tables()
+        self._services = Services(())
         self._carried: dict[int, _Carried] = {}
         self._learning: frozenset[int] = frozenset()
         """VNIs of the tunnels that learn."""
@@ -148,34 +150,47 @@ class Kernel:
         return more
 
     def _sandboxes(self, state: HostState, chosen: Collection[str] | None, sides: Sides) -> list[Change]:
+        """All of those chosen, and of the others the table, where the services that they use are other than before."""
         foreign = frozenset((netns.identity(self._namespace), netns.identity(self._datapath.namespace)))
+        services = Services(state.segments)
+        if services.by_vni != self._services.by_vni:
+            self._services = services
         changes: list[Change] = []
         for one in state.sandboxes:
-            if chosen is not None and one.id not in chosen:
+            wanted = sandbox.ruleset(one, self._services)
+            whole = chosen is None or one.id in chosen
+            if not whole and self._tables.is_last(one.id, wanted):
                 continue
             entered = sandbox.enter(one, foreign)
             if isinstance(entered, Change):
                 changes.append(entered)
             elif entered is not None:
                 try:
-                    self.events.introduce(self._datapath.netlink, one.id, entered.namespace)
-                    changes += [replace(change, sandbox=one.id) for change in self._sandbox(entered, sides)]
+                    done = self._sandbox(entered, wanted, sides if whole else None)
+                    changes += [replace(change, sandbox=one.id) for change in done]
                 finally:
                     entered.close()
         self._tables.keep_only(frozenset(("host", *(one.id for one in state.sandboxes))))
         return changes
 
-    def _sandbox(self, entered: Entered, sides: Sides) -> list[Change]:
+    def _sandbox(self, entered: Entered, wanted: nft.Ruleset | None, sides: Sides | None) -> list[Change]:
+        """``sides``: None to see to the table alone."""
         changes: list[Change] = []
+        box = entered.sandbox
         try:
-            sandbox.begin_resolver(entered, self._tables)
+            if sides is not None:
+                self.events.introduce(self._datapath.netlink, box.id, entered.namespace)
+            sandbox.begin_table(entered, self._tables, wanted)
             try:
-                changes += sandbox.ensure(entered, sides)
+                if sides is not None:
+                    changes += sandbox.ensure(entered, sides)
             finally:
                 if entered.pending is not None:
                     changes.append(self._tables.finish(entered.pending))
+                    self.events.expect_table(box.id, self._tables.generation(box.id))
+            changes += sandbox.forget_stale_flows(box, entered.nft, self._services)
         except (OSError, HostError) as error:
-            changes.append(Change(verb="add", object=f"sandbox {entered.sandbox.id[:12]}", error=str(error)))
+            changes.append(Change(verb="add", object=f"sandbox {box.id[:12]}", error=str(error)))
         if any(change.error for change in changes) and entered.is_gone():
             return [change for change in changes if not change.error]
         return changes

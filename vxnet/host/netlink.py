@@ -176,6 +176,31 @@ class Netlink:
         self._sequence += count
         return self._sequence - count + 1
 
+    def transaction(self, messages: Sequence[bytes]) -> Failure | None:
+        """Send in one datagram what takes effect as a whole or not at all (nfnetlink's batches: the first message opens
+        it, the last closes it); the first refusal."""
+        first = self.reserve(len(messages))
+        packed = bytearray()
+        for sequence, one in enumerate(messages, first):
+            at = len(packed)
+            packed += one
+            packed += b"\0" * (-len(one) & 3)
+            struct.pack_into("=I", packed, at + 8, sequence)
+        # The last one but the closing is acknowledged, after all refusals have been told.
+        acknowledged = len(packed) - ((len(messages[-1]) + 3) & ~3) - ((len(messages[-2]) + 3) & ~3)
+        (flags,) = struct.unpack_from("=H", packed, acknowledged + 6)
+        struct.pack_into("=H", packed, acknowledged + 6, flags | NLM_F_ACK)
+        self._socket.send(packed)
+        refused: Failure | None = None
+        while True:
+            for kind, flags, sequence, body in split(self._socket.recv(BATCH_OCTETS)):
+                if kind != NLMSG_ERROR or not first <= sequence <= self._sequence:
+                    continue
+                refused = refused or _failure(flags, body)
+                # A transaction that could not even begin is answered once.
+                if sequence == self._sequence - 1 or (sequence == first and refused is not None):
+                    return refused
+
     def request(self, one: bytes) -> None:
         """Send one and raise OSError with the kernel's words if it was refused."""
         failure = self.batch([one]).get(0)

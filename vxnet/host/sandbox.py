@@ -1,9 +1,9 @@
-"""One container's namespace: its interfaces with addresses and routes, and the way to its resolver.
+"""One container's namespace: its interfaces with addresses and routes, the way to its resolver, virtual IPs.
 
 ::
 
     container                                      vxnet, or the host for vxnet_gw
-    lo     127.0.0.1   127.0.0.11:53 ─DNAT─> 127.0.0.11:dns_port
+    lo     127.0.0.1   127.0.0.11:53 ─DNAT─> 127.0.0.11:dns_port        virtual IPs ─DNAT─> backends
     eth0   10.0.16.3/20 ──────────── veth ──────── port on br<VNI>
     eth1   172.19.0.3/16, default ── veth ──────── port on vxnet_gw (isolated)
 
@@ -17,14 +17,15 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from vxnet.host import addresses, links, netns
+from vxnet.host import addresses, conntrack, elements, links, netns, vips
 from vxnet.host.addresses import Route
 from vxnet.host.datapath import CONTAINER_PORT, MARK, bridge_name
 from vxnet.host.gateway import GATEWAY_PORT, address_steps
 from vxnet.host.links import Link, Peer, Wish
 from vxnet.host.netlink import Netlink
-from vxnet.host.nft import NETLINK_NETFILTER, Pending, Ruleset, Tables
+from vxnet.host.nft import Pending, Ruleset, Tables
 from vxnet.host.steps import Step, carry_out, mend, mend_port, present, unless_new
+from vxnet.host.vips import Services
 from vxnet.model.host import GATEWAY_BRIDGE, Change, Interface, Sandbox
 
 SYSCTLS = {
@@ -62,18 +63,30 @@ def alias_owner(alias: str) -> str:
     return alias.removeprefix(MARK).split(" ")[0] if alias.startswith(MARK) and " " in alias else ""
 
 
-def resolver_rules(sandbox: Sandbox) -> Ruleset:
-    """The resolver listens on a port of its own, so that a container may serve on :53 itself. Conntrack turns the
-    answers' source back."""
+def ruleset(sandbox: Sandbox, services: Services) -> Ruleset | None:
+    """The resolver listens on a port of its own, so that a container may serve on :53 itself; conntrack turns the
+    answers' source back. And the virtual IPs of the networks that it is on."""
+    vnis = [one.vni for one in sandbox.interfaces if one.vni is not None]
+    if not vnis:
+        return Ruleset(chains(sandbox, services=False), {}) if sandbox.dns_port else None
+    made = services.on(vnis)
+    return Ruleset(vips.structure(made.chains) + chains(sandbox, services=True), made.elements)
+
+
+def chains(sandbox: Sandbox, *, services: bool) -> str:
+    """What local output meets where destinations are translated."""
     address, port = sandbox.resolver, sandbox.dns_port
+    resolver = "".join(
+        f"\t\tip daddr {address} {protocol} dport 53 dnat ip to {address}:{port}\n"
+        for protocol in ("udp", "tcp")
+        if port
+    )
     rules = f"""\
 \tchain output {{
 \t\ttype nat hook output priority -100; policy accept;
-\t\tip daddr {address} udp dport 53 dnat ip to {address}:{port}
-\t\tip daddr {address} tcp dport 53 dnat ip to {address}:{port}
-\t}}
+{resolver}{vips.LOOKUP if services else ""}\t}}
 """
-    if sandbox.foreign:
+    if sandbox.foreign and port:
         # The daemon alone holds these sockets. While none runs, a question is to wait and be asked again, not to fail.
         rules += f"""
 \tchain silence {{
@@ -81,7 +94,7 @@ def resolver_rules(sandbox: Sandbox) -> Ruleset:
 \t\tip saddr {address} icmp type destination-unreachable drop
 \t}}
 """
-    return Ruleset(rules, {})
+    return rules
 
 
 def _sysctls(sandbox: Sandbox) -> dict[str, str]:
@@ -100,7 +113,7 @@ class Entered:
 
         def prepare() -> tuple[Netlink, Netlink]:
             netns.set_sysctls(_sysctls(sandbox))
-            return Netlink(), Netlink(protocol=NETLINK_NETFILTER)
+            return Netlink(), Netlink(protocol=elements.NETLINK_NETFILTER)
 
         self.netlink, self.nft = netns.inside(namespace, prepare)
 
@@ -142,11 +155,21 @@ def _refused(sandbox: Sandbox, error: str) -> Change:
     return Change(verb="add", object=f"sandbox {sandbox.id[:12]}", error=error, sandbox=sandbox.id)
 
 
-def begin_resolver(entered: Entered, tables: Tables) -> None:
+def begin_table(entered: Entered, tables: Tables, wanted: Ruleset | None) -> None:
     """Start loading the sandbox's table, which takes as long as the links do."""
     sandbox = entered.sandbox
-    wanted = resolver_rules(sandbox) if sandbox.dns_port else None
     entered.pending = tables.begin(sandbox.id, entered.namespace, entered.nft, wanted, f"sandbox {sandbox.id[:12]}")
+
+
+def forget_stale_flows(sandbox: Sandbox, netlink: Netlink, services: Services) -> list[Change]:
+    """Of UDP, to backends that are no more. ``netlink``: of NETLINK_NETFILTER, in the sandbox. Raises OSError."""
+    if not elements.counted(netlink, vips.UDP_COUNTER):
+        return []
+    backends = services.on(one.vni for one in sandbox.interfaces if one.vni is not None).backends()
+    return [
+        Change(verb="delete", object=f"{flow} in sandbox {sandbox.id[:12]}")
+        for flow in conntrack.forget_stale(netlink, backends)
+    ]
 
 
 def ensure(entered: Entered, sides: Sides) -> list[Change]:

@@ -33,6 +33,24 @@ class Remote(Record, frozen=True, kw_only=True, gc=False):
     vtep: IPAddress
 
 
+VIP_MARK = 0x80000000
+"""Bit of a connection's mark (conntrack) in its client's namespace: it goes through a virtual IP. The lower bits belong
+to the routing mesh."""
+STICKY_BUCKETS = 64
+
+
+class VirtualService(Record, frozen=True, kw_only=True):
+    """A virtual IP of a service: where new connections to it go. An address of each family is one of these."""
+
+    address: IPAddress
+    backends: tuple[IPAddress, ...] = ()
+    """Each new connection goes to one of them, all with the same chance. None: it is refused."""
+    draining: tuple[IPAddress, ...] = ()
+    """They keep what they have."""
+    sticky: bool = False
+    """The client's address alone chooses; ``backends`` are STICKY_BUCKETS then, one for each value of its hash."""
+
+
 class Segment(Record, frozen=True, kw_only=True):
     """One overlay network as far as this host takes part in it: ``vx<VNI>`` and ``br<VNI>``."""
 
@@ -49,6 +67,8 @@ class Segment(Record, frozen=True, kw_only=True):
     """VTEPs without vxnet that take part in this VNI, and in no other. What is behind them is learnt from what they
     send; they get what goes to all, and to MACs that nobody knows.
     """
+    services: tuple[VirtualService, ...] = ()
+    """Of which its containers may be clients; by address."""
 
 
 class Interface(Record, frozen=True, kw_only=True):
