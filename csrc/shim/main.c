@@ -1,9 +1,11 @@
-/* vxnet-shim ID: keeps one container. Descriptor 0 is a SOCK_SEQPACKET socket, over which CREATE comes and which is
- * the first client's connection from then on. See protocol.h, config.h, shim.h.
+/* vxnet-shim [--stay] ID: keeps one container. Descriptor 0 is a SOCK_SEQPACKET socket, over which CREATE comes and
+ * which is the first client's connection from then on. See protocol.h, config.h, shim.h.
  *
  *   vxnetd --spawn--> vxnet-shim (ends at once) --fork--> vxnet-shim (own session; outlives vxnetd)
  *                                                            |  clone3: net mnt pid uts ipc, then cgroup
  *                                                            +--> the command (dies with the shim)
+ *
+ * With --stay it does not leave whoever started it: systemd, which gave it a session and a cgroup of its own.
  */
 #include "shim.h"
 
@@ -22,6 +24,7 @@
 #include "sandbox.h"
 
 #define SEALED "--sealed"
+#define STAY "--stay"
 
 /* Runs this program again from a read-only mount of its own file. Otherwise a container that gets it executed inside
  * (its /bin/sh a link to /proc/self/exe) could open /proc/PID/exe and write to the host's file: CVE-2019-5736. */
@@ -168,8 +171,10 @@ int main(int argc, char **argv)
 		int control = settle();
 		return control < 0 ? 125 : run(control);
 	}
+	if (argc == 3 && strcmp(argv[1], STAY) == 0)
+		return -run_sealed(argv[2]);
 	if (argc != 2) {
-		fprintf(stderr, "vxnet-shim is started by vxnetd: vxnet-shim ID, with its socket as descriptor 0\n");
+		fprintf(stderr, "vxnet-shim is started by vxnetd: vxnet-shim [" STAY "] ID, with its socket as descriptor 0\n");
 		return 125;
 	}
 	pid_t pid = fork();

@@ -342,11 +342,11 @@ def _hand_to_group(place: Path, group: str) -> None:
 
 @contextlib.asynccontextmanager
 async def serving(
-    app: web.Application, listener: socket.socket, *, tls: ssl.SSLContext | None = None
+    app: web.Application, listener: socket.socket, *, tls: ssl.SSLContext | None = None, keep_path: bool = False
 ) -> AsyncIterator[web.AppRunner]:
     """Serve ``app`` on a bound socket (unix or TCP) for as long as the block lasts; then finish, and close it.
 
-    A unix socket's path is removed at the end.
+    A unix socket's path is removed at the end unless ``keep_path``: somebody else listens there on.
     """
     runner = web.AppRunner(
         app,
@@ -355,7 +355,7 @@ async def serving(
         shutdown_timeout=SHUTDOWN_S,
         auto_decompress=False,
     )
-    path = listener.getsockname() if listener.family == socket.AF_UNIX else None
+    path = listener.getsockname() if listener.family == socket.AF_UNIX and not keep_path else None
     try:
         await runner.setup()
         await web.SockSite(runner, listener, ssl_context=tls).start()
@@ -369,7 +369,11 @@ async def serving(
 
 
 @contextlib.asynccontextmanager
-async def serve_unix(app: web.Application, path: str | os.PathLike[str]) -> AsyncIterator[web.AppRunner]:
-    """:func:`serving` on :func:`unix_listener`."""
-    async with serving(app, unix_listener(path)) as runner:
+async def serve_unix(
+    app: web.Application, path: str | os.PathLike[str], held: socket.socket | None = None
+) -> AsyncIterator[web.AppRunner]:
+    """:func:`serving` on :func:`unix_listener`, or on the socket that systemd ``held`` for us, and goes on to hold."""
+    listener = unix_listener(path) if held is None else held
+    listener.setblocking(False)
+    async with serving(app, listener, keep_path=held is not None) as runner:
         yield runner

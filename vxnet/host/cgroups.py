@@ -2,11 +2,12 @@
 
 ::
 
-     v2   <daemon's group>/vxnet/<id>      memory.max cpu.max pids.max, where the tree has these controllers
+     v2   <home>/vxnet/<id>                memory.max cpu.max pids.max, where the tree has these controllers
      v1   <controller>/<daemon's group>/vxnet/<id>     for each limit whose controller is in a v1 tree (hybrid hosts)
 
-A group that has controllers for its children may hold no process itself, so the daemon moves itself into
-``<its group>/daemon`` when the first limit is wanted.
+Home is the group of the unit that systemd runs the shim in, or the daemon's own where there is no systemd. A group that
+has controllers for its children may hold no process itself, so who is in it is moved to
+``<home>/shim`` or ``<home>/daemon`` when the first limit is wanted.
 """
 
 from __future__ import annotations
@@ -22,9 +23,12 @@ from vxnet.model.container import ContainerSpec
 from vxnet.model.errors import HostError, UnsupportedError
 
 REMOVE_TIMEOUT_S = 10.0
+START_TIMEOUT_S = 20.0
+"""Until systemd, which may be busy with others, has a shim running."""
 PERIOD_US = 100_000
 """Of the scheduler's bandwidth control; the kernel's own default."""
-_LEAF = "daemon"
+_DAEMON, _SHIM = "daemon", "shim"
+"""Leaves for whoever is in a home itself."""
 
 
 class Groups(NamedTuple):
@@ -72,15 +76,37 @@ def trees(mountinfo: str, memberships: str) -> list[Tree]:
     return found
 
 
-def make(container_id: str, spec: ContainerSpec) -> Groups:
-    """The groups of a container with its limits set. The v2 group itself the shim makes, if it has none. Blocks. Raises
-    :class:`UnsupportedError` if a limit's controller is in no tree that can be written to.
+def home(*units: str) -> Path | None:
+    """The v2 group of a unit of systemd's (below its slices), once somebody is in it; None: there is no v2 tree.
+    Blocks. Raises :class:`HostError` if nobody comes.
+    """
+    mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
+    root = next((tree.own for tree in trees(mounts, "0::/\n") if tree.version == 2), None)
+    if root is None:
+        return None
+    group = root.joinpath(*units)
+    deadline = time.monotonic() + START_TIMEOUT_S
+    # Before that systemd could not put it there any more if the group had controllers for its children.
+    while not _read(group / "cgroup.procs"):
+        if time.monotonic() > deadline:
+            raise HostError(f"nothing runs in {group}", hint=f"see `systemctl status {units[-1]}` and the journal")
+        time.sleep(0.001)
+    return group
+
+
+def make(container_id: str, spec: ContainerSpec, home: Path | None = None) -> Groups:
+    """The groups of a container with its limits set, in the v2 tree below ``home``. The v2 group itself the shim
+    makes, if it has none. Blocks. Raises :class:`UnsupportedError` if a limit's controller is in no tree that can be
+    written to.
     """
     present = trees(
         Path("/proc/self/mountinfo").read_text(errors="surrogateescape"),
         Path("/proc/self/cgroup").read_text(errors="surrogateescape"),
     )
-    return place(container_id, wanted(spec), present)
+    if home is None:
+        return place(container_id, wanted(spec), present)
+    there = [tree._replace(own=home) if tree.version == 2 else tree for tree in present]
+    return place(container_id, wanted(spec), there, _SHIM)
 
 
 def wanted(spec: ContainerSpec) -> dict[str, dict[int, dict[str, str]]]:
@@ -98,12 +124,14 @@ def wanted(spec: ContainerSpec) -> dict[str, dict[int, dict[str, str]]]:
     return limits
 
 
-def place(container_id: str, limits: dict[str, dict[int, dict[str, str]]], present: Iterable[Tree]) -> Groups:
+def place(
+    container_id: str, limits: dict[str, dict[int, dict[str, str]]], present: Iterable[Tree], leaf: str = _DAEMON
+) -> Groups:
     """:func:`make` on given trees."""
     present = list(present)
     unified = next((tree.own for tree in present if tree.version == 2), None)
     if unified is not None:
-        if unified.name == _LEAF:
+        if unified.name == leaf:
             unified = unified.parent
         if not os.access(unified / "cgroup.procs", os.W_OK):
             unified = None
@@ -112,7 +140,7 @@ def place(container_id: str, limits: dict[str, dict[int, dict[str, str]]], prese
     for controller, files in limits.items():
         v1 = next((tree.own for tree in present if controller in tree.controllers), None)
         if group is not None and unified is not None and controller in _read(unified / "cgroup.controllers").split():
-            _switch_on(unified, controller)
+            _switch_on(unified, controller, leaf)
             _write(group, files[2])
         elif v1 is not None:
             _write(v1 / "vxnet" / container_id[:12], files[1])
@@ -144,18 +172,17 @@ def remove(paths: Iterable[Path]) -> None:
             path.parent.rmdir()
 
 
-def _switch_on(unified: Path, controller: str) -> None:
-    """For the containers' groups: in the daemon's group, and in ``vxnet`` below it."""
+def _switch_on(unified: Path, controller: str, leaf: str) -> None:
+    """For the containers' groups: in the home, and in ``vxnet`` below it."""
     (unified / "vxnet").mkdir(exist_ok=True)
     for group in (unified, unified / "vxnet"):
         if controller in _read(group / "cgroup.subtree_control").split():
             continue
         if group == unified:
-            leaf = unified / _LEAF
-            leaf.mkdir(exist_ok=True)
+            (unified / leaf).mkdir(exist_ok=True)
             for pid in _read(unified / "cgroup.procs").split():
                 with contextlib.suppress(ProcessLookupError):
-                    _set(leaf / "cgroup.procs", pid)
+                    _set(unified / leaf / "cgroup.procs", pid)
         _set(group / "cgroup.subtree_control", f"+{controller}")
 
 

@@ -29,8 +29,12 @@ class Creation(NamedTuple):
     """That go with them; not ours to close."""
 
 
-def prepare(container: Container, directory: Path, files: Mapping[str, str], socket: Path) -> Creation:
-    """The directory made ready, and what to tell the shim. Blocks. Raises :class:`HostError`, :class:`CallerError`."""
+def prepare(
+    container: Container, directory: Path, files: Mapping[str, str], socket: Path, home: Path | None = None
+) -> Creation:
+    """The directory made ready, and what to tell the shim. ``home``: the cgroup v2 that the shim is alone in; None: the
+    daemon's. Blocks. Raises :class:`HostError`, :class:`CallerError`.
+    """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     (directory / "exit").unlink(missing_ok=True)
     # A volatile overlay's mark, which keeps it from being mounted again.
@@ -72,7 +76,7 @@ def prepare(container: Container, directory: Path, files: Mapping[str, str], soc
         fields += [("mount", "bind"), ("source", str(directory / name)), ("target", f"/etc/{name}")]
     for mount in spec.mounts:
         fields += _mount_fields(mount)
-    groups = cgroups.make(container.id, spec)
+    groups = cgroups.make(container.id, spec, home)
     (directory / "cgroup").write_text("".join(f"{path}\n" for path in groups.all))
     if groups.unified is not None:
         fields.append(("cgroup", str(groups.unified)))

@@ -26,7 +26,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vxnet.host import cgroups, creation
+from vxnet.host import cgroups, creation, systemd
 from vxnet.model import shim as protocol
 from vxnet.model.container import Container
 from vxnet.model.errors import ConflictError, HostError
@@ -291,12 +291,13 @@ async def start(
     ``files`` are the texts of files that appear in its /etc: ``resolv.conf``, ``hosts``, ``hostname``. Raises
     :class:`HostError` or :class:`CallerError`; then nothing runs.
     """
-    told = await asyncio.to_thread(_prepare, container, directory, files, run_directory)
+    await asyncio.to_thread(_check_free, container, run_directory)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     task = Task(container.id, directory, ours)
     try:
         with theirs:
-            await asyncio.to_thread(_spawn, container.id, theirs)
+            home = await asyncio.to_thread(_spawn, container, theirs)
+        told = await asyncio.to_thread(_prepare, container, directory, files, run_directory, home)
         await task.greet(Kind.CREATE, told.fields, told.descriptors)
     except ConflictError:
         task.close()
@@ -360,7 +361,7 @@ def remove(container_id: str, directory: Path, run_directory: Path = RUN_DIRECTO
 # Parts of start(), in a thread
 
 
-def _prepare(container: Container, directory: Path, files: Mapping[str, str], run_directory: Path) -> creation.Creation:
+def _check_free(container: Container, run_directory: Path) -> None:
     path = socket_path(container.id, run_directory)
     path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
     with contextlib.suppress(KeyError):  # who may use the API may reach the sockets behind it
@@ -368,14 +369,25 @@ def _prepare(container: Container, directory: Path, files: Mapping[str, str], ru
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
         if probe.connect_ex(str(path)) == 0:
             raise ConflictError(f"container {container.id[:12]} has a living shim already")
-    return creation.prepare(container, directory, files, path)
 
 
-def _spawn(container_id: str, control: socket.socket) -> None:
-    """The shim with ``control`` as its descriptor 0. What is spawned ends at once: the shim is its orphan."""
+def _prepare(
+    container: Container, directory: Path, files: Mapping[str, str], run_directory: Path, home: Path | None
+) -> creation.Creation:
+    return creation.prepare(container, directory, files, socket_path(container.id, run_directory), home)
+
+
+def _spawn(container: Container, control: socket.socket) -> Path | None:
+    """The shim with ``control`` as its descriptor 0. Returns the cgroup that it was given for itself and its container;
+    None: it is in the daemon's.
+    """
+    if systemd.runs_daemon():
+        systemd.start_shim(container.id, container.spec.name, shim_path(), control.fileno())
+        return cgroups.home(systemd.SLICE, systemd.unit_name(container.id))
+    # What is spawned ends at once: the shim is its orphan.
     try:
         done = subprocess.run(
-            [str(shim_path()), container_id[:12]],
+            [str(shim_path()), container.id[:12]],
             stdin=control.fileno(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -385,3 +397,4 @@ def _spawn(container_id: str, control: socket.socket) -> None:
         raise HostError(f"cannot run {shim_path()}: {error.strerror}", hint="install vxnet again") from None
     if done.returncode != 0:
         raise HostError(f"{shim_path()} ended with {done.returncode}: no memory or no process left?")
+    return None
