@@ -21,13 +21,15 @@ export PIP_ROOT_USER_ACTION := ignore
 # An argument of $(call) cannot hold one.
 comma := ,
 
-.PHONY: help demo test test-fast lint bench fuzz ext clean
+.PHONY: help demo test test-fast test-vm deb lint bench fuzz ext clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo       three hosts on this machine, the tutorial typed for you, an iperf3 table (root)"
 	@echo "make test       every test (root)"
 	@echo "make test-fast  those that take no lab and no patience: under two minutes"
+	@echo "make test-vm    whole virtual machines: Debian 12 with its own kernel and systemd, the package in them (root)"
+	@echo "make deb        the package for Debian 12: build/vxnet_VERSION_ARCH.deb"
 	@echo "make lint       ruff, mypy --strict, C compiled with warnings as errors"
 	@echo "make bench      the figures of docs/performance.md, on this machine (root, about ten minutes)"
 	@echo "make fuzz       ten minutes of octets that nobody meant, at every decoder of the gossip"
@@ -42,6 +44,12 @@ test: $(VENV)/test.stamp ext
 
 test-fast: $(VENV)/test.stamp ext
 	$(ROOTED) $(BIN)/python -m pytest -m "not lab and not slow" -n 2 --dist loadfile
+
+test-vm: $(VENV)/test.stamp ext
+	$(ROOTED) $(BIN)/python -m pytest -m "vm or vms" tests/vm
+
+deb: $(VENV)/demo.stamp ext
+	@scripts/deb
 
 lint: $(VENV)/test.stamp ext
 	$(BIN)/ruff check
