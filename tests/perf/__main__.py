@@ -8,7 +8,18 @@ import sys
 
 from tests.perf.measure import machine
 
-BENCHES = ("lab_up", "run_latency", "name_latency", "throughput", "dns", "many_containers", "idle", "scale", "gossip")
+BENCHES = (
+    "lab_up",
+    "run_latency",
+    "name_latency",
+    "throughput",
+    "dns",
+    "many_containers",
+    "idle",
+    "scale",
+    "gossip",
+    "services",
+)
 
 
 def main(names: list[str]) -> int:

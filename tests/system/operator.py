@@ -60,6 +60,7 @@ class Session:
         self.lab = lab
         self._networks: list[str] = []
         self._containers: list[tuple[str, str]] = []
+        self._services: list[str] = []
 
     def adopt(self, host: str, name: str) -> None:
         """A container that a test made otherwise is taken away with the rest."""
@@ -98,6 +99,16 @@ class Session:
         self.say(host, f"vxnet run -d --name {name} {flags} -- {command}")
         return str(self.json(host, f"vxnet inspect {name}")[0]["attachments"][0]["addresses"][0]).split("/")[0]
 
+    def service(self, name: str, flags: str, command: str = "sleep infinity") -> str:
+        """Its id; all its tasks run."""
+        self._services.append(name)
+        return self.say("h1", f"vxnet service create --name {name} {flags} -- {command}").strip()
+
+    def tasks(self, name: str, *, running: bool = True) -> list[dict[str, Any]]:
+        """Of a service: those that run and are to, or all."""
+        found = self.table("h1", f"vxnet service ps {name}")
+        return [task for task in found if not running or (task["desired"] == "running" and task["state"] == "running")]
+
     def inside(self, host: str, name: str, command: str, **options: Any) -> subprocess.CompletedProcess[str]:
         return self.lab.run(host, ["vxnet", "exec", name, "sh", "-c", command], **options)
 
@@ -122,6 +133,9 @@ class Session:
         return "\n".join([*rows, *sorted(self.datapath(host, "ip neigh show nud permanent").splitlines())])
 
     def forget(self) -> None:
+        for name in self._services:
+            self.run("h1", f"vxnet service rm {name}")
+        self._services.clear()
         for host, name in self._containers:
             self.run(host, f"vxnet rm -f {name}")
         for name in self._networks:
