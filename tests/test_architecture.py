@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "doctor": DO,
     "lab": DO,
     "tools": DO,
-    "cli": {"model", "cluster.client", "cluster.terminal"},
+    "cli": {"model", "cluster.archive", "cluster.client", "cluster.terminal"},
 }
 # Inside a command's function only, so that `vxnet ps` does not pay for what `vxnet daemon` needs.
 MAY_IMPORT_LATE: dict[str, set[str]] = {"cli": {"daemon", "doctor", "lab", "tools"}}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.cli.conftest import Vxnet
@@ -254,3 +256,22 @@ def test_start_attached(server: Daemon, vxnet_: Vxnet, sessions: Sessions) -> No
     assert (call[1]["stdin"], call[1]["detach_keys"]) == (False, "q")
     assert server.client.container("a").state == "running"
     assert "only one container" in vxnet_("start", "-a", "a", "b").stderr
+
+
+def test_cp(server: Daemon, vxnet_: Vxnet, tmp_path: Path) -> None:
+    vxnet_("run", "-d", "--name", "web", "sleep", "9")
+    (tmp_path / "file").write_text("hello\n")
+    assert vxnet_("cp", str(tmp_path / "file"), "web:/there").exit_code == 0
+    assert vxnet_("cp", "web:/there", str(tmp_path / "back")).exit_code == 0
+    assert (tmp_path / "back").read_text() == "hello\n"
+    assert vxnet_("cp", "web:/there", "-").stdout_bytes == server.agent.files["/there"]
+    for words, said in (
+        (("/a", "/b"), "one of the two must be in a container"),
+        (("web:/a", "web:/b"), "copying between containers"),
+        (("web:", "/b"), "expected CONTAINER:PATH"),
+        (("web:/none", "/b"), "no /none"),
+        (("/no/such", "web:/b"), "/no/such: No such file"),
+        ((str(tmp_path / "file"), "web:/refused"), "not there"),
+    ):
+        result = vxnet_("cp", *words)
+        assert result.exit_code == 1 and said in result.stderr, (words, result.stderr)

@@ -12,7 +12,7 @@ import hashlib
 import queue
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Mapping
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -81,6 +81,8 @@ class MemoryAgent:
         self.signals: list[tuple[str, int]] = []
         self.patience: list[float | None] = []
         """Seconds that `stop` and `restart` were given."""
+        self.files: dict[str, bytes] = {}
+        """What was copied into containers, by path."""
         self.info_warnings: tuple[str, ...] = ()
         self.changed = asyncio.Condition()
         self.pause: asyncio.Event | None = None
@@ -480,6 +482,18 @@ class MemoryAgent:
                     await self.changed.wait_for(lambda: self.container_table[container_id].state == "exited")
         finally:
             self.open_logs -= 1
+
+    async def read_files(self, ref: str, path: str, follow: bool, /) -> AsyncIterator[bytes]:
+        self._container(ref)
+        if path not in self.files:
+            raise NotFoundError(f"no {path}")
+        yield self.files[path]
+
+    async def write_files(self, ref: str, path: str, pieces: AsyncIterable[bytes], owners: bool, /) -> None:
+        self._container(ref)
+        if path.startswith("/refused"):
+            raise ConflictError("not there")
+        self.files[path] = b"".join([piece async for piece in pieces])
 
     async def shim(self, ref: str, /) -> str:
         container = self._container(ref)

@@ -64,6 +64,7 @@ TABLE: Final[Table] = {
     "kill": "container:kill",
     "rm": "container:rm",
     "wait": "container:wait",
+    "cp": "copy:cp",
     "top": "container:top",
     "prune": "container:prune",
     "service": Section(

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Final, TypeVar
 
 from vxnet.cluster.failure import failure_from_json
-from vxnet.cluster.http1 import BrokenAnswerError, Exchange, quote
+from vxnet.cluster.http1 import BrokenAnswerError, Exchange, Writer, quote
 from vxnet.model import codec
 from vxnet.model.api import (
     ContainerView,
@@ -53,6 +53,9 @@ ANSWER_S: Final = 30.0
 """Longest silence of the daemon: it may have to ask a manager, which may have to be found among several."""
 CLUSTER_S: Final = 120.0
 """`init`, `join` and `leave` make keys, devices and certificates, or take everything down."""
+
+FILES_S: Final = 300.0
+"""Longest silence while files are copied: a disk may stand still for a while."""
 
 
 class TokenAnswer(Record, frozen=True, kw_only=True):
@@ -252,6 +255,22 @@ class Client:
             if exchange.status >= 400:
                 raise failure_from_json(exchange.status, exchange.read())
             yield from exchange.chunks()
+
+    def read_files(self, ref: str, path: str, *, follow: bool = False) -> Iterator[bytes]:
+        """A tar of them (:mod:`vxnet.cluster.archive`), in pieces of any size."""
+        target = f"/v1/{_container(ref)}/files?path={quote(path)}&follow={int(follow)}"
+        with self._reached(FILES_S), Exchange(self.socket_path, "GET", target, None, FILES_S) as exchange:
+            if exchange.status >= 400:
+                raise failure_from_json(exchange.status, exchange.read())
+            yield from exchange.chunks()
+
+    def write_files(self, ref: str, path: str, pack: Writer, *, owners: bool = False) -> None:
+        """``pack`` is called with what takes the pieces of a tar."""
+        target = f"/v1/{_container(ref)}/files?path={quote(path)}&owners={int(owners)}"
+        with self._reached(FILES_S), Exchange(self.socket_path, "PUT", target, pack, FILES_S) as exchange:
+            answer = exchange.read()
+        if exchange.status >= 400:
+            raise failure_from_json(exchange.status, answer)
 
     def top(self, ref: str) -> tuple[ProcessView, ...]:
         return self._get(f"{_container(ref)}/top", tuple[ProcessView, ...])

@@ -6,8 +6,9 @@ brings in ``email`` and ``ssl``), a third of what the whole of ``vxnet ps`` may 
 
 from __future__ import annotations
 
+import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Final
 
@@ -27,6 +28,10 @@ def quote(text: str) -> str:
     return "".join(chr(octet) if octet in _UNRESERVED else f"%{octet:02X}" for octet in text.encode())
 
 
+Writer = Callable[[Callable[[bytes], None]], None]
+"""A body of unknown length: called with what takes its pieces."""
+
+
 class Exchange:
     """One request and its answer.
 
@@ -34,19 +39,36 @@ class Exchange:
     server cannot be reached (:class:`TimeoutError`: is silent), :class:`BrokenAnswerError` when it answers nonsense.
     """
 
-    def __init__(self, socket_path: str, method: str, target: str, body: bytes | None, timeout_s: float | None) -> None:
+    def __init__(
+        self, socket_path: str, method: str, target: str, body: bytes | Writer | None, timeout_s: float | None
+    ) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self._file = self._socket.makefile("rb")
         try:
             self._socket.settimeout(timeout_s)
             self._socket.connect(socket_path)
-            self._socket.sendall(_request(method, target, body))
+            if callable(body):
+                self._send_chunks(method, target, body)
+            else:
+                self._socket.sendall(_request(method, target, body))
             self.status = self._read_status()
             self.headers = self._read_headers()
             """Names in lower case."""
         except BaseException:
             self._close()
             raise
+
+    def _send_chunks(self, method: str, target: str, body: Writer) -> None:
+        def chunk(data: bytes) -> None:
+            if data:
+                self._socket.sendall(b"%x\r\n%b\r\n" % (len(data), data))
+
+        head = (f"{method} {target} HTTP/1.1", "Host: vxnet", "Connection: close", "Transfer-Encoding: chunked", "", "")
+        # A server that refuses need not read on to the end: what it says is there to be read.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._socket.sendall("\r\n".join(head).encode("ascii"))
+            body(chunk)
+            self._socket.sendall(b"0\r\n\r\n")
 
     def __enter__(self) -> Exchange:
         return self

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +33,7 @@ from vxnet.daemon.assigned import Assigned
 from vxnet.daemon.blocks import Blocks
 from vxnet.daemon.config import Config
 from vxnet.daemon.containers import Containers
+from vxnet.daemon.copying import read_files, write_files
 from vxnet.daemon.guests import Guests
 from vxnet.daemon.membership import Membership
 from vxnet.daemon.metrics import Measured
@@ -451,6 +452,15 @@ class Agent:
 
     async def top(self, ref: str) -> tuple[ProcessView, ...]:
         return await self._containers.inside.top(ref)
+
+    async def read_files(self, ref: str, path: str, follow: bool) -> AsyncIterator[bytes]:
+        async with self._containers.inside.mounts(ref) as pid:
+            async for piece in read_files(pid, path, follow=follow):
+                yield piece
+
+    async def write_files(self, ref: str, path: str, pieces: AsyncIterable[bytes], owners: bool) -> None:
+        async with self._containers.inside.mounts(ref) as pid:
+            await write_files(pid, path, pieces, owners=owners)
 
     def logs(self, ref: str, request: LogRequest) -> AsyncIterator[bytes]:
         return self._containers.inside.logs(ref, request)

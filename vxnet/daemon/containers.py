@@ -36,7 +36,7 @@ from vxnet.core.restarts import runs_again
 from vxnet.daemon.attachments import Attachments, Cluster
 from vxnet.daemon.inside import Inside
 from vxnet.daemon.nicknames import nickname
-from vxnet.daemon.records import Records
+from vxnet.daemon.records import Records, ended
 from vxnet.daemon.restarts import Restarts
 from vxnet.daemon.state import StateDirectory
 from vxnet.daemon.wiring import Wiring
@@ -100,7 +100,7 @@ class Containers:
         self._loops: set[asyncio.Task[None]] = set()
         self._group = asyncio.TaskGroup()
         self.attachments = Attachments(cluster, gateway, self._all_live)
-        self.inside = Inside(state, run_directory, self._records, self._tasks)
+        self.inside = Inside(state, run_directory, self._records, self._tasks, self._making)
         self.wiring = Wiring(state, self._records, cluster, self.attachments, changed, settle, self._all_live)
 
     # Looking
@@ -148,6 +148,7 @@ class Containers:
         return container
 
     def _check_free(self, name: str) -> None:
+        """Raises :class:`ConflictError` if a container has this name."""
         holder = next((container for container in self._records.all() if container.spec.name == name), None)
         if holder is not None:
             raise ConflictError(
@@ -359,7 +360,7 @@ class Containers:
         container = self._records.get(container_id)
         if container is None:
             return
-        container = _ended(container, end)
+        container = ended(container, end)
         again = container_id not in self._making and runs_again(container)
         if again:
             container = replace(container, state="restarting", restarts=container.restarts + 1)
@@ -439,6 +440,9 @@ class Containers:
             task = None
             if container.state in ("created", "running"):
                 task = await tasks.adopt(container.id, directory, self._run_directory)
+            elif (lost := await tasks.adopt(container.id, directory, self._run_directory)) is not None:
+                await lost.destroy()  # somebody copied its files
+                await asyncio.to_thread(tasks.sweep, container.id, directory, self._run_directory)
             if task is not None:
                 self._serve(replace(container, pid=task.pid), task)
                 log.info("container adopted", container=container.id[:12], name=container.spec.name, pid=task.pid)
@@ -446,7 +450,7 @@ class Containers:
                     self._loop(self._finish_start(container.id))
                 continue
             if container.state in ("created", "running"):
-                container = _ended(container, tasks.exit_of(directory) or tasks.Exit(None, finished_at=time.time()))
+                container = ended(container, tasks.exit_of(directory) or tasks.Exit(None, finished_at=time.time()))
             await self._found_ended(container)
         self._changed()
         return self
@@ -484,17 +488,3 @@ class Containers:
 
     def dns_ports(self) -> dict[str, int]:
         return {container_id: task.dns_port for container_id, task in self._tasks.items()}
-
-
-def _ended(container: Container, end: tasks.Exit) -> Container:
-    """One that waited for another start ends as it did before."""
-    status = container.exit_status if container.state == "created" and end.status is None else end.status
-    return replace(
-        container,
-        state="dead" if status is None else "exited",
-        pid=0,
-        exit_status=status,
-        error=end.error,
-        started_at=end.started_at or container.started_at,
-        finished_at=end.finished_at or time.time(),
-    )

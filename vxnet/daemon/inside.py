@@ -1,11 +1,13 @@
-"""Into containers: their processes, their output, commands beside the first."""
+"""Into containers: their processes, their output, their files, commands beside the first."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
+from vxnet.core.etc import etc_files
 from vxnet.daemon.logs import read_log
 from vxnet.daemon.records import Records
 from vxnet.daemon.state import StateDirectory
@@ -17,15 +19,23 @@ from vxnet.model.errors import ConflictError
 
 
 class Inside:
-    """``running`` are the tasks of the containers that have a sandbox, by id."""
+    """``running`` are the tasks of the containers that have a sandbox, by id; who is in ``making`` will get one, and
+    nobody else may touch it.
+    """
 
     def __init__(
-        self, state: StateDirectory, run_directory: Path, records: Records, running: Mapping[str, tasks.Task]
+        self,
+        state: StateDirectory,
+        run_directory: Path,
+        records: Records,
+        running: Mapping[str, tasks.Task],
+        making: set[str],
     ) -> None:
         self._state = state
         self._run_directory = run_directory
         self._records = records
         self._tasks = running
+        self._making = making
 
     def _running(self, ref: str) -> Container:
         """Raises :class:`ConflictError` if it does not run."""
@@ -50,6 +60,27 @@ class Inside:
         """Raises :class:`ConflictError` if it does not run."""
         container = self._running(ref)
         return await asyncio.to_thread(processes_beside, container.pid)
+
+    @contextlib.asynccontextmanager
+    async def mounts(self, ref: str) -> AsyncIterator[int]:
+        """A process (its pid) in the mounts of a container. One that does not run has a sandbox for as long."""
+        container = self._records.find(ref)
+        if (task := self._tasks.get(container.id)) is not None:
+            yield task.pid
+            return
+        if container.id in self._making or container.state == "restarting":
+            raise ConflictError(f'container "{container.spec.name}" is just being started', hint="try again")
+        directory = self._state.container_directory(container.id)
+        self._making.add(container.id)
+        try:
+            task = await tasks.start(container, directory, etc_files(container), self._run_directory)
+            try:
+                yield task.pid
+            finally:
+                await task.destroy()
+                await asyncio.to_thread(tasks.sweep, container.id, directory, self._run_directory)
+        finally:
+            self._making.discard(container.id)
 
     def logs(self, ref: str, request: LogRequest) -> AsyncIterator[bytes]:
         """The log as the shim writes it (CRI lines), in pieces."""

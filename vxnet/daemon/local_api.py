@@ -7,7 +7,7 @@ Who may: whoever may open the socket (root and the group vxnet). Bodies and answ
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator
 from typing import Protocol
 
 from aiohttp import web
@@ -118,6 +118,12 @@ class AgentApi(Protocol):
     async def wait(self, ref: str, /) -> Container: ...
     async def remove(self, ref: str, force: bool, /) -> None: ...
     async def top(self, ref: str, /) -> tuple[ProcessView, ...]: ...
+
+    async def write_files(self, ref: str, path: str, pieces: AsyncIterable[bytes], owners: bool, /) -> None: ...
+
+    def read_files(self, ref: str, path: str, follow: bool, /) -> AsyncIterator[bytes]:
+        """A tar of them in pieces of any size; an async generator, closed when the reader goes."""
+        ...
 
     def logs(self, ref: str, request: LogRequest, /) -> AsyncIterator[bytes]:
         """CRI lines in pieces of any size; an async generator, closed when the reader goes."""
@@ -401,6 +407,8 @@ class _ContainerRoutes:
             web.post("/v1/containers/{ref}/wait", self.wait),
             web.get("/v1/containers/{ref}/top", self.top),
             web.get("/v1/containers/{ref}/logs", self.logs),
+            web.get("/v1/containers/{ref}/files", self.read_files),
+            web.put("/v1/containers/{ref}/files", self.write_files),
             web.get("/v1/containers/{ref}/shim", self.shim),
         ]
 
@@ -465,6 +473,17 @@ class _ContainerRoutes:
         )
         chunks = self._agent.logs(_ref(request), wish)
         return await stream_response(request, chunks, "text/plain")
+
+    @until_disconnect
+    async def read_files(self, request: web.Request) -> web.StreamResponse:
+        path, follow = request.query.get("path", ""), query_flag(request, "follow")
+        return await stream_response(request, self._agent.read_files(_ref(request), path, follow), "application/x-tar")
+
+    @until_disconnect
+    async def write_files(self, request: web.Request) -> web.Response:
+        pieces, owners = request.content.iter_any(), query_flag(request, "owners")
+        await self._agent.write_files(_ref(request), request.query.get("path", ""), pieces, owners)
+        return empty_response()
 
     async def shim(self, request: web.Request) -> web.Response:
         return json_response(ShimAnswer(socket=await self._agent.shim(_ref(request))))

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
+
+from msgspec.structs import replace
 
 from vxnet.daemon.state import StateDirectory
+from vxnet.host.tasks import Exit
 from vxnet.model.container import Container
 from vxnet.model.errors import ConflictError, NotFoundError
 
@@ -81,3 +85,17 @@ class Records:
         self.end(container)
         del self._ends[container_id]
         return True
+
+
+def ended(container: Container, end: Exit) -> Container:
+    """One that waited for another start ends as it did before."""
+    status = container.exit_status if container.state == "created" and end.status is None else end.status
+    return replace(
+        container,
+        state="dead" if status is None else "exited",
+        pid=0,
+        exit_status=status,
+        error=end.error,
+        started_at=end.started_at or container.started_at,
+        finished_at=end.finished_at or time.time(),
+    )

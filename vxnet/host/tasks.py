@@ -347,15 +347,20 @@ def exit_of(directory: Path) -> Exit | None:
 
 def remove(container_id: str, directory: Path, run_directory: Path = RUN_DIRECTORY) -> None:
     """What an ended container left: files, socket, cgroup. Harmless twice. Blocks. Raises :class:`HostError`."""
-    socket_path(container_id, run_directory).unlink(missing_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        cgroups.remove(Path(line) for line in (directory / "cgroup").read_text().splitlines())
+    sweep(container_id, directory, run_directory)
     try:
         shutil.rmtree(directory)
     except FileNotFoundError:
         pass
     except OSError as error:
         raise HostError(f"cannot remove {directory}: {error}") from None
+
+
+def sweep(container_id: str, directory: Path, run_directory: Path = RUN_DIRECTORY) -> None:
+    """As :func:`remove`, but its files stay: what a shim that was killed could not take away itself."""
+    socket_path(container_id, run_directory).unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        cgroups.remove(Path(line) for line in (directory / "cgroup").read_text().splitlines())
 
 
 # Parts of start(), in a thread
