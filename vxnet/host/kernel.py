@@ -72,6 +72,8 @@ class Kernel:
         self._learning: frozenset[int] = frozenset()
         """VNIs of the tunnels that learn."""
         self._orphans: dict[str, float] = {}
+        self._gateway_rows: tuple[int, Rows] | None = None
+        """Index of vxnet_gw, and what it was last made to know."""
 
     def __enter__(self) -> Kernel:
         return self
@@ -127,6 +129,7 @@ class Kernel:
         )
         changes += self._sandboxes(state, self._with_lost_ports(state, sandboxes, sides), sides)
         changes += self._rows(state, found, made, complete=rows or sandboxes is None)
+        changes += self._way_out(state, host_found)
         changes += self._sweep(state, sides)
         owners = {one.port.encode(): box.id for box in state.sandboxes for one in box.interfaces}
         way_out = host_found.get(GATEWAY_BRIDGE)
@@ -235,6 +238,26 @@ class Kernel:
         self._learning = learning
         return changes
 
+    def _way_out(self, state: HostState, found: Mapping[str, Link]) -> list[Change]:
+        """vxnet_gw's own rows: behind which port each container is, as no frame tells it."""
+        bridge = found.get(GATEWAY_BRIDGE)
+        self._gateway_rows = None
+        if bridge is None or state.gateway is None:
+            return []
+        residents = [
+            Resident(interface, found[interface.port].ifindex)
+            for box in state.sandboxes
+            for interface in box.interfaces
+            if interface.vni is None and interface.port in found
+        ]
+        wanted = datapath.resident_rows(Home(bridge.ifindex, 0), residents)
+        there = neighbours.dump_bridge(self._netlink, bridge.ifindex)
+        names = {link.ifindex: link.name for link in found.values()}
+        difference = neighbours.difference(wanted, there)
+        changes = neighbours.apply(self._netlink, difference, wanted, there, names)
+        self._gateway_rows = bridge.ifindex, wanted
+        return changes
+
     # What is too much
 
     def _sweep(self, state: HostState, sides: Sides) -> list[Change]:
@@ -266,10 +289,19 @@ class Kernel:
         if _is_empty(state):
             return True
         try:
-            named = self._datapath.is_named()
-            return named and (state.gateway is None or gateway.forwards(self._namespace, state.gateway))
+            if not self._datapath.is_named() or not self._knows_the_way_out():
+                return False
+            return state.gateway is None or gateway.forwards(self._namespace, state.gateway)
         except OSError as error:
             raise HostError(f"the kernel does not answer: {error.strerror or error}") from error
+
+    def _knows_the_way_out(self) -> bool:
+        """Rows of the host's namespace raise events that are not listened to: it has too many of its own."""
+        if self._gateway_rows is None:
+            return True
+        bridge, wanted = self._gateway_rows
+        there = neighbours.dump_bridge(self._netlink, bridge)
+        return all(there.get(key) == value for key, value in wanted.items())
 
     def route_mtus(self, destinations: Iterable[IPAddress]) -> dict[IPAddress, int]:
         """The MTU of the route to each of these addresses, as configured; those without a route are left out."""

@@ -39,6 +39,7 @@ IFLA_MASTER = 10
 IFLA_PROTINFO = 12
 IFLA_LINKINFO = 18
 IFLA_IFALIAS = 20
+IFLA_AF_SPEC = 26
 IFLA_GROUP = 27
 IFLA_EXT_MASK = 29
 IFLA_NET_NS_FD = 28
@@ -46,6 +47,8 @@ IFLA_LINK_NETNSID = 37
 IFLA_INFO_KIND = 1
 IFLA_INFO_DATA = 2
 IFLA_INFO_SLAVE_DATA = 5
+IFLA_INET6_ADDR_GEN_MODE = 8
+IN6_ADDR_GEN_MODE_NONE = 1
 VETH_INFO_PEER = 1
 
 DOOMED = 0x76786E64
@@ -143,6 +146,7 @@ _PORT: dict[str, tuple[int, _Form]] = {
     "IFLA_BRPORT_BCAST_FLOOD": (30, _U8),
     "IFLA_BRPORT_NEIGH_SUPPRESS": (32, _U8),
     "IFLA_BRPORT_ISOLATED": (33, _U8),
+    "IFLA_BRPORT_LOCKED": (39, _U8),
 }
 
 
@@ -156,6 +160,11 @@ def differing(wanted: Mapping[str, Value], found: Mapping[int, bytes], kind: str
         if raw is None or form.read(raw) != value:
             names.append(name)
     return names
+
+
+def has_flag(name: str, port: Mapping[int, bytes]) -> bool:
+    """Whether this kernel knows a flag of ports, going by what it tells of one; yes if it tells nothing."""
+    return not port or _PORT[name][0] in port
 
 
 def dump(netlink: Netlink) -> dict[str, Link]:
@@ -234,9 +243,11 @@ def _u32(raw: bytes | None) -> int:
     return 0 if raw is None else int(struct.unpack("=I", raw)[0])
 
 
-def add(wish: Wish, *, namespace: int | None = None, master: int = 0, peer: Peer | None = None) -> bytes:
-    """Make a link that is up. ``namespace``: descriptor of where it shall live, with what the kind opens (a vxlan's
-    socket) staying where the request is made."""
+def add(
+    wish: Wish, *, namespace: int | None = None, master: int = 0, peer: Peer | None = None, up: bool = True
+) -> bytes:
+    """Make a link. ``namespace``: descriptor of where it shall live, with what the kind opens (a vxlan's socket)
+    staying where the request is made."""
     parts = _head(wish.name, wish.mtu, wish.mac, namespace)
     if master:
         parts += attribute_u32(IFLA_MASTER, master)
@@ -246,7 +257,8 @@ def add(wish: Wish, *, namespace: int | None = None, master: int = 0, peer: Peer
     else:
         data = b"".join(_datum(wish.kind, name, value) for name, value in wish.data.items())
     parts += _info(wish.kind, data)
-    body = _IFINFO.pack(socket.AF_UNSPEC, 0, 0, IFF_UP, IFF_UP) + parts
+    flags = IFF_UP if up else 0
+    body = _IFINFO.pack(socket.AF_UNSPEC, 0, 0, flags, flags) + parts
     return message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
 
 
@@ -309,6 +321,14 @@ def change(
 def set_alias(name: str, alias: str) -> bytes:
     """Mark a link by its name: what :func:`add` cannot do in the same message."""
     parts = attribute(IFLA_IFNAME, name.encode() + b"\0") + attribute(IFLA_IFALIAS, alias.encode() + b"\0")
+    return message(RTM_SETLINK, 0, _IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + parts)
+
+
+def no_link_local(name: str) -> bytes:
+    """Have a link get no IPv6 address by itself when it comes up."""
+    mode = attribute(IFLA_INET6_ADDR_GEN_MODE, bytes((IN6_ADDR_GEN_MODE_NONE,)))
+    family = attribute(socket.AF_INET6 | NLA_F_NESTED, mode)
+    parts = attribute(IFLA_IFNAME, name.encode() + b"\0") + attribute(IFLA_AF_SPEC | NLA_F_NESTED, family)
     return message(RTM_SETLINK, 0, _IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + parts)
 
 

@@ -31,6 +31,7 @@ from vxnet.host.netlink import (
     NLM_F_REQUEST,
     Failure,
     Netlink,
+    attribute_u32,
 )
 from vxnet.model.host import Change
 
@@ -40,6 +41,7 @@ RTM_GETNEIGH = 30
 
 NDA_DST = 1
 NDA_LLADDR = 2
+NDA_IFINDEX = 8
 NDA_MASTER = 9
 
 NUD_FAILED = 0x20
@@ -131,6 +133,18 @@ def _read_alike_neighbours(datagram: Same, bridges: frozenset[int], rows: Rows) 
         head = key_head(NEIGHBOUR, ifindex)
         rows.update(zip([head + one for one in datagram.values(*address)], datagram.values(*mac), strict=True))
     return []
+
+
+def dump_bridge(netlink: Netlink, bridge: int) -> Rows:
+    """The rows of one bridge among others. Raises OSError."""
+    rows: Rows = {}
+    ours = frozenset((bridge,))
+    ports = _NDMSG.pack(socket.AF_BRIDGE, 0, 0, 0, 0) + attribute_u32(NDA_MASTER, bridge)
+    _read_fdb(netlink.dump(RTM_GETNEIGH, ports), frozenset(), ours, (), rows)
+    for kind in (socket.AF_INET, socket.AF_INET6):
+        its_own = _NDMSG.pack(kind, 0, 0, 0, 0) + attribute_u32(NDA_IFINDEX, bridge)
+        _read_neighbours(netlink.dump(RTM_GETNEIGH, its_own), ours, rows)
+    return rows
 
 
 def _read_fdb(

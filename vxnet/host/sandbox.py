@@ -236,7 +236,8 @@ def _ensure_pair(
     words = f"link {interface.port} to {interface.name} in {entered.sandbox.id[:12]}"
     peer = Peer(interface.name, interface.mac, entered.namespace)
     target = None if side.namespace == maker.namespace else side.namespace
-    request = links.add(wish, namespace=target, master=bridge.ifindex, peer=peer)
+    # On the host's side it comes up when it has been told to get no address.
+    request = links.add(wish, namespace=target, master=bridge.ifindex, peer=peer, up=interface.vni is not None)
     made = carry_out(maker.netlink, [Step("add", words, [request])])
     changes += made
     if any(change.error for change in made):
@@ -245,6 +246,8 @@ def _ensure_pair(
     if port is None:
         return changes
     side.found[port.name] = port
+    if interface.vni is None:
+        side.netlink.batch([links.no_link_local(port.name)])  # refused where there is no IPv6
     completed = present((mend(wish, port, bridge.ifindex), mend_port(wish.name, port, flags)))
     return changes + unless_new(carry_out(side.netlink, completed), [words])
 

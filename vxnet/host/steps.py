@@ -66,7 +66,7 @@ def mend(wish: Wish, link: Link, master: int | None = None) -> Step | None:
 
 def mend_port(name: str, link: Link, flags: Mapping[str, int]) -> Step | None:
     """What sets the bridge port's flags; None: they are. A link that was enslaved just now shows none: set all."""
-    differing = links.differing(flags, link.port, "port")
+    differing = [flag for flag in links.differing(flags, link.port, "port") if links.has_flag(flag, link.port)]
     if not differing:
         return None
     words = ", ".join(f"{flag.removeprefix('IFLA_BRPORT_').lower()} {flags[flag]}" for flag in differing)
