@@ -21,7 +21,7 @@ export PIP_ROOT_USER_ACTION := ignore
 # An argument of $(call) cannot hold one.
 comma := ,
 
-.PHONY: help demo test test-fast test-vm deb lint bench fuzz ext clean
+.PHONY: help demo test test-fast fault-test test-vm deb lint bench fuzz ext clean
 .DELETE_ON_ERROR:
 
 help:
@@ -30,6 +30,7 @@ help:
 	@echo "make test-fast  those that take no lab and no patience: under two minutes"
 	@echo "make test-vm    whole virtual machines: Debian 12 with its own kernel and systemd, the package in them (root)"
 	@echo "make deb        the package for Debian 12: build/vxnet_VERSION_ARCH.deb"
+	@echo "make fault-test 500 random damages to the kernel's state and kills of daemons (root, about ten minutes)"
 	@echo "make lint       ruff, mypy --strict, C compiled with warnings as errors"
 	@echo "make bench      the figures of docs/performance.md, on this machine (root, about ten minutes)"
 	@echo "make fuzz       ten minutes of octets that nobody meant, at every decoder of the gossip"
@@ -63,6 +64,9 @@ lint: $(VENV)/test.stamp ext
 # Ten minutes on one core; FUZZ="--seconds 60 packet" for less.
 fuzz: $(VENV)/test.stamp
 	$(BIN)/python -m tests.fuzz $(FUZZ)
+
+fault-test: $(VENV)/test.stamp ext
+	VXNET_FAULTS=$(or $(FAULTS),500) $(ROOTED) $(BIN)/python -m pytest tests/system/test_faults.py -o log_cli=true
 
 bench: $(VENV)/test.stamp ext
 	$(ROOTED) $(BIN)/python -m tests.perf

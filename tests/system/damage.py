@@ -1,6 +1,8 @@
 """Run on a host of a lab: damages the kernel's state, and prints how many seconds later all was as before.
 
-    python damage.py PID ADDRESS COMMAND
+    python damage.py PID ADDRESS COMMAND         picture, damage, wait
+    python damage.py PID ADDRESS --save FILE     picture
+    python damage.py PID ADDRESS --until FILE    wait until it is as that, and print how long that took
 
 ``PID``: of a container, whose namespace is a part of the picture, and which must reach ADDRESS again, too.
 """
@@ -11,6 +13,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 DEADLINE_S = 15.0
@@ -57,16 +60,25 @@ def picture(pid: str) -> list[Any]:
     ]
 
 
+def wait(pid: str, address: str, before: list[Any], since: float) -> None:
+    while (now := picture(pid)) != before or not run(f"nsenter -t {pid} -n ping -c1 -W1 {address} | grep ' ttl='"):
+        if time.monotonic() > since + DEADLINE_S:
+            differences = [f"{was}\n  {is_}" for was, is_ in zip(before, now, strict=True) if was != is_]
+            sys.exit("\n".join(differences or [f"{address} does not answer"]))
+    print(time.monotonic() - since)
+
+
 def main() -> None:
-    pid, address, command = sys.argv[1:]
-    before = picture(pid)
-    done = time.monotonic()
-    subprocess.run(command, shell=True, check=True)
-    while picture(pid) != before or not run(f"nsenter -t {pid} -n ping -c1 -W1 {address} | grep ' ttl='"):
-        if time.monotonic() > done + DEADLINE_S:
-            now = picture(pid)
-            sys.exit("\n".join(f"{was}\n  {is_}" for was, is_ in zip(before, now, strict=True) if was != is_))
-    print(time.monotonic() - done)
+    pid, address, command, *rest = sys.argv[1:]
+    if command == "--save":
+        Path(rest[0]).write_text(json.dumps(picture(pid)))
+    elif command == "--until":
+        wait(pid, address, json.loads(Path(rest[0]).read_text()), time.monotonic())
+    else:
+        before = picture(pid)
+        since = time.monotonic()
+        subprocess.run(command, shell=True, check=True)
+        wait(pid, address, before, since)
 
 
 if __name__ == "__main__":
