@@ -24,6 +24,7 @@ from vxnet.cluster.api import serve_unix
 from vxnet.cluster.client import Client
 from vxnet.core import networks
 from vxnet.core.decisions import is_prunable, update_node
+from vxnet.daemon import history
 from vxnet.daemon.local_api import AgentApi, build_app
 from vxnet.model.api import (
     ContainerView,
@@ -73,6 +74,7 @@ class MemoryAgent:
         """(network id, container id) → how it was connected."""
         self.guest_table: dict[str, GuestView] = {}
         self.rotations = 0
+        self.history = history.History()
         self.key_epoch = 1
         self.ring: dict[int, Literal["in use", "next", "old"]] = {1: "in use"}
         self.rotate_requests: list[RotateKeys] = []
@@ -547,7 +549,9 @@ def daemon(given: MemoryAgent | None = None) -> Iterator[Daemon]:
         agent = given or MemoryAgent()
         api: AgentApi = agent
         loop, stop = asyncio.get_running_loop(), asyncio.Event()
-        async with serve_unix(build_app(api), path):
+        app = build_app(api)
+        app.router.add_routes(history.routes(agent.history))
+        async with serve_unix(app, path):
             started.put((Daemon(path, agent, loop), lambda: loop.call_soon_threadsafe(stop.set)))
             await stop.wait()
         await agent.close()

@@ -81,7 +81,7 @@ TABLE: Final[Table] = {
             "rm": "service:rm",
         },
     ),
-    "events": LATER,
+    "events": "events:events",
     "doctor": LATER,
     "bench": LATER,
     "capture": LATER,

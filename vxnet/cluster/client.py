@@ -18,6 +18,7 @@ from vxnet.cluster.http1 import BrokenAnswerError, Exchange, Writer, quote
 from vxnet.model import codec
 from vxnet.model.api import (
     ContainerView,
+    Event,
     GossipKeyView,
     GossipView,
     Info,
@@ -109,6 +110,18 @@ class Client:
     def gossip_keys(self) -> tuple[GossipKeyView, ...]:
         """For root; :class:`ForbiddenError` for others."""
         return self._get("gossip/keys", tuple[GossipKeyView, ...])
+
+    def events(self, *, since: float | None = None, until: float | None = None) -> Iterator[Event]:
+        """Between two moments in seconds since 1970. ``since`` None: only what comes; ``until`` None: without end."""
+        words = [f"{name}={value:.6f}" for name, value in (("since", since), ("until", until)) if value is not None]
+        target = f"/v1/events{'?' if words else ''}{'&'.join(words)}"
+        rest = b""
+        with self._reached(None), Exchange(self.socket_path, "GET", target, None, None) as exchange:
+            if exchange.status >= 400:
+                raise failure_from_json(exchange.status, exchange.read())
+            for chunk in exchange.chunks():
+                *lines, rest = (rest + chunk).split(b"\n")
+                yield from (self._read(line, Event) for line in lines)
 
     def rotation(self) -> Rotation:
         return self._get("gossip/rotation", Rotation)

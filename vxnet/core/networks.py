@@ -16,6 +16,13 @@ from vxnet.model.cluster import Cluster, ForeignPeer, Network, Node, Subnet
 from vxnet.model.errors import CallerError, ConflictError, NotFoundError, UnsupportedError
 from vxnet.model.service import Service
 
+LOCAL_NETWORKS = (
+    Network(id="bridge", name="bridge", driver="bridge", scope="local"),
+    Network(id="host", name="host", driver="host", scope="local"),
+    Network(id="none", name="none", driver="null", scope="local"),
+    Network(id="vxnet_gw", name="vxnet_gw", driver="bridge", scope="local"),
+)
+"""Every host has them, in a cluster or not."""
 RESERVED_NAMES = ("bridge", "host", "none", "vxnet_gw", "ingress")
 SMALLEST_SUBNET = 8
 """Addresses: a /29 has five to give."""

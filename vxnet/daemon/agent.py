@@ -35,6 +35,7 @@ from vxnet.daemon.config import Config
 from vxnet.daemon.containers import Containers
 from vxnet.daemon.copying import read_files, write_files
 from vxnet.daemon.guests import Guests
+from vxnet.daemon.history import History, look_at
 from vxnet.daemon.membership import Membership
 from vxnet.daemon.metrics import Measured
 from vxnet.daemon.paths import Paths
@@ -74,14 +75,6 @@ from vxnet.model.service import PublicService
 
 log = structlog.get_logger()
 
-LOCAL_NETWORKS = (
-    Network(id="bridge", name="bridge", driver="bridge", scope="local"),
-    Network(id="host", name="host", driver="host", scope="local"),
-    Network(id="none", name="none", driver="null", scope="local"),
-    Network(id="vxnet_gw", name="vxnet_gw", driver="bridge", scope="local"),
-)
-"""Every host has them, in a cluster or not."""
-
 NAMES_WAIT_S = 3.0
 """Longest silence of the name servers after a start; glibc's resolver asks again after 5 s."""
 HOST_INTERVAL_S = 30.0
@@ -112,7 +105,8 @@ class Agent:
         self._groups = Groups()
         self._balance = Balance()
         self._membership = Membership(state, config, lambda: self._facts, self._changed)
-        self._reconciler = Reconciler(self._kernel, self._plan, self._applied)
+        self.history = History()
+        self._reconciler = Reconciler(self._kernel, self._plan, self._applied, self._observe)
         self._paths = Paths(self._membership, self._reconciler, self._kernel)
         self._containers = Containers(
             state,
@@ -185,7 +179,11 @@ class Agent:
         self._blocks.look()
         self._assigned.wake()
         self._paths.look()
+        self._observe()
         self._reconciler.wake()
+
+    def _observe(self) -> None:
+        self.history.observe(look_at(self._membership.place, self._containers.all(), self._reconciler.drift))
 
     def _plan(self) -> Plan[_Seen]:
         place = self._membership.place
@@ -354,10 +352,10 @@ class Agent:
 
     async def networks(self) -> tuple[Network, ...]:
         shared = sorted(self._membership.networks.values(), key=lambda network: network.name)
-        return (*LOCAL_NETWORKS, *shared)
+        return (*networks.LOCAL_NETWORKS, *shared)
 
     async def network(self, ref: str, verbose: bool) -> NetworkView:
-        for local in LOCAL_NETWORKS:
+        for local in networks.LOCAL_NETWORKS:
             if ref in (local.id, local.name):
                 if local.name != GATEWAY_BRIDGE:
                     return NetworkView(network=local)
@@ -384,7 +382,7 @@ class Agent:
         return await self._membership.manager("network prune").prune_networks(request)
 
     async def remove_network(self, ref: str) -> None:
-        if ref in {network.name for network in LOCAL_NETWORKS}:
+        if ref in {network.name for network in networks.LOCAL_NETWORKS}:
             raise ConflictError(f'network "{ref}" is part of every host and cannot be removed')
         await self._membership.manager("network rm").remove_network(ref)
 

@@ -49,12 +49,20 @@ class _Request(NamedTuple):
 
 
 class Reconciler(Generic[S]):
-    """``plan`` is called in the event loop, ``applied(seen)`` after the kernel has what it says."""
+    """``plan`` is called in the event loop, ``applied(seen)`` after the kernel has what it says, ``repaired`` after
+    drift was mended."""
 
-    def __init__(self, kernel: Kernel, plan: Callable[[], Plan[S]], applied: Callable[[S], None]) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        plan: Callable[[], Plan[S]],
+        applied: Callable[[S], None],
+        repaired: Callable[[], None] = lambda: None,
+    ) -> None:
         self._kernel = kernel
         self._plan = plan
         self._applied = applied
+        self._on_repair = repaired
         self._wake = asyncio.Event()
         self._requests: list[_Request] = []
         self._dirty: set[str] = set()
@@ -173,3 +181,5 @@ class Reconciler(Generic[S]):
             log.warning("drift mended", verb=change.verb, object=change.object, repair=self.drift)
         if len(mended) > LOGGED_CHANGES:
             log.warning("drift mended", more=len(mended) - LOGGED_CHANGES, repair=self.drift)
+        if mended:
+            self._on_repair()

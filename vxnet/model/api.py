@@ -236,6 +236,22 @@ class NetworkConnect(Record, frozen=True, kw_only=True):
     aliases: tuple[str, ...] = ()
 
 
+EventType = Literal["container", "network", "service", "node", "daemon"]
+
+
+class Event(Record, frozen=True, kw_only=True):
+    """A line of ``events``."""
+
+    time: float
+    """When the daemon saw it."""
+    type: EventType
+    action: str
+    id: str = ""
+    """Of what it is about."""
+    name: str = ""
+    attributes: dict[str, str] = {}
+
+
 class Health(Record, frozen=True, kw_only=True):
     """``/healthz``; with any problem its status is 503."""
 
