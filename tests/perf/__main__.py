@@ -14,6 +14,7 @@ BENCHES = (
     "name_latency",
     "throughput",
     "dns",
+    "vips",
     "many_containers",
     "idle",
     "scale",

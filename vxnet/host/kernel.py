@@ -23,7 +23,7 @@ from vxnet.host.datapath import Datapath, Home, Resident, bridge_name, tunnel_na
 from vxnet.host.events import Events
 from vxnet.host.links import Link
 from vxnet.host.neighbours import Rows
-from vxnet.host.netlink import Netlink
+from vxnet.host.netlink import Closer, Netlink
 from vxnet.host.sandbox import Entered, Side, Sides
 from vxnet.host.vips import Services
 from vxnet.model.address import IPAddress
@@ -68,6 +68,7 @@ class Kernel:
         """Heard from the first reconcile on. Drained by whoever calls reconcile, from any thread."""
         self._tables = nft.Tables()
         self._services = Services(())
+        self._closer = Closer()
         self._carried: dict[int, _Carried] = {}
         self._learning: frozenset[int] = frozenset()
         """VNIs of the tunnels that learn."""
@@ -83,6 +84,7 @@ class Kernel:
 
     def close(self) -> None:
         """Let go of everything and leave it as it is."""
+        self._closer.wait()
         self.events.close()
         self._datapath.close()
         self._nft.close()
@@ -127,7 +129,8 @@ class Kernel:
             Side(self._datapath.netlink, self._datapath.namespace, found),
             Side(self._netlink, self._namespace, host_found),
         )
-        changes += self._sandboxes(state, self._with_lost_ports(state, sandboxes, sides), sides)
+        chosen = self._with_lost_ports(state, sandboxes, sides)
+        changes += netns.travelling(lambda: self._sandboxes(state, chosen, sides))
         changes += self._rows(state, found, made, complete=rows or sandboxes is None)
         changes += self._way_out(state, host_found)
         changes += self._sweep(state, sides)
@@ -155,9 +158,8 @@ class Kernel:
     def _sandboxes(self, state: HostState, chosen: Collection[str] | None, sides: Sides) -> list[Change]:
         """All of those chosen, and of the others the table, where the services that they use are other than before."""
         foreign = frozenset((netns.identity(self._namespace), netns.identity(self._datapath.namespace)))
-        services = Services(state.segments)
-        if services.by_vni != self._services.by_vni:
-            self._services = services
+        if {segment.vni: segment.services for segment in state.segments} != self._services.by_vni:
+            self._services = Services(state.segments, self._services)
         changes: list[Change] = []
         for one in state.sandboxes:
             wanted = sandbox.ruleset(one, self._services)
@@ -172,7 +174,8 @@ class Kernel:
                     done = self._sandbox(entered, wanted, sides if whole else None)
                     changes += [replace(change, sandbox=one.id) for change in done]
                 finally:
-                    entered.close()
+                    entered.close(self._closer)
+        self._closer.begin()
         self._tables.keep_only(frozenset(("host", *(one.id for one in state.sandboxes))))
         return changes
 

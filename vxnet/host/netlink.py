@@ -14,7 +14,8 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TypeVar
 
@@ -301,3 +302,33 @@ def _failure(flags: int, body: bytes) -> Failure | None:
 
 GONE = frozenset((errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL))
 """What the kernel answers to the deletion of something that is not there (ESRCH: of a route)."""
+
+
+class Closer:
+    """Closes sockets of nftables beside the work: after an element was deleted, the kernel lets a close wait until that
+    is forgotten (an RCU grace period, 15 ms)."""
+
+    def __init__(self) -> None:
+        self._sockets: list[Netlink] = []
+        self._thread: threading.Thread | None = None
+
+    def take(self, one: Netlink) -> None:
+        self._sockets.append(one)
+
+    def begin(self) -> None:
+        """Close what has been taken."""
+        self.wait()
+        if self._sockets:
+            sockets, self._sockets = self._sockets, []
+            self._thread = threading.Thread(target=_close, args=(sockets,), name="closer")
+            self._thread.start()
+
+    def wait(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+
+def _close(sockets: Iterable[Netlink]) -> None:
+    for one in sockets:
+        one.close()

@@ -28,6 +28,8 @@ MS_PRIVATE = 1 << 18
 MS_SHARED = 1 << 20
 MNT_DETACH = 2
 
+_thread = threading.local()
+
 NAMED = Path("/run/netns")
 """Where ``ip netns`` keeps its names."""
 
@@ -95,6 +97,18 @@ def inside(fd: int, function: Callable[[], T]) -> T:
 
     def run() -> T:
         setns(fd)
+        return function()
+
+    return run() if getattr(_thread, "travels", False) else in_thread(run)
+
+
+def travelling(function: Callable[[], T]) -> T:
+    """Run ``function`` in one thread that enters namespaces itself, wherever it calls :func:`inside`: for many of them
+    in a row, as a thread for each costs more than what is done there. It starts in the caller's namespace and may be in
+    any after that."""
+
+    def run() -> T:
+        _thread.travels = True
         return function()
 
     return in_thread(run)

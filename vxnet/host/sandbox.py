@@ -22,7 +22,7 @@ from vxnet.host.addresses import Route
 from vxnet.host.datapath import CONTAINER_PORT, MARK, bridge_name
 from vxnet.host.gateway import GATEWAY_PORT, address_steps
 from vxnet.host.links import Link, Peer, Wish
-from vxnet.host.netlink import Netlink
+from vxnet.host.netlink import Closer, Netlink
 from vxnet.host.nft import Pending, Ruleset, Tables
 from vxnet.host.steps import Step, carry_out, mend, mend_port, present, unless_new
 from vxnet.host.vips import Services
@@ -117,8 +117,11 @@ class Entered:
 
         self.netlink, self.nft = netns.inside(namespace, prepare)
 
-    def close(self) -> None:
-        self.nft.close()
+    def close(self, closer: Closer) -> None:
+        if self.pending is None:
+            self.nft.close()
+        else:
+            closer.take(self.nft)
         self.netlink.close()
         os.close(self.namespace)
 

@@ -80,23 +80,34 @@ LOOKUP = "\t\tip daddr vmap @vip4\n\t\tip6 daddr vmap @vip6\n"
 class Services:
     """What sandboxes need of the services on their segments; those on the same segments share it."""
 
-    def __init__(self, segments: Iterable[Segment]) -> None:
+    def __init__(self, segments: Iterable[Segment], before: Services | None = None) -> None:
+        """``before``: what was made of an earlier state; services that are the same objects are not packed again."""
         self.by_vni = {segment.vni: segment.services for segment in segments}
         self._made: dict[tuple[int, ...], _Made] = {}
+        known: dict[int, _Packed] = before._packed if before is not None else {}
+        self._packed: dict[int, _Packed] = {
+            id(one): known.get(id(one)) or (one, *_pack(one)) for services in self.by_vni.values() for one in services
+        }
+        """By identity: with the service itself, so that another cannot get its id meanwhile."""
 
     def on(self, vnis: Iterable[int]) -> _Made:
         key = tuple(sorted(vni for vni in {*vnis} if vni in self.by_vni))
         if key not in self._made:
-            self._made[key] = _Made([service for vni in key for service in self.by_vni[vni]])
+            services = [service for vni in key for service in self.by_vni[vni]]
+            self._made[key] = _Made(services, [self._packed[id(one)] for one in services])
         return self._made[key]
 
 
+_Packed = tuple[VirtualService, str, dict[bytes, bytes | str]]
+"""A service, the chain that its address leads to, and its backends as elements."""
+
+
 class _Made:
-    def __init__(self, services: list[VirtualService]) -> None:
+    def __init__(self, services: list[VirtualService], packed: list[_Packed]) -> None:
         self.services = services
         most = max((len(one.backends) for one in services if not one.sticky), default=0)
         self.chains = max(CHAINS_MIN, 1 << (min(most, BACKENDS_MAX) - 1).bit_length() if most else 0)
-        self.elements: Mapping[str, Elements] = _elements(services)
+        self.elements: Mapping[str, Elements] = _elements(packed)
 
     def backends(self) -> dict[IPAddress, set[IPAddress]]:
         return {one.address: {*one.backends, *one.draining} for one in self.services}
@@ -105,15 +116,17 @@ class _Made:
 _INDEX = [struct.pack("=I", number) for number in range(BACKENDS_MAX)]
 
 
-def _elements(services: Iterable[VirtualService]) -> dict[str, dict[bytes, bytes | str]]:
-    vips: dict[int, dict[bytes, bytes | str]] = {4: {}, 6: {}}
-    ends: dict[int, dict[bytes, bytes | str]] = {4: {}, 6: {}}
-    for service in services:
-        key = service.address.packed
+def _pack(service: VirtualService) -> tuple[str, dict[bytes, bytes | str]]:
+    key = service.address.packed
+    backends = service.backends[:BACKENDS_MAX]
+    chain = "none" if not backends else "sticky" if service.sticky else f"lb{len(backends)}"
+    return chain, {key + index: backend.packed for index, backend in zip(_INDEX, backends, strict=False)}
+
+
+def _elements(packed: Iterable[_Packed]) -> dict[str, dict[bytes, bytes | str]]:
+    found: dict[str, dict[bytes, bytes | str]] = {"vip4": {}, "vip6": {}, "end4": {}, "end6": {}}
+    for service, chain, ends in packed:
         version = service.address.version
-        backends = service.backends[:BACKENDS_MAX]
-        chain = "none" if not backends else "sticky" if service.sticky else f"lb{len(backends)}"
-        vips[version][key] = chain
-        for index, backend in zip(_INDEX, backends, strict=False):
-            ends[version][key + index] = backend.packed
-    return {"vip4": vips[4], "vip6": vips[6], "end4": ends[4], "end6": ends[6]}
+        found[f"vip{version}"][service.address.packed] = chain
+        found[f"end{version}"].update(ends)
+    return found
