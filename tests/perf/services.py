@@ -6,6 +6,7 @@ import contextlib
 import json
 import statistics
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -117,27 +118,38 @@ class Watch:
     """What the name server of one host answers for ``tasks.my-app``, and since when."""
 
     def __init__(self, lab: Lab, host: str) -> None:
-        self.host = host
         argv = ["vxnet", "exec", f"watch-{host}", "python3", "-c", WATCH]
         self._process = lab.popen(host, argv, stdout=subprocess.PIPE, text=True)
-        assert self._process.stdout
-        self._lines = self._process.stdout
-        self.now = self._next()
+        self._changes: list[Change] = []
+        self._told = threading.Condition()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
 
-    def _next(self) -> Change:
-        at, *addresses = self._lines.readline().split()
-        return Change(float(at), frozenset(addresses))
+    def _read(self) -> None:
+        assert self._process.stdout
+        for line in self._process.stdout:
+            at, *addresses = line.split()
+            with self._told:
+                self._changes.append(Change(float(at), frozenset(addresses)))
+                self._told.notify_all()
 
     def until(self, condition: Callable[[frozenset[str]], bool], after: float) -> float:
         """When, from ``after`` on, the answer first was so."""
-        while not condition(self.now.addresses):
-            self.now = self._next()
-        return max(self.now.at, after)
+        with self._told:
+            deadline = time.monotonic() + ANSWERS_S
+            while True:
+                before = [change for change in self._changes if change.at <= after][-1:]
+                for change in (*before, *(change for change in self._changes if change.at > after)):
+                    if condition(change.addresses):
+                        return max(change.at, after)
+                assert self._told.wait(deadline - time.monotonic()), f"still {self._changes[-1:]}"
 
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
-        self._lines.close()
+        self._reader.join()
+        if self._process.stdout:
+            self._process.stdout.close()
 
 
 @contextlib.contextmanager
@@ -174,7 +186,7 @@ def births(lab: Lab, watches: Sequence[Watch]) -> tuple[list[float], list[float]
         scaled.append(ended - begun)
         all_at(watches, lambda found: len(found) == 12, begun)
         sh(lab, "h1", "vxnet service rm my-app")
-        all_at(watches, lambda found: not found, 0)
+        all_at(watches, lambda found: not found, time.monotonic())
     return running, known, scaled
 
 
@@ -182,7 +194,7 @@ def deaths(lab: Lab, watches: Sequence[Watch]) -> tuple[list[float], list[float]
     """A task's process is killed, on one host after the other."""
     dropped, replaced = [], []
     timed(lab, *create("--replicas", "6", "--restart-delay", "0s"))
-    all_at(watches, lambda found: len(found) == 6, 0)
+    all_at(watches, lambda found: len(found) == 6, time.monotonic())
     for number in range(RUNS):
         host = lab.hosts[number % len(lab.hosts)]
         inspected = json.loads(sh(lab, host, "vxnet inspect $(vxnet ps -q --filter name=my-app | head -1)"))[0]
@@ -193,7 +205,7 @@ def deaths(lab: Lab, watches: Sequence[Watch]) -> tuple[list[float], list[float]
         replaced.append(all_at(watches, lambda found: len(found) == 6, killed) - killed)
         time.sleep(11)  # so that no kill counts as one more in a row
     sh(lab, "h1", "vxnet service rm my-app")
-    all_at(watches, lambda found: not found, 0)
+    all_at(watches, lambda found: not found, time.monotonic())
     return dropped, replaced
 
 
@@ -203,9 +215,9 @@ def losses(lab: Lab) -> tuple[list[float], list[float]]:
     timed(lab, *create("--replicas", "6", "--restart-delay", "0s"))
     with watching(lab, ["h1", "h2"]) as watches:
         for _ in range(HOST_KILLS):
-            all_at(watches, lambda found: len(found) == 6, 0)
+            all_at(watches, lambda found: len(found) == 6, time.monotonic())
             timed(lab, "vxnet", "service", "update", "-q", "--rebalance", "my-app")
-            all_at(watches, lambda found: len(found) == 6, 0)
+            all_at(watches, lambda found: len(found) == 6, time.monotonic())
             lines = sh(lab, "h3", "vxnet ps --format json --filter name=my-app").splitlines()
             lost = {address for line in lines for address in json.loads(line)["addresses"]}
             assert lost, "nothing of it ran on h3"

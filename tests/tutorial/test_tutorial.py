@@ -23,8 +23,11 @@ VXNET = [sys.executable, "-m", "vxnet"]
 LAB = f"tutorial{os.getpid()}"
 
 # These are typed once. Everything else only looks, and may be looked at until gossip has told everybody.
-CHANGES = re.compile(r"vxnet (init|join|leave|run|rm|stop|kill|network (create|rm|connect|disconnect))\b")
-LOOK_S = 10.0
+CHANGES = re.compile(
+    r"vxnet (init|join|leave|run|rm|stop|kill|network (create|rm|connect|disconnect)|service (create|scale|update|rm))\b"
+)
+LOOK_S = 30.0
+"""A host that is back is met again within this."""
 ANSWER_S = 30.0
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(300)]
