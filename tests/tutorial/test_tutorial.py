@@ -24,7 +24,8 @@ LAB = f"tutorial{os.getpid()}"
 
 # These are typed once. Everything else only looks, and may be looked at until gossip has told everybody.
 CHANGES = re.compile(
-    r"vxnet (init|join|leave|run|rm|stop|kill|network (create|rm|connect|disconnect)|service (create|scale|update|rm))\b"
+    r"vxnet (init|join|leave|run|rm|stop|kill|network (create|rm|connect|disconnect)|service (create|scale|update|rm))"
+    r"\b"
 )
 LOOK_S = 30.0
 """A host that is back is met again within this."""

@@ -26,6 +26,7 @@ from vxnet.core import lifecycle, placement, rollout, templates
 from vxnet.core.lifecycle import ENDED, FAILED
 from vxnet.core.placement import Board, Rules, Used
 from vxnet.model.cluster import Node
+from vxnet.model.container import ContainerSpec
 from vxnet.model.service import DesiredState, Service, Task, TaskState, TaskStatus, UpdateOrder
 
 HISTORY: Final = 5
@@ -81,7 +82,9 @@ def carried(known: State) -> tuple[dict[str, Used], dict[str, dict[str, int]]]:
         of_service: dict[str, int] = {}
         for task in tasks:
             if task.node and lifecycle.state_of(task, known.statuses.get(task.id)) not in ENDED:
-                used[task.node] = used.get(task.node, placement.NOTHING).plus(task.spec)
+                if task.node not in used:
+                    used[task.node] = Used()
+                used[task.node].add(task.spec)
                 if task.desired != "shutdown":
                     of_service[task.node] = of_service.get(task.node, 0) + 1
         counts[service] = of_service
@@ -120,6 +123,8 @@ class Planner:
         self.new: dict[str, Task] = {}
         self.changed: dict[str, Task] = {}
         self.deleted: list[str] = []
+        self._plain: ContainerSpec | None = None
+        """The last that was looked at and has no templates in it: the tasks of a service share theirs."""
         self.alive = known.nodes.keys() - known.lost.keys()
 
     def run(self) -> Plan:
@@ -223,10 +228,15 @@ class Planner:
     def settle(self, service: Service, task: Task, node_id: str) -> Task:
         """``task`` on its node, with the templates in its texts filled in."""
         container = task.spec.container
-        if not templates.has_templates(container):
-            return replace(task, node=node_id)
+        if container is not self._plain:
+            if templates.has_templates(container):
+                return self._filled(service, task, node_id)
+            self._plain = container
+        return replace(task, node=node_id)
+
+    def _filled(self, service: Service, task: Task, node_id: str) -> Task:
         container = templates.expand(
-            container,
+            task.spec.container,
             service_id=service.id,
             service_name=service.spec.name,
             labels=service.spec.labels,
