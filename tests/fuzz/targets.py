@@ -125,11 +125,12 @@ def row_message(data: bytes) -> None:
 
 
 def batch_content(data: bytes) -> None:
-    try:
-        content = decode_content(data)
-    except MalformedError:
-        return
-    assert content.owner and len(content.key) == 32
+    for packed in (data, zlib.compress(data)):
+        try:
+            content = decode_content(packed)
+        except MalformedError:
+            continue
+        assert content.owner and len(content.key) == 32
 
 
 # Whole nodes
@@ -293,7 +294,9 @@ PUSH_PULL = wire.PushPull(
 ROW_MESSAGES = (
     KNOWN,
     rows.Batches((KNOWN,)),
-    rows.Offer("id2", bytes(32), 1, (1, 2, 3), 0),
+    rows.Relay(KNOWN, 0, 1 << 32),
+    rows.Ids(KNOWN.signature[:8] + bytes(8)),
+    rows.Ask(KNOWN.signature[:8], "h2"),
     rows.Digest(bytes(8), bytes(8)),
     rows.Buckets(bytes(8 * rows.BUCKETS)),
     rows.Have((1, 2, 3), (rows.Held("id2", bytes(32), bytes(8)),), True, "h2"),
@@ -324,7 +327,7 @@ TARGETS: dict[str, Target] = {
     "oldpack": Target(oldpack, tuple(one[1:] for one in _encoded)),
     "serfs": Target(serfs, (serf.encode_tags({"a": "b"}), serf.Clock().user_state(), _encoded[-1][1:])),
     "row_message": Target(row_message, _row_octets),
-    "batch_content": Target(batch_content, (KNOWN.content,)),
+    "batch_content": Target(batch_content, (KNOWN.content, zlib.decompress(KNOWN.content))),
     "datagrams": Target(datagrams, (joined(*_encoded), joined(_compound, *_row_packets))),
     "streams": Target(streams, (joined(wire.encode(PUSH_PULL), *_encoded[:3]), joined(_row_stream))),
     "user_messages": Target(user_messages, (joined(*_row_octets),)),
