@@ -13,20 +13,6 @@ from tests.system.operator import Session, eventually, watching
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 
-def test_no_packet_is_lost_over_sigkill_and_restart_of_both_daemons(session: Session) -> None:
-    session.network("crash")
-    session.container("h2", "a", "crash")
-    address = session.container("h3", "b", "crash")
-    eventually(lambda: session.inside("h2", "a", "ping -c1 -W1 b").returncode == 0)
-    ping = session.ping("h2", "a", address, "-i0.01", "-c500", "-W1")
-    for host in ("h2", "h3"):
-        session.lab.kill(host, daemon=True)
-    for host in ("h2", "h3"):
-        session.lab.start(host)
-    assert not ping.over, "the restarts were meant to happen while it sends"
-    assert ping.unanswered(500) == []
-
-
 @pytest.mark.parametrize("host", ["h1", "h2"])
 def test_a_restarted_daemon_adopts_everything_and_changes_nothing(session: Session, host: str) -> None:
     """On the manager and on a worker."""

@@ -1,0 +1,104 @@
+"""1,000 datagrams a second between two containers, numbered, and which of them did not come."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+from tests.system.operator import Session, eventually
+
+RATE_HZ = 1000
+PORT = 7007
+
+_SEND = """
+import signal, socket, struct, sys, time
+address, rate, over = (sys.argv[1], int(sys.argv[2])), int(sys.argv[3]), []
+signal.signal(signal.SIGTERM, lambda *_: over.append(1))
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+    number, begun = 0, time.monotonic()
+    print("sends", flush=True)
+    while not over:
+        # What a busy machine made it miss is made up for, 20 at a time.
+        for _ in range(min(20, int((time.monotonic() - begun) * rate) - number)):
+            out.sendto(struct.pack("!Q", number), address)
+            number += 1
+        time.sleep(0.0005)
+    for _ in range(20):
+        out.sendto(struct.pack("!QQ", number, number), address)
+        time.sleep(0.01)
+    print(number / (time.monotonic() - begun), flush=True)
+"""
+_RECEIVE = """
+import json, socket, struct, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as inside:
+    inside.setsockopt(socket.SOL_SOCKET, 33, 32 << 20)  # SO_RCVBUFFORCE
+    inside.bind(("", int(sys.argv[1])))
+    inside.settimeout(300)
+    print("listens", flush=True)
+    seen, count = set(), None
+    while count is None:
+        data = inside.recv(64)
+        if len(data) == 16:
+            count = struct.unpack("!QQ", data)[1]
+        else:
+            seen.add(struct.unpack("!Q", data)[0])
+    print(json.dumps({"sent": count, "lost": sorted(set(range(count)) - seen)}), flush=True)
+"""
+
+
+class Flow:
+    """From one container to another, from when this is made until :meth:`stop`."""
+
+    def __init__(self, session: Session, source: tuple[str, str], target: tuple[str, str], address: str) -> None:
+        self._session, self._source = session, source
+        receive = [sys.executable, "-c", _RECEIVE, str(PORT)]
+        self._receiver = session.popen_inside(*target, receive, stdout=subprocess.PIPE)
+        assert self._receiver.stdout and self._receiver.stdout.readline() == "listens\n"
+        send = ["sh", "-c", 'echo $$ >/run/sender; exec "$@"', "sh", sys.executable, "-c", _SEND, address, str(PORT)]
+        self._sender = session.popen_inside(*source, [*send, str(RATE_HZ)], stdout=subprocess.PIPE)
+        assert self._sender.stdout and self._sender.stdout.readline() == "sends\n"
+
+    def stop(self) -> dict[str, Any]:
+        """``sent``, ``lost`` (numbers), ``rate`` in datagrams a second."""
+        self._session.inside(*self._source, "kill -TERM $(cat /run/sender)", check=True)
+        rate = float(self._sender.communicate(timeout=60)[0])
+        found: dict[str, Any] = json.loads(self._receiver.communicate(timeout=60)[0])
+        return {**found, "rate": rate}
+
+    def kill(self) -> None:
+        """After a test that failed. Harmless if it has ended."""
+        for child in (self._sender, self._receiver):
+            child.kill()
+            child.communicate()
+
+
+class Flows:
+    """Both ways between container a on h2 and b on h3."""
+
+    def __init__(self, session: Session) -> None:
+        session.network("flow")
+        a, b = (self._container(session, host, name) for host, name in (("h2", "a"), ("h3", "b")))
+        eventually(lambda: session.inside("h2", "a", "ping -c1 -W1 b").returncode == 0)
+        self._flows = (Flow(session, ("h2", "a"), ("h3", "b"), b), Flow(session, ("h3", "b"), ("h2", "a"), a))
+
+    @staticmethod
+    def _container(session: Session, host: str, name: str) -> str:
+        """With the right to as large a buffer as a busy machine needs."""
+        session.say(host, f"vxnet run -d --name {name} --network flow --cap-add NET_ADMIN -- sleep infinity")
+        session.adopt(host, name)
+        return str(session.json(host, f"vxnet inspect {name}")[0]["attachments"][0]["addresses"][0]).split("/")[0]
+
+    def stop(self) -> list[dict[str, Any]]:
+        return [flow.stop() for flow in self._flows]
+
+    def kill(self) -> None:
+        for flow in self._flows:
+            flow.kill()
+
+    def lose_nothing(self) -> None:
+        """Ends them; all that was sent came."""
+        for found in self.stop():
+            assert found["lost"] == [], f"{len(found['lost'])} of {found['sent']} lost, first {found['lost'][:5]}"
+            assert found["sent"] >= RATE_HZ, found
