@@ -27,6 +27,7 @@ from vxnet.core.decisions import is_prunable, update_node
 from vxnet.daemon import history
 from vxnet.daemon.local_api import AgentApi, build_app
 from vxnet.model.api import (
+    ContainerUpdate,
     ContainerView,
     EndpointView,
     GossipKeyView,
@@ -48,6 +49,7 @@ from vxnet.model.api import (
     ProcessView,
     RotateKeys,
     Rotation,
+    UsageView,
 )
 from vxnet.model.cluster import ForeignPeer, Network, Node, Role, Subnet
 from vxnet.model.container import Container, ContainerSpec
@@ -85,6 +87,8 @@ class MemoryAgent:
         """Seconds that `stop` and `restart` were given."""
         self.files: dict[str, bytes] = {}
         """What was copied into containers, by path."""
+        self.looks = 0
+        """At what containers use."""
         self.info_warnings: tuple[str, ...] = ()
         self.changed = asyncio.Condition()
         self.pause: asyncio.Event | None = None
@@ -464,6 +468,25 @@ class MemoryAgent:
             del self.container_table[container.id]
             self.changed.notify_all()
         self.members = {key: wish for key, wish in self.members.items() if key[1] != container.id}
+
+    async def usage(self, refs: tuple[str, ...], /) -> tuple[UsageView, ...]:
+        """Each look finds a second and a quarter of a processor's more."""
+        self.looks += 1
+        found = [self._container(ref) for ref in refs] or list(self.container_table.values())
+        return tuple(
+            UsageView(
+                id=container.id, name=container.spec.name, at_s=self.looks, cpu_s=1.25 * self.looks, memory=3 << 20,
+                memory_limit=12 << 20, pids=2, received=1500, sent=70, read=0, written=2_000_000,
+            )
+            for container in found
+            if container.state == "running"
+        )  # fmt: skip
+
+    async def update(self, ref: str, request: ContainerUpdate, /) -> None:
+        container = self._container(ref)
+        restart = request.restart or container.spec.restart
+        memory = request.memory or container.spec.memory
+        self._put(replace(container, spec=replace(container.spec, restart=restart, memory=memory)))
 
     async def top(self, ref: str, /) -> tuple[ProcessView, ...]:
         container = self._container(ref)

@@ -17,7 +17,8 @@ import pytest
 from tests.daemon.memory_agent import CREATED_AT, TOKEN, MemoryAgent, make_id
 from vxnet.cluster.api import BODY_LIMIT, SHUTDOWN_S, ndjson_response, serve_unix, serving, unix_listener
 from vxnet.cluster.http1 import BrokenAnswerError, Exchange
-from vxnet.daemon.local_api import build_app, signal_number
+from vxnet.daemon.container_api import signal_number
+from vxnet.daemon.local_api import build_app
 from vxnet.model.container import ContainerSpec
 from vxnet.model.errors import CallerError, ConflictError, HostError, NotFoundError
 
@@ -116,6 +117,10 @@ CONVERSATION: list[tuple[str, str, object, int, object]] = [
     ("GET", f"containers/{make_id('web')[:6]}", None, 200, {"pid": 4711}),
     ("GET", "containers/web/shim", None, 200, {"socket": f"/run/vxnet/c/{make_id('web')[:12]}.sock"}),
     ("GET", "containers/web/top", None, 200, 1),
+    ("GET", "usage", None, 200, 1),
+    ("GET", "usage?container=web&container=web", None, 200, 2),
+    ("GET", "usage?container=nobody", None, 404, "not-found"),
+    ("POST", "containers/web/update", {"memory": 1 << 30}, 204, b""),
     ("POST", "containers/web/kill?signal=HUP", None, 204, b""),
     ("POST", "containers/web/kill?signal=NOPE", None, 400, "invalid"),
     ("DELETE", "containers/web", None, 409, "conflict"),

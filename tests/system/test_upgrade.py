@@ -85,6 +85,7 @@ def test_another_version_takes_over(session: Session, flows: Flows, signal: str)
     flows.lose_nothing()
 
 
+@pytest.mark.timeout(AWAY_S + 120)
 def test_a_daemon_that_is_away(session: Session, flows: Flows) -> None:
     """Its containers stay reachable, both ways, although the others count it as dead and tell its names no more."""
     session.lab.kill("h3", daemon=True)

@@ -66,6 +66,8 @@ TABLE: Final[Table] = {
     "wait": "container:wait",
     "cp": "copy:cp",
     "top": "container:top",
+    "stats": "stats:stats",
+    "update": "stats:update",
     "prune": "container:prune",
     "service": Section(
         "Manage services.",

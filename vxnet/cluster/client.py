@@ -17,6 +17,7 @@ from vxnet.cluster.failure import failure_from_json
 from vxnet.cluster.http1 import BrokenAnswerError, Exchange, Writer, quote
 from vxnet.model import codec
 from vxnet.model.api import (
+    ContainerUpdate,
     ContainerView,
     Event,
     GossipKeyView,
@@ -38,6 +39,7 @@ from vxnet.model.api import (
     ServiceUpdate,
     ServiceView,
     TaskView,
+    UsageView,
 )
 from vxnet.model.cluster import ForeignPeer, Network, Node, Record, Role
 from vxnet.model.container import Container, ContainerSpec
@@ -284,6 +286,14 @@ class Client:
             answer = exchange.read()
         if exchange.status >= 400:
             raise failure_from_json(exchange.status, answer)
+
+    def usage(self, *refs: str) -> tuple[UsageView, ...]:
+        """Of those, or of all that run."""
+        words = "&".join(f"container={quote(ref)}" for ref in refs)
+        return self._get(f"usage{'?' if words else ''}{words}", tuple[UsageView, ...])
+
+    def update(self, ref: str, request: ContainerUpdate) -> None:
+        self._call("POST", f"{_container(ref)}/update", request)
 
     def top(self, ref: str) -> tuple[ProcessView, ...]:
         return self._get(f"{_container(ref)}/top", tuple[ProcessView, ...])

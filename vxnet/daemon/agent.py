@@ -47,6 +47,7 @@ from vxnet.host.facts import observe_host
 from vxnet.host.kernel import Kernel
 from vxnet.model.address import IPInterface, IPNetwork
 from vxnet.model.api import (
+    ContainerUpdate,
     ContainerView,
     GossipKeyView,
     GossipView,
@@ -65,6 +66,7 @@ from vxnet.model.api import (
     ProcessView,
     RotateKeys,
     Rotation,
+    UsageView,
 )
 from vxnet.model.cluster import ForeignPeer, Network, Node, Role
 from vxnet.model.container import Container, ContainerSpec
@@ -447,6 +449,12 @@ class Agent:
 
     async def remove(self, ref: str, force: bool) -> None:
         await self._containers.remove(ref, force)
+
+    async def usage(self, refs: tuple[str, ...]) -> tuple[UsageView, ...]:
+        return await self._containers.inside.usage(refs)
+
+    async def update(self, ref: str, request: ContainerUpdate) -> None:
+        await self._containers.inside.update(ref, request)
 
     async def top(self, ref: str) -> tuple[ProcessView, ...]:
         return await self._containers.inside.top(ref)

@@ -7,13 +7,17 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
+from msgspec.structs import replace
+
+from vxnet.core.containers import check_spec
 from vxnet.core.etc import etc_files
 from vxnet.daemon.logs import read_log
 from vxnet.daemon.records import Records
 from vxnet.daemon.state import StateDirectory
-from vxnet.host import tasks
+from vxnet.host import cgroups, tasks
 from vxnet.host.processes import processes_beside
-from vxnet.model.api import LogRequest, ProcessView
+from vxnet.host.usage import usage_of
+from vxnet.model.api import ContainerUpdate, LogRequest, ProcessView, UsageView
 from vxnet.model.container import Container
 from vxnet.model.errors import ConflictError
 
@@ -55,6 +59,39 @@ class Inside:
         """A command beside the first: see :meth:`tasks.Task.execute`."""
         container = self._running(ref)
         return await self._tasks[container.id].execute(argv, timeout_s=timeout_s)
+
+    async def update(self, ref: str, request: ContainerUpdate) -> None:
+        """At once, and at its next starts. Raises :class:`ConflictError`, and changes nothing, if it runs in no control
+        group that could bear a limit.
+        """
+        container = self._records.find(ref)
+        old = container.spec
+        spec = replace(
+            old,
+            restart=old.restart if request.restart is None else request.restart,
+            memory=old.memory if request.memory is None else request.memory,
+            cpus=old.cpus if request.cpus is None else request.cpus,
+            pids_limit=old.pids_limit if request.pids_limit is None else request.pids_limit,
+        )
+        check_spec(spec)
+        before = cgroups.wanted(old)
+        limits = {name: files for name, files in cgroups.wanted(spec).items() if before.get(name) != files}
+        if container.id in self._tasks and limits:
+            groups = tasks.groups_of(self._state.container_directory(container.id))
+            await asyncio.to_thread(cgroups.update, groups, limits)
+        self._records.keep(replace(self._records.now(container.id), spec=spec))
+
+    async def usage(self, refs: Sequence[str]) -> tuple[UsageView, ...]:
+        """Of those, or of all that run. What has just ended is left out."""
+        wanted = (
+            [self._running(ref) for ref in refs]
+            if refs
+            else [container for container in self._records.all() if container.state == "running"]
+        )
+        return await asyncio.to_thread(lambda: tuple(filter(None, map(self._usage, wanted))))
+
+    def _usage(self, container: Container) -> UsageView | None:
+        return usage_of(container, tasks.groups_of(self._state.container_directory(container.id)))
 
     async def top(self, ref: str) -> tuple[ProcessView, ...]:
         """Raises :class:`ConflictError` if it does not run."""

@@ -6,8 +6,7 @@ Who may: whoever may open the socket (root and the group vxnet). Bodies and answ
 
 from __future__ import annotations
 
-import signal
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterator
 from typing import Protocol
 
 from aiohttp import web
@@ -18,20 +17,18 @@ from vxnet.cluster.api import (
     make_app,
     peer_uid,
     query_flag,
-    query_number,
     read_record,
     stream_response,
     until_disconnect,
 )
-from vxnet.cluster.client import ShimAnswer, TokenAnswer
+from vxnet.cluster.client import TokenAnswer
+from vxnet.daemon.container_api import ContainerRoutes, ContainersApi
 from vxnet.model.api import (
-    ContainerView,
     GossipKeyView,
     GossipView,
     Info,
     InitRequest,
     JoinRequest,
-    LogRequest,
     NetworkConnect,
     NetworkCreate,
     NetworkPrune,
@@ -39,7 +36,6 @@ from vxnet.model.api import (
     NetworkView,
     NodeUpdate,
     NodeView,
-    ProcessView,
     RotateKeys,
     Rotation,
     ServiceProgress,
@@ -49,7 +45,6 @@ from vxnet.model.api import (
 )
 from vxnet.model.cluster import ForeignPeer, Network, Node, Role
 from vxnet.model.codec import to_json
-from vxnet.model.container import Container, ContainerSpec
 from vxnet.model.errors import CallerError, ForbiddenError
 from vxnet.model.guest import GuestView, GuestWish
 from vxnet.model.service import Service, ServiceSpec
@@ -73,7 +68,7 @@ class ServicesApi(Protocol):
         ...
 
 
-class AgentApi(Protocol):
+class AgentApi(ContainersApi, Protocol):
     """What the agent offers. ``ref`` is a name, an id, or an unambiguous start of an id.
 
     All raise :class:`VxnetError`; a ref without its object is a :class:`NotFoundError`.
@@ -106,50 +101,13 @@ class AgentApi(Protocol):
     async def guests(self) -> tuple[GuestView, ...]: ...
     async def connect_guest(self, ref: str, wish: GuestWish, /) -> GuestView: ...
     async def disconnect_guest(self, ref: str, wish: GuestWish, /) -> None: ...
-    async def containers(self, all: bool, /) -> tuple[ContainerView, ...]: ...
-    async def container(self, ref: str, /) -> Container: ...
-    async def create_container(self, spec: ContainerSpec, /) -> Container: ...
-    async def prepare(self, ref: str, /) -> Container: ...
-    async def start(self, ref: str, /) -> Container: ...
-    async def restart(self, ref: str, timeout_s: float | None, /) -> Container: ...
-    async def rename(self, ref: str, name: str, /) -> None: ...
-    async def stop(self, ref: str, timeout_s: float | None, /) -> None: ...
-    async def kill(self, ref: str, signal: int, /) -> None: ...
-    async def wait(self, ref: str, /) -> Container: ...
-    async def remove(self, ref: str, force: bool, /) -> None: ...
-    async def top(self, ref: str, /) -> tuple[ProcessView, ...]: ...
-
-    async def write_files(self, ref: str, path: str, pieces: AsyncIterable[bytes], owners: bool, /) -> None: ...
-
-    def read_files(self, ref: str, path: str, follow: bool, /) -> AsyncIterator[bytes]:
-        """A tar of them in pieces of any size; an async generator, closed when the reader goes."""
-        ...
-
-    def logs(self, ref: str, request: LogRequest, /) -> AsyncIterator[bytes]:
-        """CRI lines in pieces of any size; an async generator, closed when the reader goes."""
-        ...
-
-    async def shim(self, ref: str, /) -> str:
-        """Path of the control socket of the shim of a container that has not ended."""
-        ...
 
 
 def build_app(agent: AgentApi) -> web.Application:
     app = make_app()
-    for routes in (_ClusterRoutes, _GossipRoutes, _NetworkRoutes, _ServiceRoutes, _ContainerRoutes):
+    for routes in (_ClusterRoutes, _GossipRoutes, _NetworkRoutes, _ServiceRoutes, ContainerRoutes):
         app.router.add_routes(routes(agent).table())
     return app
-
-
-def signal_number(text: str) -> int:
-    """``KILL``, ``SIGKILL`` and ``9`` alike. Raises :class:`CallerError` on anything else."""
-    if text.isascii() and text.isdecimal() and 1 <= int(text) < signal.NSIG:
-        return int(text)
-    name = text.upper()
-    try:
-        return signal.Signals[name if name.startswith("SIG") else f"SIG{name}"].value
-    except KeyError:
-        raise CallerError(f"no such signal: {text!r}", hint="`kill -l` lists them") from None
 
 
 def _ref(request: web.Request) -> str:
@@ -324,11 +282,6 @@ class _NetworkRoutes:
         return empty_response()
 
 
-def _timeout(request: web.Request) -> float | None:
-    """None: the container's own."""
-    return query_number(request, "timeout", 0) if "timeout" in request.query else None
-
-
 class _ServiceRoutes:
     def __init__(self, agent: AgentApi) -> None:
         self._agent = agent
@@ -386,104 +339,3 @@ class _ServiceRoutes:
 async def _lines(records: AsyncIterator[object]) -> AsyncIterator[bytes]:
     async for record in records:
         yield to_json(record) + b"\n"
-
-
-class _ContainerRoutes:
-    def __init__(self, agent: AgentApi) -> None:
-        self._agent = agent
-
-    def table(self) -> list[web.RouteDef]:
-        return [
-            web.get("/v1/containers", self.containers),
-            web.post("/v1/containers", self.create),
-            web.get("/v1/containers/{ref}", self.container),
-            web.delete("/v1/containers/{ref}", self.remove),
-            web.post("/v1/containers/{ref}/prepare", self.prepare),
-            web.post("/v1/containers/{ref}/start", self.start),
-            web.post("/v1/containers/{ref}/restart", self.restart),
-            web.post("/v1/containers/{ref}/rename", self.rename),
-            web.post("/v1/containers/{ref}/stop", self.stop),
-            web.post("/v1/containers/{ref}/kill", self.kill),
-            web.post("/v1/containers/{ref}/wait", self.wait),
-            web.get("/v1/containers/{ref}/top", self.top),
-            web.get("/v1/containers/{ref}/logs", self.logs),
-            web.get("/v1/containers/{ref}/files", self.read_files),
-            web.put("/v1/containers/{ref}/files", self.write_files),
-            web.get("/v1/containers/{ref}/shim", self.shim),
-        ]
-
-    async def containers(self, request: web.Request) -> web.Response:
-        return json_response(await self._agent.containers(query_flag(request, "all")))
-
-    async def create(self, request: web.Request) -> web.Response:
-        start = query_flag(request, "start")
-        spec = await read_record(request, ContainerSpec)
-        container = await self._agent.create_container(spec)
-        if start:
-            try:
-                container = await self._agent.start(container.id)
-            except BaseException:
-                # Without --rm it stays, as Docker's does: `inspect` tells why it would not start.
-                if spec.remove:
-                    await self._agent.remove(container.id, True)
-                raise
-        return json_response(container, status=201)
-
-    async def container(self, request: web.Request) -> web.Response:
-        return json_response(await self._agent.container(_ref(request)))
-
-    async def remove(self, request: web.Request) -> web.Response:
-        await self._agent.remove(_ref(request), query_flag(request, "force"))
-        return empty_response()
-
-    async def prepare(self, request: web.Request) -> web.Response:
-        return json_response(await self._agent.prepare(_ref(request)))
-
-    async def start(self, request: web.Request) -> web.Response:
-        return json_response(await self._agent.start(_ref(request)))
-
-    async def restart(self, request: web.Request) -> web.Response:
-        return json_response(await self._agent.restart(_ref(request), _timeout(request)))
-
-    async def rename(self, request: web.Request) -> web.Response:
-        await self._agent.rename(_ref(request), request.query.get("name", ""))
-        return empty_response()
-
-    async def stop(self, request: web.Request) -> web.Response:
-        await self._agent.stop(_ref(request), _timeout(request))
-        return empty_response()
-
-    async def kill(self, request: web.Request) -> web.Response:
-        await self._agent.kill(_ref(request), signal_number(request.query.get("signal", "KILL")))
-        return empty_response()
-
-    async def top(self, request: web.Request) -> web.Response:
-        return json_response(await self._agent.top(_ref(request)))
-
-    @until_disconnect
-    async def wait(self, request: web.Request) -> web.Response:
-        return json_response(await self._agent.wait(_ref(request)))
-
-    @until_disconnect
-    async def logs(self, request: web.Request) -> web.StreamResponse:
-        wish = LogRequest(
-            follow=query_flag(request, "follow"),
-            tail=int(query_number(request, "tail", -1)),
-            since=request.query.get("since", ""),
-        )
-        chunks = self._agent.logs(_ref(request), wish)
-        return await stream_response(request, chunks, "text/plain")
-
-    @until_disconnect
-    async def read_files(self, request: web.Request) -> web.StreamResponse:
-        path, follow = request.query.get("path", ""), query_flag(request, "follow")
-        return await stream_response(request, self._agent.read_files(_ref(request), path, follow), "application/x-tar")
-
-    @until_disconnect
-    async def write_files(self, request: web.Request) -> web.Response:
-        pieces, owners = request.content.iter_any(), query_flag(request, "owners")
-        await self._agent.write_files(_ref(request), request.query.get("path", ""), pieces, owners)
-        return empty_response()
-
-    async def shim(self, request: web.Request) -> web.Response:
-        return json_response(ShimAnswer(socket=await self._agent.shim(_ref(request))))

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vxnet.model.container import ContainerSpec
-from vxnet.model.errors import HostError, UnsupportedError
+from vxnet.model.errors import ConflictError, HostError, UnsupportedError
 
 REMOVE_TIMEOUT_S = 10.0
 START_TIMEOUT_S = 20.0
@@ -151,6 +151,32 @@ def place(
                 hint="mount cgroup v2 with that controller, or leave the limit out",
             )
     return Groups(group, tuple(dict.fromkeys(made)))
+
+
+def update(paths: Iterable[Path], limits: dict[str, dict[int, dict[str, str]]]) -> None:
+    """Other limits for a container that runs, whose groups these are. Blocks. Raises :class:`ConflictError`, and
+    changes nothing, if it was started in no group that could bear one of them.
+    """
+    paths = list(paths)
+    writes = []
+    for controller, versions in limits.items():
+        found = next(
+            (
+                (path, files)
+                for files in versions.values()
+                for path in paths
+                if all((path / name).exists() for name in files if "sw" not in name)
+            ),
+            None,
+        )
+        if found is None:
+            raise ConflictError(
+                f"it was started without a limit for {controller}, in no group that could have one",
+                hint="stop it, update it, and start it again",
+            )
+        writes.append(found)
+    for path, files in writes:
+        _write(path, files)
 
 
 def remove(paths: Iterable[Path]) -> None:

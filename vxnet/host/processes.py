@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -18,20 +19,23 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 def processes_beside(pid: int, proc: Path = Path("/proc")) -> tuple[ProcessView, ...]:
     """All in the pid namespace of ``pid``, oldest first; none if that has ended. Blocks."""
-    try:
-        namespace = os.readlink(proc / str(pid) / "ns" / "pid")
-    except OSError:
-        return ()
     found = []
-    for entry in proc.iterdir():
-        if not entry.name.isdecimal():
-            continue
-        try:
-            if os.readlink(entry / "ns" / "pid") == namespace:
-                found.append(_read(entry))
-        except OSError:  # it has just ended
-            continue
-    return tuple(sorted(found, key=lambda process: process.pid))
+    for other in pids_beside(pid, proc):
+        with contextlib.suppress(OSError):  # it has just ended
+            found.append(_read(proc / str(other)))
+    return tuple(found)
+
+
+def pids_beside(pid: int, proc: Path = Path("/proc")) -> list[int]:
+    """As :func:`processes_beside`, their numbers alone."""
+    found = []
+    with contextlib.suppress(OSError):
+        namespace = os.readlink(proc / str(pid) / "ns" / "pid")
+        for entry in proc.iterdir():
+            with contextlib.suppress(OSError):
+                if entry.name.isdecimal() and os.readlink(entry / "ns" / "pid") == namespace:
+                    found.append(int(entry.name))
+    return sorted(found)
 
 
 def open_connections(pid: int, proc: Path = Path("/proc")) -> int:

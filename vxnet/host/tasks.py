@@ -359,8 +359,15 @@ def remove(container_id: str, directory: Path, run_directory: Path = RUN_DIRECTO
 def sweep(container_id: str, directory: Path, run_directory: Path = RUN_DIRECTORY) -> None:
     """As :func:`remove`, but its files stay: what a shim that was killed could not take away itself."""
     socket_path(container_id, run_directory).unlink(missing_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        cgroups.remove(Path(line) for line in (directory / "cgroup").read_text().splitlines())
+    cgroups.remove(groups_of(directory))
+
+
+def groups_of(directory: Path) -> list[Path]:
+    """The control groups of the container, as :func:`start` noted them down."""
+    try:
+        return [Path(line) for line in (directory / "cgroup").read_text().splitlines()]
+    except FileNotFoundError:
+        return []
 
 
 # Parts of start(), in a thread

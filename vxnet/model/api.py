@@ -7,7 +7,7 @@ from typing import Literal
 from vxnet.model.address import IPAddress, IPNetwork
 from vxnet.model.assignment import Assignment
 from vxnet.model.cluster import DATA_PORT, Availability, Driver, Network, Node, Record, Role
-from vxnet.model.container import ContainerState
+from vxnet.model.container import ContainerState, RestartPolicy
 from vxnet.model.service import DesiredState, Service, ServiceSpec, TaskState
 
 MemberStatus = Literal["ready", "suspect", "down", "left", "unknown"]
@@ -395,6 +395,36 @@ class PathView(Record, frozen=True, kw_only=True):
     """MTU of the route; octets of an IP packet."""
     carried: int | None = None
     """The largest packet that came back; None: the host answers no echoes, or is not reached."""
+
+
+class UsageView(Record, frozen=True, kw_only=True):
+    """What a container has used so far; `stats` shows the difference of two."""
+
+    id: str
+    name: str
+    at_s: float
+    """When it was read; a clock of the host's that never goes back."""
+    cpu_s: float
+    memory: int
+    memory_limit: int
+    """Its own, or all that the host has."""
+    pids: int
+    """Processes and threads."""
+    received: int
+    """Octets, on all networks."""
+    sent: int
+    read: int
+    """Octets from disks."""
+    written: int
+
+
+class ContainerUpdate(Record, frozen=True, kw_only=True):
+    """What is to be different from now on; None: as it is."""
+
+    restart: RestartPolicy | None = None
+    memory: int | None = None
+    cpus: float | None = None
+    pids_limit: int | None = None
 
 
 class Info(Record, frozen=True, kw_only=True):
