@@ -16,7 +16,7 @@ from vxnet.core.agenda import Agenda
 from vxnet.core.broadcast import BroadcastQueue
 from vxnet.core.keyring import KeyRing
 from vxnet.core.lifeguard import Awareness, Suspicion
-from vxnet.core.members import RULES, Address, Member, Status, Verdict, judge, kind_of
+from vxnet.core.members import RULES, Address, Member, Status, Verdict, common_rows_version, judge, kind_of
 from vxnet.core.swim import Swim
 from vxnet.core.timing import LAN, WAN, remaining_suspicion_s
 from vxnet.model.errors import CallerError
@@ -299,6 +299,83 @@ def test_a_living_name_is_not_taken_over_by_another_address(rng: random.Random) 
     trio[1].receive_datagram(wire.encode(thief), ("192.0.2.66", 7946), trio.now)
     assert str(trio[1].members["h3"].address) == "192.0.2.3"
     assert trio[1].dropped["name taken by another address"] == 1
+
+
+@pytest.mark.parametrize(
+    "versions, fault",
+    [
+        (b"", ""),
+        (bytes((1, 5, 2, 2, 5, 4)), ""),
+        (bytes((1, 5, 5, 2, 5, 5)), ""),
+        (bytes((0, 5, 2, 2, 5, 4)), "impossible protocol versions"),
+        (bytes((4, 3, 3, 2, 5, 4)), "impossible protocol versions"),
+        (bytes((1, 9, 6, 2, 5, 4)), "speaks no protocol that is spoken here"),
+        (bytes((3, 5, 3, 2, 5, 4)), "speaks no protocol that is spoken here"),
+    ],
+)
+def test_members_have_a_protocol_in_common(rng: random.Random, versions: bytes, fault: str) -> None:
+    pair = Wire(2, rng)
+    alive = wire.Alive(1, "agent", bytes((192, 0, 2, 9)), 7946, b"", versions)
+    pair[1].receive_datagram(wire.encode(alive), ("192.0.2.9", 7946), pair.now)
+    assert ("agent" in pair[1].members) == (not fault)
+    assert pair[1].dropped == ({fault: 1} if fault else {})
+
+
+@pytest.mark.parametrize(
+    "tag, version", [("1", 1), ("1-4", 1), ("2", 0), ("2-3", 0), ("", 0), ("x", 0), ("0-1", 0), ("-1", 1), ("1-x", 0)]
+)
+def test_rows_go_to_those_who_understand_them(tag: str, version: int) -> None:
+    assert common_rows_version(tag) == version
+    assert member("alive")._replace(tags={"vxnet": tag}).is_vxnet == (version > 0)
+
+
+def test_a_silent_node_is_asked_for_by_others_and_over_tcp(rng: random.Random) -> None:
+    """h2 answers h1's TCP although its datagrams are lost: no suspicion, and h1 does not doubt itself."""
+    trio = Wire(4, rng)
+    trio.run(1)
+    opened: list[Address] = []
+    asked: list[wire.IndirectPing] = []
+    deaf = trio[2].me.endpoint
+    trio[2].receive_datagram = lambda data, addr, now: None  # type: ignore[method-assign]
+    streams_to_open = trio[1].streams_to_open
+
+    def opening() -> list[object]:
+        streams = streams_to_open()
+        opened.extend(stream.addr for stream in streams)
+        return streams  # type: ignore[return-value]
+
+    trio[1].streams_to_open = opening  # type: ignore[method-assign, assignment]
+    for number in (3, 4):
+        heard = trio[number].receive_datagram
+
+        def hear(data: bytes, addr: Address, now: float, heard: object = heard) -> None:
+            asked.extend(one for one in frame.open_packet(data, None, "") if isinstance(one, wire.IndirectPing))
+            heard(data, addr, now)  # type: ignore[operator]
+
+        trio[number].receive_datagram = hear  # type: ignore[method-assign]
+    trio.run(6)
+    assert deaf in opened and any(one.node == "h2" and one.nack for one in asked)
+    assert {trio.statuses(number)["h2"] for number in (1, 3, 4)} == {"alive"}
+
+
+def test_missing_nacks_make_a_node_doubt_itself(rng: random.Random) -> None:
+    """Nobody answers h1: h2 may be dead, but that h3 and h4 say nothing either is h1's own trouble. Where they do say
+    that they cannot reach h2 either, h1 is in good health."""
+    for silent, score in ((False, 0), (True, 2)):
+        four = Wire(4, rng)
+        four.run(1)
+        four.cut.add(("192.0.2.2", 7946))
+        if silent:
+            four.cut |= {("192.0.2.3", 7946), ("192.0.2.4", 7946)}
+        probed = four[1].members["h2"]
+        four[1].prober.probe(probed)
+        for _ in range(21):
+            four.now += 0.02
+            for node in four.nodes.values():
+                node.handle_timer(four.now)
+            four.deliver()
+        assert four.statuses(1)["h2"] == "suspect"
+        assert (four[1].prober.awareness.score >= score) if silent else (four[1].prober.awareness.score <= score)
 
 
 def test_leaving_is_not_dying(rng: random.Random) -> None:

@@ -21,14 +21,17 @@ import hashlib
 import ipaddress
 from collections.abc import Mapping
 from enum import Enum, auto
+from functools import lru_cache
 from ipaddress import IPv6Address
 from typing import Literal, NamedTuple
 
 from vxnet.core.serf import decode_tags
-from vxnet.core.wire import Alive, Dead, Suspect
+from vxnet.core.wire import VERSIONS, Alive, Dead, Suspect
 from vxnet.model.address import IPAddress
 
 Status = Literal["alive", "suspect", "dead", "left"]
+ROWS_VERSIONS = (1, 1)
+"""Of the row messages, that this release understands: least, most."""
 Address = tuple[str, int]
 """As sockets have it, IPv6 without flow and scope."""
 
@@ -54,8 +57,8 @@ class Member(NamedTuple):
 
     @property
     def is_vxnet(self) -> bool:
-        """Takes rows."""
-        return "vxnet" in self.tags and bool(self.id)
+        """Takes rows, in a version that this node knows too."""
+        return bool(self.id) and common_rows_version(self.tags.get("vxnet", "")) > 0
 
     @property
     def present(self) -> bool:
@@ -64,6 +67,32 @@ class Member(NamedTuple):
     @property
     def speaks_crc(self) -> bool:
         return len(self.versions) > 1 and self.versions[1] >= 5
+
+
+@lru_cache(maxsize=256)
+def common_rows_version(tag: str) -> int:
+    """The highest version of the row messages that both understand; 0: none. ``tag``: ``most`` or ``least-most``."""
+    least, _, most = tag.rpartition("-")
+    try:
+        theirs = int(least or most), int(most)
+    except ValueError:
+        return 0
+    common = min(theirs[1], ROWS_VERSIONS[1])
+    return common if common >= max(theirs[0], ROWS_VERSIONS[0]) and theirs[0] > 0 else 0
+
+
+def version_fault(versions: bytes) -> str:
+    """Why a node with these versions of memberlist's protocol cannot be a member; empty if it can. Old agents send
+    none."""
+    if len(versions) < 3:
+        return ""
+    least, most, spoken = versions[:3]
+    if not 0 < least <= most:
+        return "impossible protocol versions"
+    ours_least, ours_most, ours = VERSIONS[:3]
+    if not (ours_least <= spoken <= ours_most and least <= ours <= most):
+        return "speaks no protocol that is spoken here"
+    return ""
 
 
 class Verdict(Enum):

@@ -21,7 +21,17 @@ from vxnet.core import frame, serf, wire
 from vxnet.core.agenda import Agenda
 from vxnet.core.exchange import Contacted, Exchange
 from vxnet.core.keyring import NONCE, KeyRing
-from vxnet.core.members import Address, Member, Verdict, judge, kind_of, may_move, parse_address, read_tags
+from vxnet.core.members import (
+    Address,
+    Member,
+    Verdict,
+    judge,
+    kind_of,
+    may_move,
+    parse_address,
+    read_tags,
+    version_fault,
+)
 from vxnet.core.news import News
 from vxnet.core.oldpack import MalformedError
 from vxnet.core.probe import Prober
@@ -342,6 +352,9 @@ class Swim:
             return
         if news.node == self.me.name:
             self._hear_of_myself(news, address)
+            return
+        if fault := version_fault(news.versions):
+            self.dropped[fault] += 1
             return
         member = self.members.get(news.node)
         verdict = judge(member, news)
