@@ -35,6 +35,8 @@ RECHECK_S = 3600.0
 """A certificate that was good is looked at again after this: cheap, and it covers a clock that was set."""
 DOUBT_S = 60.0
 """… and one that was not."""
+CLOCK_STEP_S = 1.0
+"""A clock that goes back by more was set."""
 _CACHE_LIMIT = 50_000
 NEVER = Version(0, 0)
 VALUES: Mapping[str, type[Value]] = {"endpoint": Endpoint, "gateway": Gateway, "applied": Applied}
@@ -89,18 +91,29 @@ class Judge:
         self._result: tuple[Facts, Counter[str]] = (Facts({}), Counter())
         self._result_of: tuple[int, int] = (-1, -1)
         self._until = 0.0
+        self._wall = 0.0
 
     def update(self, *, roots: Sequence[bytes] | None = None, revoked: Collection[str] | None = None) -> None:
         before = self._roots, self._revoked
         self._roots = self._roots if roots is None else tuple(roots)
         self._revoked = self._revoked if revoked is None else frozenset(revoked)
         if (self._roots, self._revoked) != before:
-            self.revision += 1
-            self._holders.clear()
-            self._lease_sets.clear()
-            self._opinions.clear()
+            self._think_again()
+
+    def _think_again(self) -> None:
+        self.revision += 1
+        self._holders.clear()
+        self._lease_sets.clear()
+        self._opinions.clear()
+
+    def _heed(self, wall: float) -> None:
+        """A clock that was set back: what was found out in a future that is none any more would hold until then."""
+        if wall < self._wall - CLOCK_STEP_S:
+            self._think_again()
+        self._wall = wall
 
     def is_proven(self, ledger: Ledger, wall: float) -> bool:
+        self._heed(wall)
         return self._doubt(ledger, wall)[0] is None
 
     def addresses(self, table: Table, owner: str, wall: float) -> frozenset[IPAddress]:
@@ -110,6 +123,7 @@ class Judge:
 
     def effective(self, table: Table, wall: float) -> tuple[Facts, Counter[str]]:
         """(rows that count, how many do not by reason). ``wall``: seconds since 1970."""
+        self._heed(wall)
         if self._result_of != (table.revision, self.revision) or wall >= self._until:
             self._result = self._compute(table, wall)
             self._result_of = (table.revision, self.revision)

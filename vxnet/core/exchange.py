@@ -67,6 +67,12 @@ class Exchange:
             )
         )
 
+    def meet_again(self, addr: Address) -> None:
+        """With one of those that come back; they tell the same, and what is left comparison finds."""
+        if "met again" not in self._swim.agenda:
+            self._swim.agenda.after(PULL_PAUSE_S, "met again", lambda: None)
+            self.pull_from(addr, join=False)
+
     def _pulled(self, message: wire.Message, addr: Address, *, join: bool) -> bool:
         if not isinstance(message, wire.PushPull):
             self._swim.dropped["no push/pull in answer to one"] += 1

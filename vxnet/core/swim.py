@@ -443,7 +443,7 @@ class Swim:
             self.prober.settle(after.name)
         if after.present and before is not None and before.status == "dead":
             # Back from the other side of a partition, perhaps: it knows others.
-            self._exchange.pull_from(after.endpoint, join=False)
+            self._exchange.meet_again(after.endpoint)
         if not after.present:
             self.agenda.after(self.settings.dead_kept_s, ("forget", after.name), lambda: self._forget(after.name))
         else:
