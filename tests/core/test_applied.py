@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 
-from vxnet.core.applied import Acknowledgements
+from vxnet.core.applied import RESIDENTS_LIMIT, Acknowledgements
 from vxnet.model.row import Applied, Endpoint, EndpointState, RowKey, Value, Version
 
 Row = tuple[RowKey, Version, Value]
@@ -58,3 +58,18 @@ def test_until_they_have_told() -> None:
 
 def test_nobody_waits_for_a_row_that_is_ready() -> None:
     assert unaware([endpoint("me", "new", 7), endpoint("a", "x", 3)], "me", {"new"}) == frozenset()
+
+
+def test_of_a_crowd_nobody_is_waited_for_but_in_its_drain() -> None:
+    """Each of a thousand would tell a thousand others."""
+    crowd = [endpoint(f"n{number}", f"c{number}", 3) for number in range(RESIDENTS_LIMIT)]
+    assert len(unaware([endpoint("me", "new", 7, state="starting"), *crowd[1:]], "me", {"new"})) == RESIDENTS_LIMIT - 1
+    rows = [endpoint("me", "new", 7, state="starting"), *crowd]
+    assert unaware(rows, "me", {"new"}) == frozenset()
+    assert acknowledgement(rows, "n0", {65536}) is None
+    rows = [endpoint("me", "new", 7, state="draining"), *crowd]
+    assert acknowledgement(rows, "n0", {65536}) is not None
+    assert len(unaware(rows, "me", {"new"}, "draining")) == RESIDENTS_LIMIT
+    # Another network of the same nodes is not crowded.
+    elsewhere = [endpoint("me", "new", 7, vni=65537, state="starting"), endpoint("n0", "x", 4, vni=65537), *crowd]
+    assert unaware(elsewhere, "me", {"new"}) == {"n0"}

@@ -18,6 +18,8 @@ BENCHES = (
     "many_containers",
     "idle",
     "scale",
+    "first_use",
+    "drift",
     "gossip",
     "services",
 )

@@ -73,11 +73,11 @@ def test_subnets_do_not_meet(session: Session) -> None:
 
 
 def test_a_chosen_address_moves(session: Session) -> None:
-    """From host to host, with nobody left who looks for it where it was."""
+    """From host to host, and to another container on the same one, with nobody left who looks for it where it was."""
     session.network("chosen", "--attachable --subnet 10.61.0.0/24")
     session.container("h2", "peer", "chosen")
     run = "vxnet run --name mover --network chosen --ip 10.61.0.200"
-    for host, other in (("h3", "h1"), ("h1", "h3")):
+    for host, other in (("h3", "h1"), ("h1", "h3"), ("h1", "h3")):
         eventually(lambda host=host: session.run(host, f"{run} -d -- sleep infinity").returncode == 0, 2)  # type: ignore[misc]
         assert "10.61.0.200/24" in session.inside(host, "mover", "ip -4 -br addr", check=True).stdout
         assert session.inside(host, "mover", "ping -c1 -W1 peer").returncode == 0

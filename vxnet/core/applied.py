@@ -15,13 +15,16 @@ Without it the first packet races with gossip, and on a busy host loses now and 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from vxnet.core.facts import ByOwner, Fact, Facts
 from vxnet.model.row import Applied, Endpoint, EndpointState, Version
 
 NEVER = Version(0, 0)
+RESIDENTS_LIMIT = 64
+"""Nodes with containers on a network: where there are more, no start waits for them, as each would make as many rows
+that travel to everybody."""
 
 
 class _Summary(NamedTuple):
@@ -47,15 +50,18 @@ class Acknowledgements:
         rows: Iterable[Fact],
         node: str,
         vnis: Collection[int],
-        states: Collection[EndpointState] = ("starting", "draining"),
     ) -> Applied | None:
-        """What ``node`` tells when its kernel carries ``rows`` in its segments ``vnis``; None: nobody waits to hear.
-        ``states``: of the rows whose owners are told.
-        """
+        """What ``node`` tells when its kernel carries ``rows`` in its segments ``vnis``; None: nobody waits to hear."""
+        summaries = self._summaries.of(Facts.gather(rows))
+        crowded = _crowded(summaries)
         waiting = [
             (owner, *summary.newest)
-            for owner, summary in self._summaries.of(Facts.gather(rows)).items()
-            if owner != node and any(vni in vnis and state in states for _id, vni, _version, state in summary.waiting)
+            for owner, summary in summaries.items()
+            if owner != node
+            and any(
+                vni in vnis and not (state == "starting" and vni in crowded)
+                for _id, vni, _version, state in summary.waiting
+            )
         ]
         return Applied(versions=tuple(sorted(waiting))) if waiting else None
 
@@ -69,6 +75,9 @@ class Acknowledgements:
         own = summaries.get(node)
         waiting = own.waiting if own is not None else ()
         mine = [(vni, version) for id_, vni, version, now in waiting if id_ in ids and now == state]
+        if mine and state == "starting":
+            crowded = _crowded(summaries)
+            mine = [(vni, version) for vni, version in mine if vni not in crowded]
         if not mine:
             return frozenset()
         return frozenset(
@@ -77,6 +86,14 @@ class Acknowledgements:
             if owner != node
             and any(vni in summary.residences and _told(summary, node) < version for vni, version in mine)
         )
+
+
+def _crowded(summaries: Mapping[str, _Summary]) -> frozenset[int]:
+    """VNIs with starting rows on more than :data:`RESIDENTS_LIMIT` nodes."""
+    if len(summaries) <= RESIDENTS_LIMIT:
+        return frozenset()
+    asked = {vni for one in summaries.values() for _id, vni, _version, state in one.waiting if state == "starting"}
+    return frozenset(vni for vni in asked if sum(vni in one.residences for one in summaries.values()) > RESIDENTS_LIMIT)
 
 
 def _summarize(owner: str, rows: Iterable[Fact]) -> _Summary:

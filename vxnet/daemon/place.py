@@ -42,7 +42,7 @@ from vxnet.model.assignment import Assignment
 from vxnet.model.cluster import GOSSIP_PORT, Lease, Network
 from vxnet.model.errors import ForbiddenError, HostError, VxnetError
 from vxnet.model.host import HostFacts
-from vxnet.model.row import Applied, Endpoint, EndpointState
+from vxnet.model.row import Applied, Endpoint
 
 log = structlog.get_logger()
 
@@ -64,8 +64,6 @@ MET_S = 30.0
 KNOWN_S = 0.5
 """Longest that a container's start waits for the others. It takes 20 ms, which the making of its sandbox hides; a
 daemon that hangs is waited for until it counts as dead."""
-ACKNOWLEDGED_NODES = LAN.direct_nodes
-"""In a larger cluster news goes from hand to hand, which takes longer than a start should."""
 
 
 @contextlib.contextmanager
@@ -368,10 +366,7 @@ class Place:
 
     def acknowledge(self, seen: Facts, vnis: Collection[int]) -> None:
         """Tell those who wait for it that this host's kernel carries ``seen`` in its segments ``vnis``."""
-        states: tuple[EndpointState, ...] = ("draining",)
-        if len(self.members()) <= ACKNOWLEDGED_NODES:
-            states = ("starting", "draining")
-        told = self._acknowledgements.to_tell(seen, self.node.id, vnis, states)
+        told = self._acknowledgements.to_tell(seen, self.node.id, vnis)
         if told is not None and told != self._told:
             self._told = told
             self.gossip.put("applied", "", told)
@@ -400,8 +395,6 @@ class Place:
         return True
 
     def _unaware(self, row_ids: Collection[str]) -> frozenset[str]:
-        if len(self.members()) > ACKNOWLEDGED_NODES:
-            return frozenset()
         return self._acknowledgements.unaware(self.rows(), self.node.id, row_ids)
 
     async def _watch_gossip(self) -> None:
