@@ -67,11 +67,15 @@ class Crowd:
         self.wall = time.time()
         rng = random.Random(1)
         self.cluster = Cluster(rng, self.wall - 60)
+        self.papers: list[Batch] = []
         self.others = tuple(self._others(others, each))
         self.batches = [batch for other in self.others for batch in other.author.flush()]
+        """Of the containers. What they are believed by came when the nodes joined."""
         self.machine = Machine()
         self.container = Container(2)
         self.node = self._node(rng)
+        self.receive(self.papers)
+        self.node.rows(self.wall)
         self.names = Names()
         self.groups = Groups()
         self.acknowledgements = Acknowledgements()
@@ -89,6 +93,7 @@ class Crowd:
             other.author.put("certificate", "", Certificate(papers.certificate))
             signed = self.cluster.leases(papers.id, str(prefix))
             other.author.put("leases", "", Leases(signed.content, signed.signature, signed.certificate))
+            self.papers += other.author.flush()
             for at in range(each):
                 other.author.put("endpoint", f"{number:06}{at:06}.eth0", other.endpoint(at))
             yield other

@@ -289,10 +289,13 @@ def _claims(
     for address in value.addresses:
         packed = address.packed
         octets = len(packed)
-        epochs = [block.epoch for block in leased if block.first <= packed <= block.last and block.octets == octets]
-        if not epochs:
+        epoch = -1
+        for block in leased:
+            if block.first <= packed <= block.last and block.octets == octets and block.epoch > epoch:
+                epoch = block.epoch
+        if epoch < 0:
             return "address is not leased to the owner"
-        claims.append((vni + packed, max(epochs)))
+        claims.append((vni + packed, epoch))
         follows = follows or value.mac == mac_of(value.vni, address)
     # Else a row could draw another container's frames to itself.
     if not follows:
