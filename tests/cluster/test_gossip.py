@@ -35,6 +35,7 @@ class Field:
     def __init__(self, rng: random.Random, group: asyncio.TaskGroup, *, encrypted: bool = True) -> None:
         self.cluster = Cluster(rng, time.time())
         self.keys: tuple[bytes, ...] = (rng.randbytes(16),) if encrypted else ()
+        self.label = ""
         self.nodes: dict[int, Gossip] = {}
         self.papers: dict[int, Papers] = {}
         self.addresses: dict[int, str] = {}
@@ -57,6 +58,7 @@ class Field:
             roots=self.cluster.roots,
             leases=self.cluster.leases(papers.id, f"10.0.{number}.0/24"),
             incarnation=incarnation,
+            label=self.label,
         )
         self.nodes[number] = node
         self._tasks[number] = self._group.create_task(node.run())
@@ -197,6 +199,20 @@ async def test_a_node_with_another_key_is_not_heard(field: Field) -> None:
     stranger.join([(field.addresses[1], PORT)])
     await wait(lambda: nodes[0].dropped()["no key opens it"], "the stranger is refused")
     assert len(nodes[0].members()) == 2 and len(stranger.members()) == 1
+
+
+async def test_clusters_with_other_labels_do_not_hear_each_other(field: Field) -> None:
+    """With the very same key: the label is authenticated beside it, and looked at before it."""
+    field.label = "blue"
+    nodes = field.start(2)
+    nodes[1].put("endpoint", "e", endpoint("10.0.2.5", "web"))
+    await wait(lambda: names(nodes[0]) == {"web"}, "two of one label meet")
+    for number, label in ((3, ""), (4, "green")):
+        field.label = label
+        field.make(number).join([(field.addresses[1], PORT)])
+    await wait(lambda: nodes[0].dropped()["no label"], "the one without is refused")
+    await wait(lambda: nodes[0].dropped()["another cluster's label"], "the other one is refused")
+    assert len(nodes[0].members()) == 2 and len(field.nodes[3].members()) == len(field.nodes[4].members()) == 1
 
 
 async def test_keys_rotate_without_a_loss(field: Field) -> None:

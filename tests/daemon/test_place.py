@@ -34,7 +34,9 @@ async def place(tmp_path: Path) -> AsyncIterator[Place]:
     key = trust.node_key(os.urandom(32))
     store = await SqliteStore.open(state.store_path)
     address = ipaddress.ip_address(ADDRESS)
-    manager = await Manager.create(store, name="h1", advertise_addr=address, data_path_addr=address, key=key)
+    manager = await Manager.create(
+        store, name="h1", advertise_addr=address, data_path_addr=address, key=key, gossip_label="blue"
+    )
     state.save_credentials(trust.certificate_to_pem(manager.certificate), trust.key_to_pem(key))
     facts = HostFacts(hostname="h1", machine_id="", addresses=(), routes=(), nameservers=(), missing=())
     yield await Place.open(
@@ -116,3 +118,7 @@ async def test_a_renewal_that_the_store_refuses_is_tried_again(place, monkeypatc
     async with running(place) as task:
         await wait(lambda: place.certificate != before, "the certificate is renewed")
         assert refusals and not task.done()
+
+
+async def test_the_clusters_label_is_the_gossips(place):
+    assert place.assignment.cluster.gossip_label == place.gossip.core.swim._label == "blue"
