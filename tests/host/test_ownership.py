@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
 from msgspec.structs import replace
 
-from tests.host.rig import Container, Machine, Pair, addresses, errors, interfaces, state, wait_until
+from tests.host.rig import VNI, Container, Machine, Pair, addresses, errors, interfaces, state, wait_until
 from vxnet.host.kernel import Kernel
 from vxnet.model.host import GatewayBridge, HostState
 
@@ -199,6 +200,32 @@ def test_data_port_and_vtep_change(pair: Pair) -> None:
         assert errors(host.reconcile(moved)) == []
         assert host.reconcile(moved) == []
     assert pair.c1.reaches("10.0.16.3")
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_peers_without_vxnet_are_let_in_and_stay(version: int) -> None:
+    """The rules are as nft prints them, and the tunnel learns while it has such a peer, with no new tunnel made."""
+    pair = Pair(version)
+    try:
+        host, (stranger,) = pair.h1, addresses("192.0.2.9" if version == 4 else "2001:db8::9")
+        pair.reconcile()
+        index = json.loads(host.inside("ip", "-j", "link", "show", f"vx{VNI}"))[0]["ifindex"]
+        segment = replace(pair.s1.segments[0], foreign=(stranger,))
+        wanted = replace(pair.s1, segments=(segment,))
+        assert errors(host.reconcile(wanted)) == []
+        assert host.reconcile(wanted) == []
+        assert f"{stranger} udp dport 4789 @th,96,24 0x10000 accept" in host.run(
+            "nft", "list", "table", "inet", "vxnet"
+        )
+        assert f"dst {stranger}" in host.inside("bridge", "fdb", "show", "dev", f"vx{VNI}")
+        assert pair.c1.reaches("10.0.16.3")
+        assert errors(host.reconcile(pair.s1)) == []
+        assert host.reconcile(pair.s1) == []
+        assert str(stranger) not in host.inside("bridge", "fdb") + host.run("nft", "list", "ruleset")
+        link = json.loads(host.inside("ip", "-d", "-j", "link", "show", f"vx{VNI}"))[0]
+        assert (link["ifindex"], link["linkinfo"]["info_data"]["learning"]) == (index, False)
+    finally:
+        pair.close()
 
 
 def test_what_routes_promise(pair: Pair) -> None:

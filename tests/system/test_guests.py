@@ -73,6 +73,11 @@ def test_a_namespace_with_a_name(
     (view,) = session.table("h2", "vxnet network guests")
     assert (view["name"], view["networks"], view["interfaces"]) == ("vm", ["party"], ["eth1"])
     assert [row["name"] for row in session.json("h3", "vxnet network inspect -v party")[0]["endpoints"]] == ["vm", "b"]
+    # What is lost comes back, as in a container.
+    vm("ip addr flush dev eth1", check=True)
+    eventually(lambda: vm(f"ping -c1 -W1 {party}").returncode == 0, 5)
+    vm("ip link del eth1", check=True)
+    eventually(lambda: vm(f"ping -c1 -W1 {party}").returncode == 0, 5)
     # A second network, by its name; then from the first one off.
     session.network("second", "--attachable --subnet 10.73.0.0/24")
     session.say("h2", "vxnet network connect second vm")

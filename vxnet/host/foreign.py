@@ -10,6 +10,7 @@ import ipaddress
 import os
 import select
 import socket
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from vxnet.model.host import DATAPATH_NAMESPACE
 
 RESOLVERS = tuple(ipaddress.ip_address(f"127.0.0.{last}") for last in range(11, 16))
 """The first is Docker's too: in a container on one of Docker's own networks its name server is there already."""
+RESOLV_CONF_OCTETS = 65536
 _PORT_TRIES = 10
 _START_FIELD = 19
 """Of /proc/PID/stat, counted behind the command's name (proc(5): 22)."""
@@ -187,7 +189,11 @@ def asks(resolver: IPAddress, pid: int, path: str) -> bool:
     exec`` would show."""
     place = Path(f"/proc/{pid}/root/etc/resolv.conf" if pid else f"/etc/netns/{Path(path).name}/resolv.conf")
     try:
-        lines = [line.split() for line in place.read_text(errors="replace").splitlines()]
+        # It is the guest's: neither a device that never ends, nor a link that leads out of its root.
+        with open(os.open(place, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return False
+            lines = [line.split() for line in file.read(RESOLV_CONF_OCTETS).decode(errors="replace").splitlines()]
     except OSError:
         return False
     return any(words[:2] == ["nameserver", str(resolver)] for words in lines)
