@@ -212,3 +212,32 @@ def test_complete_takes_all_that_json_does() -> None:
 
     value = {"a": [Inner(addresses=(ip_address("fd00::1"),)), None, True, 1.5]}
     assert output.complete(value) == {"a": [{"addresses": ["fd00::1"]}, None, True, 1.5]}
+
+
+def test_guests(vxnet_: Vxnet) -> None:
+    assert vxnet_("network", "guests").stdout.split() == [
+        *("NAME", "NAMESPACE", "NETWORKS", "ADDRESSES", "INTERFACES", "RESOLVER")
+    ]
+    vxnet_("network", "create", "my-net")
+    done = vxnet_("network", "connect", "--pid", "77", "--ip", "10.0.16.9", "--ifname", "vx0", "my-net")
+    assert done.stdout == "pid-77\n"
+    assert done.stderr == "For names its /etc/resolv.conf must say: nameserver 127.0.0.11\n"
+    assert vxnet_("network", "connect", "--netns", "/run/netns/vm", "my-net").stdout == "vm\n"
+    assert vxnet_("network", "guests").stdout.splitlines()[1].split() == [
+        *("pid-77", "pid", "77", "my-net", "10.0.16.9", "vx0", "127.0.0.11", "(not", "asked)")
+    ]
+    assert vxnet_("network", "guests", "-q").stdout.split() == ["pid-77", "vm"]
+    assert json.loads(vxnet_("inspect", "vm").stdout)[0]["netns"] == "/run/netns/vm"
+    vxnet_("network", "disconnect", "--netns", "/run/netns/vm", "my-net")
+    assert json.loads(vxnet_("network", "guests", "--format", "json").stdout)["name"] == "pid-77"
+
+
+def test_network_peers(vxnet_: Vxnet) -> None:
+    vxnet_("network", "create", "my-net")
+    assert vxnet_("network", "peer", "add", "--name", "switch", "my-net", "192.0.2.7").stdout == "192.0.2.7\n"
+    vxnet_("network", "peer", "add", "my-net", "192.0.2.8")
+    assert vxnet_("network", "peer", "ls", "my-net").stdout.split() == [
+        *("ADDRESS", "NAME", "192.0.2.7", "switch", "192.0.2.8")
+    ]
+    vxnet_("network", "peer", "rm", "my-net", "switch", "192.0.2.8")
+    assert vxnet_("network", "peer", "ls", "-q", "my-net").stdout == ""

@@ -31,6 +31,9 @@ node_names = _names(lambda client: (view.node.name for view in client.nodes()))
 network_names = _names(lambda client: (network.name for network in client.networks()))
 service_names = _names(lambda client: (view.service.spec.name for view in client.services()))
 container_names = _names(lambda client: (view.name for view in client.containers(all=True)))
+connected_names = _names(
+    lambda client: [view.name for view in client.containers()] + [view.name for view in client.guests()]
+)
 running_names = _names(lambda client: (view.name for view in client.containers()))
 
 

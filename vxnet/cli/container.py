@@ -13,6 +13,7 @@ from vxnet.cli.options import Format, filter_option, inspect_format, label_match
 from vxnet.cluster.client import Client
 from vxnet.model.api import ContainerView
 from vxnet.model.errors import ConflictError, NotFoundError
+from vxnet.model.guest import GuestView
 
 _COMMAND_WIDTH = 20
 """Of the COMMAND column, as Docker's."""
@@ -79,13 +80,14 @@ def status_words(view: ContainerView) -> str:
 
 @click.command()
 @inspect_format
-@click.option("--type", "kind", type=click.Choice(["container", "network", "node"]), help="Default: any.")
+@click.option("--type", "kind", type=click.Choice(["container", "guest", "network", "node"]), help="Default: any.")
 @click.argument("names", nargs=-1, required=True, metavar="NAME|ID...", shell_complete=container_names)
 @click.pass_obj
 def inspect(client: Client, kind: str | None, names: tuple[str, ...]) -> None:
-    """Show everything about containers, networks or nodes."""
+    """Show everything about containers, guests, networks or nodes."""
     kinds: dict[str, Callable[[str], object]] = {
         "container": client.container,
+        "guest": lambda ref: _guest(client, ref),
         "network": client.network,
         "node": client.node,
     }
@@ -105,6 +107,13 @@ def inspect(client: Client, kind: str | None, names: tuple[str, ...]) -> None:
         raise NotFoundError(f"no such container, network or node: {ref!r}")
 
     output.inspect(names, find)
+
+
+def _guest(client: Client, ref: str) -> GuestView:
+    for guest in client.guests():
+        if ref in (guest.name, guest.id, output.short(guest.id)):
+            return guest
+    raise NotFoundError(f"no guest {ref!r} on this host", hint="`vxnet network guests` lists them")
 
 
 _patience = click.option(

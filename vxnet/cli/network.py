@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from vxnet.cli import output
-from vxnet.cli.complete import container_names, network_names
+from vxnet.cli.complete import connected_names, container_names, network_names
 from vxnet.cli.group import for_each
 from vxnet.cli.options import (
     Format,
@@ -333,7 +333,7 @@ def connect(
 @guest_options
 @click.option("-f", "--force", is_flag=True, help="Also when the container is gone.")
 @click.argument("network", shell_complete=network_names)
-@click.argument("container", required=False, shell_complete=container_names)
+@click.argument("container", required=False, shell_complete=connected_names)
 @click.pass_obj
 def disconnect(client: Client, pid: int | None, netns: str, force: bool, network: str, container: str | None) -> None:
     """Disconnect a container or a guest from a network."""
