@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.perf.measure import table
@@ -30,7 +30,7 @@ OUTSTANDING = (20, 100)
 SEQUENTIAL = 5000
 
 SERVER = r"""
-import asyncio, ipaddress, socket, sys
+import asyncio, ipaddress, socket, sys, threading
 from vxnet.cluster.dns import Resolver
 from vxnet.core.names import View
 from vxnet.host.dnsfast import FastNames
@@ -44,6 +44,11 @@ def row(number):
     endpoint = Endpoint(network="n", vni=65536, addresses=(address,), mac="", vtep=address, name=f"name{number}")
     return RowKey("node", "endpoint", f"{number:012x}.n"), Version(1, 1), endpoint
 
+def work(busy):
+    # Python that never lets go of its lock, but when it must.
+    while busy.wait():
+        sum(range(10000))
+
 async def main():
     udp, tcp = socket.socket(type=socket.SOCK_DGRAM), socket.socket()
     udp.bind(("127.0.0.11", 0))
@@ -54,6 +59,10 @@ async def main():
             resolver.know(map(row, range(int(sys.argv[1]))), {"n": NET})
             resolver.add("bench", udp, tcp, View(("n",), forward=False))
             print(udp.getsockname()[1], flush=True)
+            loop = asyncio.get_running_loop()
+            busy = threading.Event()
+            loop.add_reader(sys.stdin, lambda: sys.stdin.readline() and (busy.clear() if busy.is_set() else busy.set()))
+            loop.run_in_executor(None, work, busy)
             await asyncio.Event().wait()
 
 asyncio.run(main())
@@ -90,7 +99,8 @@ def _namespace() -> Iterator[list[str]]:
 
 
 @contextlib.contextmanager
-def _servers(inside: list[str], directory: Path) -> Iterator[None]:
+def _servers(inside: list[str], directory: Path) -> Iterator[Callable[[], None]]:
+    """Gives what makes vxnet's process busy with Python, and idle again."""
     hosts = directory / "hosts"
     hosts.write_text("".join(f"10.0.{16 + (n + 2) // 256}.{(n + 2) % 256} name{n}\n" for n in range(NAMES)))
     pinned = [*inside, "taskset", "-c", "1"]
@@ -98,9 +108,10 @@ def _servers(inside: list[str], directory: Path) -> Iterator[None]:
     options += ["--bind-interfaces", "--listen-address=127.0.0.1", "--pid-file=", "--user=root", "--local-ttl=5"]
     processes: list[subprocess.Popen[str]] = [subprocess.Popen([*pinned, "dnsmasq", *options], text=True)]
     try:
-        ours = subprocess.Popen([*pinned, sys.executable, "-c", SERVER, str(NAMES)], stdout=subprocess.PIPE, text=True)
+        argv = [*pinned, sys.executable, "-c", SERVER, str(NAMES)]
+        ours = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         processes.append(ours)
-        assert ours.stdout
+        assert ours.stdin and ours.stdout
         port = int(ours.stdout.readline())
         dnat = f"ip daddr 127.0.0.11 udp dport 53 dnat to 127.0.0.11:{port}"
         rules = f"table ip dns {{ chain output {{ type nat hook output priority -100; {dnat}; }}; }}"
@@ -110,7 +121,13 @@ def _servers(inside: list[str], directory: Path) -> Iterator[None]:
             if time.monotonic() > deadline:
                 raise TimeoutError("dnsmasq does not start")
             time.sleep(0.05)
-        yield
+        stdin = ours.stdin
+
+        def toggle() -> None:
+            stdin.write("\n")
+            stdin.flush()
+
+        yield toggle
     finally:
         for process in processes:
             process.terminate()
@@ -145,13 +162,17 @@ def main() -> None:
         directory = Path(name)
         queries = directory / "queries"
         queries.write_text("".join(f"name{number} A\n" for number in range(NAMES)))
-        with _servers(inside, directory):
+        with _servers(inside, directory) as toggle_work:
             for _ in range(ROUNDS):
                 for server in (ours, theirs):
                     for outstanding in OUTSTANDING:
                         rate = _per_second(inside, server, outstanding, queries)
                         rates.setdefault((server, outstanding), []).append(rate)
                     waits.setdefault(server, []).append(_sequential(inside, server))
+                toggle_work()
+                waits.setdefault("busy", []).append(_sequential(inside, ours))
+                rates.setdefault(("busy", 100), []).append(_per_second(inside, ours, 100, queries))
+                toggle_work()
 
     def rate_of(server: str, outstanding: int) -> str:
         values = rates[server, outstanding]
@@ -168,6 +189,8 @@ def main() -> None:
         rows.append([*row, f"{ratio:.2f}"])
     p50 = statistics.median(mine[0] / other[0] for mine, other in zip(waits[ours], waits[theirs], strict=True))
     rows.append(["sequential, p50 / p99, µs", wait_of(ours), wait_of(theirs), f"{p50:.2f} (p50)"])
+    rows.append(["… while a Python thread of the daemon works", wait_of("busy"), "", ""])
+    rows.append(["100 outstanding meanwhile, queries/s", rate_of("busy", 100), "", ""])
     title = f"Names: {NAMES} of them, {ROUNDS} rounds in turns, one core for the client and one for the servers"
     table(title, ["", "vxnet (by DNAT)", "dnsmasq", "ratio"], rows)
 

@@ -43,6 +43,8 @@ DAMAGES = {
     "all of nft": "nft flush ruleset",
     "an element of the nft table": "nft delete element inet vxnet vteps4 '{ 192.168.56.12 }'",
     "container's nft table": "nsenter -t PID -n nft delete table inet vxnet",
+    "virtual IP": "nsenter -t PID -n nft delete element inet vxnet vip4 '{ VIP }'",
+    "what a virtual IP does": "nsenter -t PID -n nft flush chain inet vxnet none",
     "container's veth": "nsenter -t PID -n ip link del eth0",
     "container's veth from without": f"{INSIDE} ip link del PORT",
     "container's veth down": "nsenter -t PID -n ip link set eth0 down",
@@ -76,6 +78,10 @@ class Place:
             "ADDRESS": self.address,
             "PID": self.pid,
         }
+        # Without tasks, so that there is one path and no more.
+        session.service("drifting", "--network drift --replicas 0")
+        found = session.inside("h1", "a", "getent hosts drifting").stdout.split()
+        self.words["VIP"] = found[0]
         self.counted = self.drift()
         self.times: list[float] = []
 

@@ -166,7 +166,7 @@ class Kernel:
             whole = chosen is None or one.id in chosen
             if not whole and self._tables.is_last(one.id, wanted):
                 continue
-            entered = sandbox.enter(one, foreign)
+            entered = sandbox.enter(one, foreign, whole=whole)
             if isinstance(entered, Change):
                 changes.append(entered)
             elif entered is not None:

@@ -304,31 +304,38 @@ GONE = frozenset((errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL))
 """What the kernel answers to the deletion of something that is not there (ESRCH: of a route)."""
 
 
+FORGOTTEN_S = 0.05
+"""From a transaction to the end of what it deleted, on a host with work to do: an RCU grace period and a worker."""
+
+
 class Closer:
-    """Closes sockets of nftables beside the work: after an element was deleted, the kernel lets a close wait until that
-    is forgotten (an RCU grace period, 15 ms)."""
+    """Closes sockets of nftables a little later and beside the work: a close at once waits until what the last
+    transaction deleted is gone, some 15 ms, and holds up the next transaction."""
 
     def __init__(self) -> None:
         self._sockets: list[Netlink] = []
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
+        self._end = threading.Event()
 
     def take(self, one: Netlink) -> None:
         self._sockets.append(one)
 
     def begin(self) -> None:
         """Close what has been taken."""
-        self.wait()
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
         if self._sockets:
             sockets, self._sockets = self._sockets, []
-            self._thread = threading.Thread(target=_close, args=(sockets,), name="closer")
-            self._thread.start()
+            thread = threading.Thread(target=self._close, args=(sockets,), name="closer")
+            self._threads.append(thread)
+            thread.start()
+
+    def _close(self, sockets: Iterable[Netlink]) -> None:
+        self._end.wait(FORGOTTEN_S)
+        for one in sockets:
+            one.close()
 
     def wait(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-
-
-def _close(sockets: Iterable[Netlink]) -> None:
-    for one in sockets:
-        one.close()
+        """Until all are closed, which is no later than now."""
+        self._end.set()
+        for thread in self._threads:
+            thread.join()

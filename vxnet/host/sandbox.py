@@ -104,25 +104,33 @@ def _sysctls(sandbox: Sandbox) -> dict[str, str]:
 
 
 class Entered:
-    """A sandbox that is there: its descriptor and a netlink socket in it, for the length of one reconcile."""
+    """A sandbox that is there: its descriptor and netlink sockets in it, for the length of one reconcile."""
 
-    def __init__(self, sandbox: Sandbox, namespace: int) -> None:
+    def __init__(self, sandbox: Sandbox, namespace: int, *, whole: bool) -> None:
         self.sandbox = sandbox
         self.namespace = namespace
         self.pending: Pending | None = None
 
-        def prepare() -> tuple[Netlink, Netlink]:
-            netns.set_sysctls(_sysctls(sandbox))
-            return Netlink(), Netlink(protocol=elements.NETLINK_NETFILTER)
+        def prepare() -> tuple[Netlink | None, Netlink]:
+            if whole:
+                netns.set_sysctls(_sysctls(sandbox))
+            return Netlink() if whole else None, Netlink(protocol=elements.NETLINK_NETFILTER)
 
-        self.netlink, self.nft = netns.inside(namespace, prepare)
+        self._links, self.nft = netns.inside(namespace, prepare)
+
+    @property
+    def netlink(self) -> Netlink:
+        if self._links is None:
+            raise ValueError("entered for its table alone")
+        return self._links
 
     def close(self, closer: Closer) -> None:
         if self.pending is None:
             self.nft.close()
         else:
             closer.take(self.nft)
-        self.netlink.close()
+        if self._links is not None:
+            self._links.close()
         os.close(self.namespace)
 
     def is_gone(self) -> bool:
@@ -135,9 +143,9 @@ class Entered:
             os.close(now)
 
 
-def enter(sandbox: Sandbox, foreign: frozenset[tuple[int, int]]) -> Entered | Change | None:
-    """Open a sandbox; None: it is gone. ``foreign``: namespaces that can be nobody's sandbox, lest a pid that was
-    given anew, or a container in the host's namespace, makes vxnet rebuild the host."""
+def enter(sandbox: Sandbox, foreign: frozenset[tuple[int, int]], *, whole: bool) -> Entered | Change | None:
+    """Open a sandbox, or its nftables alone; None: it is gone. ``foreign``: namespaces that can be nobody's sandbox,
+    lest a pid that was given anew, or a container in the host's namespace, makes vxnet rebuild the host."""
     try:
         namespace = netns.open_path(sandbox.netns)
         if namespace is None:
@@ -146,7 +154,7 @@ def enter(sandbox: Sandbox, foreign: frozenset[tuple[int, int]]) -> Entered | Ch
             os.close(namespace)
             return _refused(sandbox, f"{sandbox.netns} is the host's or vxnet's own network namespace")
         try:
-            return Entered(sandbox, namespace)
+            return Entered(sandbox, namespace, whole=whole)
         except OSError:
             os.close(namespace)
             raise
