@@ -78,7 +78,7 @@ def shim() -> list[Extension]:
 
 
 setup(
-    cffi_modules=["csrc/ffi_build.py:ffibuilder", "csrc/ffi_build.py:dnsfast"],
+    cffi_modules=[f"csrc/ffi_build.py:{name}" for name in ("ffibuilder", "dnsfast", "vxlan")],
     ext_modules=shim(),
     cmdclass={"build_ext": BuildExtensionsAndPrograms},
     options={"bdist_wheel": {"py_limited_api": "cp311"}},

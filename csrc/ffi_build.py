@@ -1,10 +1,17 @@
-"""Builds what Python calls in C (cffi, API mode, stable ABI): ``vxnet.host._syscalls`` and ``vxnet.host._dnsfast``.
+"""Builds what Python calls in C (cffi, API mode, stable ABI): ``vxnet.host._syscalls``, ``_dnsfast`` and ``_vxlan``.
 
 setuptools calls it by ``cffi_modules`` in setup.py. Paths are relative to the project's root, because that is what
 setuptools and the sdist keep.
 """
 
 from cffi import FFI
+
+# Not -Wconversion -Werror: cffi's own glue does not pass them. `make lint` compiles the sources with both.
+WARNINGS = [
+    *("-std=gnu11", "-D_GNU_SOURCE=", "-O2"),
+    *("-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers"),
+]
+VXLAN = ("vxlan", "command", "cut", "fdb", "join", "outbox", "packet", "table", "toobig", "worker")
 
 ffibuilder = FFI()
 ffibuilder.cdef(
@@ -22,8 +29,7 @@ ffibuilder.set_source(
     sources=["csrc/syscalls.c"],
     include_dirs=["csrc"],
     depends=["csrc/syscalls.h"],
-    # Not -Wconversion -Werror: cffi's own glue does not pass them. `make lint` compiles syscalls.c with both.
-    extra_compile_args=["-std=gnu11", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers"],
+    extra_compile_args=WARNINGS,
     py_limited_api=True,
 )
 
@@ -52,14 +58,27 @@ dnsfast.set_source(
     sources=["csrc/dnsfast/dnsfast.c", "csrc/dnsfast/table.c", "csrc/dnsfast/message.c"],
     include_dirs=["csrc/dnsfast"],
     depends=["csrc/dnsfast/dnsfast.h", "csrc/dnsfast/table.h", "csrc/dnsfast/message.h"],
-    extra_compile_args=[
-        "-std=gnu11",
-        "-D_GNU_SOURCE=",
-        "-O2",
-        "-Wall",
-        "-Wextra",
-        "-Wno-unused-parameter",
-        "-Wno-missing-field-initializers",
-    ],
+    extra_compile_args=WARNINGS,
+    py_limited_api=True,
+)
+
+vxlan = FFI()
+vxlan.cdef(
+    """
+    struct vxlan_options {
+        int control; int family; int port; int queues;
+        int receive[8]; int send[32]; int loose[8];
+        int spin_us; int virtual_underlay;
+    };
+    int vxlan_run(const struct vxlan_options *options);
+    """
+)
+vxlan.set_source(
+    "vxnet.host._vxlan",
+    '#include "vxlan.h"',
+    sources=[f"csrc/vxlan/{name}.c" for name in VXLAN],
+    include_dirs=["csrc/vxlan"],
+    depends=[f"csrc/vxlan/{name}.h" for name in VXLAN],
+    extra_compile_args=WARNINGS,
     py_limited_api=True,
 )

@@ -1,0 +1,190 @@
+/* Sending. */
+#include "outbox.h"
+
+#include <errno.h>
+#include <time.h>
+/* After time.h, which it needs. */
+#include <linux/errqueue.h>
+#include <netinet/udp.h>
+#include <string.h>
+
+#include "toobig.h"
+
+enum { UDP_HEADER = 8, IPV4_HEADER = 20, IPV6_HEADER = 40, VXLAN_VNI_VALID = 0x08 };
+
+static void set_endpoint(const struct outbox *outbox, const struct address *vtep, union endpoint *to)
+{
+	memset(to, 0, sizeof(*to));
+	if (outbox->family == AF_INET) {
+		to->ipv4.sin_family = AF_INET;
+		to->ipv4.sin_port = outbox->port;
+		memcpy(&to->ipv4.sin_addr, vtep->octets + 12, 4);
+	} else {
+		to->ipv6.sin6_family = AF_INET6;
+		to->ipv6.sin6_port = outbox->port;
+		memcpy(&to->ipv6.sin6_addr, vtep->octets, 16);
+	}
+}
+
+static socklen_t endpoint_size(const struct outbox *outbox)
+{
+	return outbox->family == AF_INET ? sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6);
+}
+
+/* Empties the socket's error queue. The path's MTU, if a message of our own did not fit it, else 0. */
+static uint32_t read_errors(struct outbox *outbox, int fd)
+{
+	uint32_t mtu = 0;
+	for (int turn = 0; turn < 64; turn++) {
+		union {
+			struct cmsghdr header;
+			uint8_t room[512];
+		} control;
+		uint8_t quoted;
+		struct iovec vector = { &quoted, 1 };
+		struct msghdr message = { .msg_iov = &vector, .msg_iovlen = 1, .msg_control = &control,
+					  .msg_controllen = sizeof(control) };
+		if (recvmsg(fd, &message, MSG_ERRQUEUE | MSG_DONTWAIT) < 0)
+			break;
+		for (struct cmsghdr *at = CMSG_FIRSTHDR(&message); at != NULL; at = CMSG_NXTHDR(&message, at)) {
+			struct sock_extended_err error;
+			if (!(at->cmsg_level == SOL_IP && at->cmsg_type == IP_RECVERR) &&
+			    !(at->cmsg_level == SOL_IPV6 && at->cmsg_type == IPV6_RECVERR))
+				continue;
+			memcpy(&error, CMSG_DATA(at), sizeof(error));
+			if (error.ee_errno == EMSGSIZE)
+				mtu = error.ee_info;
+			else
+				outbox->counters->unreachable++;
+		}
+	}
+	return mtu;
+}
+
+/* A piece that is longer than the path: its sender learns of it, or it goes in fragments. */
+static void send_too_big(struct outbox *outbox, struct message *message, const struct iovec *piece, uint32_t mtu)
+{
+	size_t headers = piece[0].iov_len - VXLAN_HEADER, size = headers + piece[1].iov_len;
+	uint32_t outer = (outbox->family == AF_INET ? IPV4_HEADER : IPV6_HEADER) + UDP_HEADER + VXLAN_HEADER;
+	if (size > sizeof(outbox->whole))
+		return;
+	memcpy(outbox->whole, (const uint8_t *)piece[0].iov_base + VXLAN_HEADER, headers);
+	memcpy(outbox->whole + headers, piece[1].iov_base, piece[1].iov_len);
+	struct packet packet = packet_parse(outbox->whole, size);
+	outbox->counters->too_big++;
+	if (mtu > outer + packet.l3 && too_big_for_fragments(outbox->whole, &packet)) {
+		const uint8_t *header = piece[0].iov_base;
+		uint32_t vni = load32(header + 4) >> 8;
+		outbox->too_big(outbox->context, vni, outbox->whole, size, mtu - outer - packet.l3);
+		return;
+	}
+	struct iovec vectors[2] = { piece[0], piece[1] };
+	struct msghdr loose = { .msg_name = &message->to, .msg_namelen = endpoint_size(outbox), .msg_iov = vectors,
+				.msg_iovlen = 2 };
+	if (sendmsg(outbox->loose, &loose, 0) < 0)
+		outbox->counters->not_sent++;
+}
+
+/* Piece by piece, so that what fits is sent and what does not is known. */
+static void send_apart(struct outbox *outbox, struct lane *lane, struct message *message)
+{
+	for (unsigned at = message->first; at < (unsigned)message->first + message->pieces; at++) {
+		struct iovec *piece = &lane->vectors[at * 2];
+		struct msghdr header = { .msg_name = &message->to, .msg_namelen = endpoint_size(outbox),
+					 .msg_iov = piece, .msg_iovlen = 2 };
+		/* The first try may only deliver the error of an earlier packet. */
+		for (int turn = 0; turn < 3; turn++) {
+			if (sendmsg(lane->fd, &header, 0) >= 0)
+				break;
+			int reason = errno;
+			uint32_t mtu = read_errors(outbox, lane->fd);
+			if (reason == EMSGSIZE) {
+				send_too_big(outbox, message, piece, mtu);
+				break;
+			}
+			if (turn == 2)
+				outbox->counters->not_sent++;
+		}
+	}
+}
+
+static void flush_lane(struct outbox *outbox, struct lane *lane)
+{
+	struct mmsghdr headers[LANE_MESSAGES];
+	union {
+		struct cmsghdr header;
+		uint8_t room[CMSG_SPACE(sizeof(uint16_t))];
+	} controls[LANE_MESSAGES];
+	for (unsigned at = 0; at < lane->messages; at++) {
+		struct message *message = &lane->message[at];
+		struct msghdr *header = &headers[at].msg_hdr;
+		*header = (struct msghdr){ .msg_name = &message->to, .msg_namelen = endpoint_size(outbox),
+					   .msg_iov = &lane->vectors[message->first * 2],
+					   .msg_iovlen = message->pieces * 2u };
+		if (message->pieces == 1)
+			continue;
+		uint16_t size = (uint16_t)message->piece;
+		controls[at].header = (struct cmsghdr){ .cmsg_level = SOL_UDP, .cmsg_type = UDP_SEGMENT,
+							.cmsg_len = CMSG_LEN(sizeof(size)) };
+		memcpy(CMSG_DATA(&controls[at].header), &size, sizeof(size));
+		header->msg_control = &controls[at];
+		header->msg_controllen = sizeof(controls[at]);
+	}
+	for (unsigned at = 0; at < lane->messages;) {
+		int sent = sendmmsg(lane->fd, headers + at, lane->messages - at, 0);
+		if (sent > 0) {
+			at += (unsigned)sent;
+		} else if (errno != EINTR) {
+			send_apart(outbox, lane, &lane->message[at]);
+			at++;
+		}
+	}
+	lane->messages = 0;
+	lane->pieces = 0;
+}
+
+/* The message that this piece goes into. */
+static struct message *message_for(struct outbox *outbox, struct lane *lane, const struct address *vtep, uint32_t octets)
+{
+	if (lane->messages > 0) {
+		struct message *last = &lane->message[lane->messages - 1];
+		if (!last->closed && octets <= last->piece && last->pieces < MESSAGE_PIECES &&
+		    last->octets + octets <= MESSAGE_OCTETS && memcmp(&last->vtep, vtep, sizeof(*vtep)) == 0)
+			return last;
+	}
+	struct message *message = &lane->message[lane->messages++];
+	*message = (struct message){ .vtep = *vtep, .piece = octets, .first = lane->pieces };
+	set_endpoint(outbox, vtep, &message->to);
+	return message;
+}
+
+void outbox_add(struct outbox *outbox, unsigned lane_number, uint32_t vni, const struct address *vtep,
+		const uint8_t *headers, const struct piece *piece)
+{
+	struct lane *lane = &outbox->lanes[lane_number];
+	if (lane->messages == LANE_MESSAGES || lane->pieces == LANE_PIECES)
+		flush_lane(outbox, lane);
+	uint32_t octets = VXLAN_HEADER + piece->headers + piece->size;
+	struct message *message = message_for(outbox, lane, vtep, octets);
+	uint8_t *header = lane->headers[lane->pieces];
+	struct iovec *vectors = &lane->vectors[lane->pieces * 2];
+	store32(header, (uint32_t)VXLAN_VNI_VALID << 24);
+	store32(header + 4, vni << 8);
+	memcpy(header + VXLAN_HEADER, headers, piece->headers);
+	vectors[0] = (struct iovec){ header, VXLAN_HEADER + piece->headers };
+	vectors[1] = (struct iovec){ (void *)(uintptr_t)piece->part, piece->size };
+	lane->pieces++;
+	message->pieces++;
+	message->octets += octets;
+	message->closed = octets < message->piece;
+	outbox->counters->sent_frames++;
+	outbox->counters->sent_octets += octets - VXLAN_HEADER;
+}
+
+void outbox_flush(struct outbox *outbox)
+{
+	for (int at = 0; at < VXLAN_LANES; at++) {
+		if (outbox->lanes[at].messages > 0)
+			flush_lane(outbox, &outbox->lanes[at]);
+	}
+}
