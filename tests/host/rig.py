@@ -10,13 +10,17 @@ from __future__ import annotations
 import ipaddress
 import time
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from tests.host.throwaway import Host, Place, wire
+from vxnet.host import uvxlan
 from vxnet.host.kernel import ORPHAN_GRACE_S, Kernel
+from vxnet.host.tunnels import Options
 from vxnet.model.address import IPAddress, IPInterface
 from vxnet.model.host import Change, GatewayBridge, HostState, Interface, Remote, Sandbox, Segment
 
 VNI = 65536
+Kind = Literal["kernel", "userspace"]
 GATEWAY = GatewayBridge(addresses=(ipaddress.ip_interface("172.19.0.1/16"),), mtu=1500)
 
 
@@ -95,7 +99,7 @@ class Machine(Host):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.kernel = self.do(Kernel, self._clock)
+        self.start()
 
     def _clock(self) -> float:
         self.now += ORPHAN_GRACE_S + 1
@@ -109,17 +113,18 @@ class Machine(Host):
         self.do(self.kernel.close)
 
     def start(self) -> None:
-        self.kernel = self.do(Kernel, self._clock)
+        self.kernel = self.do(Kernel, self._clock, Options(virtual_underlay=True))
 
     def close(self) -> None:
         self.do(self.kernel.close)
+        self.do(uvxlan.stop, uvxlan.DIRECTORY)
         super().close()
 
 
 class Pair:
     """Two machines on one cable with a container each, both families in the overlay; states that join them."""
 
-    def __init__(self, version: int = 4) -> None:
+    def __init__(self, version: int = 4, kinds: tuple[Kind, Kind] = ("kernel", "kernel")) -> None:
         self.h1, self.h2 = Machine(), Machine()
         self.c1, self.d1 = Container(2), Container(3)
         wire(self.h1, "eth0", self.h2, "eth0")
@@ -127,8 +132,10 @@ class Pair:
         for host, text in zip((self.h1, self.h2), texts, strict=True):
             host.run("ip", "addr", "add", text, "dev", "eth0", *(("nodad",) if version == 6 else ()))
         self.v1, self.v2 = (ipaddress.ip_interface(text).ip for text in texts)
-        self.s1 = state(self.v1, [self.c1.sandbox()], [self.d1.remote(self.v2)])
-        self.s2 = state(self.v2, [self.d1.sandbox()], [self.c1.remote(self.v1)])
+        mtu = 1450 if version == 4 else 1430
+        sandboxes = self.c1.sandbox(mtu=mtu), self.d1.sandbox(mtu=mtu)
+        self.s1 = state(self.v1, [sandboxes[0]], [self.d1.remote(self.v2)], kind=kinds[0], mtu=mtu)
+        self.s2 = state(self.v2, [sandboxes[1]], [self.c1.remote(self.v1)], kind=kinds[1], mtu=mtu)
 
     def reconcile(self) -> None:
         for host, wanted in ((self.h1, self.s1), (self.h2, self.s2)):
@@ -147,11 +154,12 @@ def state(
     vnis: Sequence[int] = (VNI,),
     gateway: GatewayBridge | None = GATEWAY,
     mtu: int = 1450,
+    kind: Kind = "kernel",
 ) -> HostState:
     vteps = tuple(sorted({remote.vtep for remote in remotes}, key=str))
     return HostState(
         segments=tuple(
-            Segment(vni=vni, mtu=mtu, local=local, remotes=tuple(remotes) if vni == VNI else (), flood=vteps)
+            Segment(vni=vni, mtu=mtu, local=local, kind=kind, remotes=tuple(remotes) if vni == VNI else (), flood=vteps)
             for vni in vnis
         ),
         sandboxes=tuple(sandboxes),

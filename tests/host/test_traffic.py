@@ -19,9 +19,12 @@ VXLAN_PORT = 4789
 ARP = 0x0806
 
 
-@pytest.fixture(params=(4, 6), ids=("over IPv4", "over IPv6"))
+KINDS = (("kernel", "kernel"), ("userspace", "userspace"), ("userspace", "kernel"), ("kernel", "userspace"))
+
+
+@pytest.fixture(params=[(version, kinds) for version in (4, 6) for kinds in KINDS], ids=str)
 def either(request: pytest.FixtureRequest) -> Iterator[Pair]:
-    pair = Pair(request.param)
+    pair = Pair(*request.param)
     pair.reconcile()
     yield pair
     pair.close()

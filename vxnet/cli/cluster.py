@@ -144,6 +144,7 @@ def _info_lines(info: Info) -> list[tuple[str, object]]:
         *lines,
         ("Networks", f"{info.networks} ({info.segments} live on this host)"),
         ("Containers", f"{info.containers} ({info.containers_running} running)"),
+        ("Tunnels", {"kernel": "the kernel's", "userspace": "in user space"}[info.datapath]),
         ("Kernel state mended", info.drift),
     ]
 

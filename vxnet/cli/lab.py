@@ -23,14 +23,27 @@ _name = click.option("--name", default="lab", show_default=True, metavar="LAB", 
 @click.option("--outside", type=click.IntRange(min=0), default=0, help="x1, x2, …: machines without vxnet.")
 @click.option("--mtu", type=click.IntRange(1280, 65535), default=1500, show_default=True, help="Of the underlay.")
 @click.option("--ipv6", is_flag=True, help="The hosts' addresses are IPv6 first.")
+@click.option(
+    "--datapath",
+    multiple=True,
+    metavar="[HOST=]KIND",
+    help="auto, kernel or userspace: what the tunnels of all hosts are, or of one. May be given several times.",
+)
 @click.option("--no-join", is_flag=True, help="Leave `vxnet init` and `vxnet join` to you.")
-def up(name: str, hosts: int, outside: int, mtu: int, ipv6: bool, no_join: bool) -> None:
+def up(name: str, hosts: int, outside: int, mtu: int, ipv6: bool, datapath: tuple[str, ...], no_join: bool) -> None:
     """Make a lab: hosts that form a cluster."""
     from vxnet import lab
 
     with _Progress() as progress:
         view = lab.up(
-            name=name, hosts=hosts, outside=outside, mtu=mtu, ipv6=ipv6, join=not no_join, progress=progress.show
+            name=name,
+            hosts=hosts,
+            outside=outside,
+            mtu=mtu,
+            ipv6=ipv6,
+            join=not no_join,
+            datapath=datapath,
+            progress=progress.show,
         )
     _table([view])
     chosen = "" if name == "lab" else f"--name {name} "

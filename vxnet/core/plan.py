@@ -18,7 +18,7 @@ from vxnet.core.remotes import Groups
 from vxnet.model.address import IPAddress, IPNetwork
 from vxnet.model.cluster import Cluster, Network, Node
 from vxnet.model.container import Attachment, Container
-from vxnet.model.host import RESOLVER, GatewayBridge, HostState, Interface, Sandbox, Segment
+from vxnet.model.host import RESOLVER, GatewayBridge, HostState, Interface, Sandbox, Segment, TunnelKind
 from vxnet.model.service import PublicService
 
 OVERHEAD_IPV4 = 50
@@ -48,6 +48,7 @@ def plan(
     services: Sequence[PublicService] = (),
     serving: Facts = NO_FACTS,
     balance: Balance | None = None,
+    datapath: TunnelKind = "kernel",
 ) -> HostState:
     """The desired state. A host in no cluster (``self_node`` and ``cluster`` None) has its containers' way out alone.
 
@@ -94,6 +95,7 @@ def plan(
             vni=network.vni,
             mtu=mtus[network.id],
             local=local,
+            kind=datapath,
             remotes=known.remotes,
             flood=known.vteps,
             services=virtual[network.id],

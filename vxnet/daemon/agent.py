@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import structlog
-from msgspec.structs import replace
+from msgspec.structs import astuple, replace
 
 from vxnet import __version__
 from vxnet.cluster.dns import Resolver
@@ -43,8 +43,9 @@ from vxnet.daemon.reconcile import Plan, Reconciler
 from vxnet.daemon.services import Services
 from vxnet.daemon.state import GatewayChoice, StateDirectory
 from vxnet.host.dnsfast import FastNames
-from vxnet.host.facts import observe_host
+from vxnet.host.facts import choose_tunnel, observe_host
 from vxnet.host.kernel import Kernel
+from vxnet.host.tunnels import Options
 from vxnet.model.address import IPInterface, IPNetwork
 from vxnet.model.api import (
     ContainerUpdate,
@@ -103,7 +104,7 @@ class Agent:
         self._state = state
         self._facts = facts
         self._resolver = resolver
-        self._kernel = Kernel()
+        self._kernel = Kernel(tunnels=Options(run_directory, *astuple(config.userspace)))
         self._groups = Groups()
         self._balance = Balance()
         self._membership = Membership(state, config, lambda: self._facts, self._changed)
@@ -137,7 +138,10 @@ class Agent:
     async def open(cls, config: Config, state_path: Path, run_directory: Path) -> AsyncIterator[Agent]:
         """Adopts what runs on this host, and takes its place in the cluster again. Leaving stops nothing of it."""
         state = StateDirectory(state_path)
-        facts = await asyncio.to_thread(observe_host)
+        tunnel = await asyncio.to_thread(choose_tunnel, config.datapath)
+        if tunnel.reason:
+            log.warning("tunnels are in user space: the kernel has no vxlan devices", reason=tunnel.reason)
+        facts = replace(await asyncio.to_thread(observe_host), datapath=tunnel.kind)
         if facts.missing:
             raise HostError(f"this host lacks what vxnet needs: {'; '.join(facts.missing)}")
         with FastNames() as fast:
@@ -207,6 +211,7 @@ class Agent:
             services=services,
             serving=rows,
             balance=self._balance,
+            datapath=self._facts.datapath,
         )
         vnis = frozenset(segment.vni for segment in state.segments)
         return Plan(state, _Seen(rows, self._membership.networks, services, vnis))
@@ -248,7 +253,7 @@ class Agent:
             await self._look_at_host()
 
     async def _look_at_host(self) -> None:
-        self._facts = await asyncio.to_thread(observe_host)
+        self._facts = replace(await asyncio.to_thread(observe_host), datapath=self._facts.datapath)
         self._resolver.set_upstreams(self._facts.nameservers)
         self._membership.facts_changed()
 
@@ -270,6 +275,7 @@ class Agent:
         return replace(
             info,
             paths=self._paths.views(),
+            datapath=self._facts.datapath,
             warnings=(*info.warnings, *self._paths.warnings()),
             containers=len(containers),
             containers_running=sum(container.state == "running" for container in containers),

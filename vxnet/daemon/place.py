@@ -138,7 +138,7 @@ class Place:
                 "role": self.node.role,
                 "vtep": str(self.node.data_path_addr),
                 "version": __version__,
-                "datapath": "kernel",
+                "datapath": facts().datapath,
             },
             keys=tuple(key.secret for key in assignment.keys),
             key=self._key,

@@ -2,7 +2,7 @@
 
 ::
 
-    host namespace            namespace vxnet
+    host namespace            namespace vxnet                  (in user space vx<VNI> is a TAP: host/tunnels)
     UDP socket <────────────  vx<VNI>  local VTEP, nolearning; FDB: MAC → VTEP
                                 │  port: neigh_suppress, learning off, flood off
                               br<VNI>  stp off, no address; FDB: MAC → port; neighbours: address → MAC
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from vxnet.host import links, netns
@@ -26,6 +26,7 @@ from vxnet.host.links import Link, Wish
 from vxnet.host.neighbours import BRIDGE, FLOOD, IFINDEX, NEIGHBOUR, TUNNEL, Rows, key_head
 from vxnet.host.netlink import Netlink
 from vxnet.host.steps import Step, carry_out, mend, mend_port, present, unless_new
+from vxnet.host.tunnels import Tunnels
 from vxnet.model.address import IPAddress
 from vxnet.model.errors import HostError
 from vxnet.model.host import DATAPATH_NAMESPACE, Change, Interface, Remote, Segment
@@ -97,6 +98,8 @@ def bridge_wish(segment: Segment) -> Wish:
 
 
 def tunnel_wish(segment: Segment, port: int) -> Wish:
+    if segment.kind == "userspace":
+        return Wish(name=tunnel_name(segment.vni), kind="tun", mtu=segment.mtu, alias=f"{MARK}{segment.vni}")
     local = "IFLA_VXLAN_LOCAL" if segment.local.version == 4 else "IFLA_VXLAN_LOCAL6"
     return Wish(
         name=tunnel_name(segment.vni),
@@ -143,8 +146,9 @@ class Resident(NamedTuple):
 class Datapath:
     """The namespace, held by a descriptor and a netlink socket. ``host``: netlink of the host's namespace."""
 
-    def __init__(self, host: Netlink) -> None:
+    def __init__(self, host: Netlink, tunnels: Tunnels) -> None:
         self._host = host
+        self.tunnels = tunnels
         self._reader = links.Reader()
         self._good: dict[int, tuple[object, ...]] = {}
         """By VNI: the segment's devices as they were found to need nothing."""
@@ -223,25 +227,34 @@ class Datapath:
         clear: list[Step] = []
         bridges: list[Step] = []
         tunnels: list[Step] = []
+        taps: list[Segment] = []
         marks: list[bytes] = []
+        changes, held = self._ensure_forwarder(segments, port, found)
         for segment in segments:
-            if self._is_good(segment, port, found):
+            lost = segment.kind == "userspace" and segment.vni not in held
+            if not lost and self._is_good(segment, port, found):
                 continue
             for wish in (bridge_wish(segment), tunnel_wish(segment, port)):
                 link = found.get(wish.name)
-                if link is not None and (reason := incompatible(wish, link)):
+                reason = "" if link is None else incompatible(wish, link)
+                if wish.kind == "tun" and lost and not reason:
+                    reason = "its forwarder does not hold it"
+                if link is not None and reason:
                     clear.append(Step("delete", f"link {wish.name}: {reason}", links.delete([link.ifindex])))
                     link = None
                 if link is not None:
                     continue
                 marks.append(links.set_alias(wish.name, wish.alias))
-                if wish.kind == "vxlan":
+                if wish.kind == "tun":
+                    taps.append(segment)
+                elif wish.kind == "vxlan":
                     tunnels.append(Step("add", f"link {wish.name}", [links.add(wish, namespace=self.namespace)]))
                 else:
                     bridges.append(Step("add", f"link {wish.name}", [links.add(wish)]))
-        changes = carry_out(self.netlink, clear)
+        changes += carry_out(self.netlink, clear)
         changes += carry_out(self.netlink, bridges)
         changes += carry_out(self._host, tunnels)
+        changes += [self.tunnels.add(segment, tunnel_name(segment.vni), self.namespace) for segment in taps]
         made = frozenset(change.object.split()[1] for change in changes if change.verb == "add" and not change.error)
         if made:
             self.netlink.batch(marks)
@@ -249,6 +262,23 @@ class Datapath:
         mended = carry_out(self.netlink, self._mends(segments, port, found))
         changes += unless_new(mended, [change.object for change in changes])
         return changes, found, made
+
+    def _ensure_forwarder(
+        self, segments: Sequence[Segment], port: int, found: dict[str, Link]
+    ) -> tuple[list[Change], Collection[int]]:
+        """What is in user space needs one, what is not must not have one; the VNIs that it holds. The port is one
+        tunnel's or the other's: the kernel's are deleted first, and taken out of ``found``.
+        """
+        ours = [segment for segment in segments if segment.kind == "userspace"]
+        if not ours:
+            return self.tunnels.stop(), ()
+        kernels = [link for link in found.values() if link.kind == "vxlan" and link.alias.startswith(MARK)]
+        changes = delete_links(self.netlink, kernels) if kernels else []
+        for link in kernels:
+            del found[link.name]
+        held = self.tunnels.ensure(ours, port)
+        self.tunnels.keep_only([segment.vni for segment in ours])
+        return changes, held
 
     def _mends(self, segments: Sequence[Segment], port: int, found: Mapping[str, Link]) -> list[Step]:
         steps: list[Step] = []
@@ -278,7 +308,7 @@ class Datapath:
     def _devices(segment: Segment, port: int, found: Mapping[str, Link]) -> tuple[object, ...]:
         """What is wished and what there is; links that are as they were are the same objects, and quickly compared."""
         there = found.get(bridge_name(segment.vni)), found.get(tunnel_name(segment.vni))
-        return *there, segment.mtu, segment.local, bool(segment.foreign), port
+        return *there, segment.kind, segment.mtu, segment.local, bool(segment.foreign), port
 
     def sweep(self, found: Mapping[str, Link], wanted: frozenset[int]) -> list[Change]:
         """Delete bridges and tunnels of VNIs that are not wanted."""

@@ -11,14 +11,24 @@ import os
 import shutil
 import socket
 from pathlib import Path
+from typing import Literal, NamedTuple
 
-from vxnet.host import addresses, gateway, links, netns, nft, sandbox, vips
+from vxnet.host import addresses, gateway, links, netns, nft, sandbox, tap, vips
 from vxnet.host.datapath import bridge_wish, tunnel_wish
 from vxnet.host.links import Peer, Wish
 from vxnet.host.netlink import Netlink
 from vxnet.model.address import IPAddress, IPNetwork
 from vxnet.model.errors import HostError
-from vxnet.model.host import GATEWAY_BRIDGE, GatewayBridge, HostAddress, HostFacts, HostState, Sandbox, Segment
+from vxnet.model.host import (
+    GATEWAY_BRIDGE,
+    GatewayBridge,
+    HostAddress,
+    HostFacts,
+    HostState,
+    Sandbox,
+    Segment,
+    TunnelKind,
+)
 
 RESOLV_CONF = Path("/etc/resolv.conf")
 _DEFAULT_BITS = 3
@@ -138,7 +148,6 @@ def _missing_links() -> list[str]:
         try:
             requests = {
                 "bridge": links.add(bridge_wish(segment)),
-                "vxlan": links.add(tunnel_wish(segment, 4789)),
                 "veth": links.add(pair, peer=Peer("eth0", "02:00:00:00:00:01", own)),
             }
             with Netlink() as netlink:
@@ -152,6 +161,35 @@ def _missing_links() -> list[str]:
         ]
 
     return netns.in_thread(try_all)
+
+
+class Tunnel(NamedTuple):
+    kind: TunnelKind
+    reason: str = ""
+    """Why it is not the kernel's although that was to be tried."""
+
+
+def choose_tunnel(wanted: Literal["auto", "kernel", "userspace"]) -> Tunnel:
+    """What this host's tunnels shall be. Raises HostError if the host has not what is wanted."""
+    refusal = "" if wanted == "userspace" else netns.in_thread(_vxlan_refusal)
+    if wanted != "userspace" and not refusal:
+        return Tunnel("kernel")
+    if wanted == "kernel":
+        cure = 'modprobe vxlan, or datapath = "userspace" in vxnet.toml'
+        raise HostError(f"the kernel has no vxlan devices ({refusal})", hint=cure)
+    if not Path(tap.DEVICE).exists():
+        lacks = f"no vxlan devices ({refusal}) and no TAPs" if refusal else "no TAPs"
+        raise HostError(f"the kernel has {lacks}: there is no {tap.DEVICE}", hint="modprobe tun")
+    return Tunnel("userspace", refusal)
+
+
+def _vxlan_refusal() -> str:
+    """Make one in a namespace that nobody sees; the kernel's words, or nothing."""
+    netns.unshare(netns.CLONE_NEWNET)
+    segment = Segment(vni=1, mtu=1400, local=ipaddress.ip_address("127.0.0.1"))
+    with Netlink() as netlink:
+        failures = netlink.batch([links.add(tunnel_wish(segment, 4789))])
+    return failures[0][1] if failures else ""
 
 
 def _missing_nft() -> list[str]:

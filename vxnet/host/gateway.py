@@ -15,7 +15,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from vxnet.host import addresses, links, netns
+from vxnet.host import addresses, links, netns, uvxlan
 from vxnet.host.addresses import Address
 from vxnet.host.datapath import MARK, delete_links
 from vxnet.host.links import Link, Wish
@@ -170,7 +170,7 @@ def ruleset(state: HostState) -> Ruleset:
     let_in = "".join(f"\t\t{_from(vtep)} udp dport {port} @th,96,24 {vni:#x} accept\n" for vni, vtep in strangers)
     # prerouting: a container that sends to the port would pass the list by the address that masquerading gives it.
     # Tunnel packets are not tracked: each flow has a source port of its own, and would fill the table.
-    # output: a socket of a user has an owner, the kernel's own tunnels have none.
+    # output: a socket of a user has an owner, the kernel's own tunnels have none, and one in user space its own user.
     # input: a VTEP without vxnet may send into the networks that it is a peer of.
     # forward: what others send to containers by way of this host's routing is not for them.
     if state.gateway is not None:
@@ -200,7 +200,7 @@ def ruleset(state: HostState) -> Ruleset:
 
 \tchain output {{
 \t\ttype filter hook output priority raw; policy accept;
-\t\tudp dport {port} meta skuid >= 0 drop
+\t\tudp dport {port} meta skuid != {uvxlan.UID} drop
 \t\tudp dport {port} notrack
 \t}}
 

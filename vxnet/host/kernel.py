@@ -25,10 +25,11 @@ from vxnet.host.links import Link
 from vxnet.host.neighbours import Rows
 from vxnet.host.netlink import Closer, Netlink
 from vxnet.host.sandbox import Entered, Side, Sides
+from vxnet.host.tunnels import Options, Tunnels, split
 from vxnet.host.vips import Services
 from vxnet.model.address import IPAddress
 from vxnet.model.errors import HostError
-from vxnet.model.host import DATAPATH_NAMESPACE, GATEWAY_BRIDGE, Change, HostState, Remote
+from vxnet.model.host import DATAPATH_NAMESPACE, GATEWAY_BRIDGE, Change, HostState, Remote, Segment
 
 ORPHAN_GRACE_S = 3.0
 """How long the port of a container that is no more may stay. It dies with the container's namespace, at no cost to
@@ -54,8 +55,8 @@ class _Carried(NamedTuple):
 class Kernel:
     """Made in a thread of the host's namespace; used from any thread, by one at a time. It blocks."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Raises HostError where netlink is out of reach."""
+    def __init__(self, clock: Callable[[], float] = time.monotonic, tunnels: Options | None = None) -> None:
+        """``tunnels``: how those in user space are to run. Raises HostError where netlink is out of reach."""
         try:
             self._namespace = netns.current()
             self._netlink = Netlink(self._namespace)
@@ -63,7 +64,7 @@ class Kernel:
         except OSError as error:
             raise HostError(f"cannot speak netlink: {error.strerror}") from error
         self._clock = clock
-        self._datapath = Datapath(self._netlink)
+        self._datapath = Datapath(self._netlink, Tunnels(tunnels or Options()))
         self.events = Events()
         """Heard from the first reconcile on. Drained by whoever calls reconcile, from any thread."""
         self._tables = nft.Tables()
@@ -86,6 +87,7 @@ class Kernel:
         """Let go of everything and leave it as it is."""
         self._closer.wait()
         self.events.close()
+        self._datapath.tunnels.close()
         self._datapath.close()
         self._nft.close()
         self._netlink.close()
@@ -118,6 +120,9 @@ class Kernel:
         try:
             segments, found, made = self._datapath.ensure_segments(state.segments, state.data_port)
             changes += segments
+            taps = {found[tunnel_name(one.vni)].ifindex: one.vni for one in state.segments if _is_tap(one, found)}
+            if taps:
+                changes += self._datapath.tunnels.admit(_senders(state))
             bridge, host_found = gateway.ensure(self._netlink, state.gateway)
             changes += bridge
             if state.gateway is not None and (sandboxes is None or bridge):
@@ -131,7 +136,7 @@ class Kernel:
         )
         chosen = self._with_lost_ports(state, sandboxes, sides)
         changes += netns.travelling(lambda: self._sandboxes(state, chosen, sides))
-        changes += self._rows(state, found, made, complete=rows or sandboxes is None)
+        changes += self._rows(state, found, made, taps, complete=rows or sandboxes is None)
         changes += self._way_out(state, host_found)
         changes += self._sweep(state, sides)
         owners = {one.port.encode(): box.id for box in state.sandboxes for one in box.interfaces}
@@ -204,9 +209,15 @@ class Kernel:
     # Rows
 
     def _rows(
-        self, state: HostState, found: Mapping[str, Link], made: frozenset[str], *, complete: bool
+        self,
+        state: HostState,
+        found: Mapping[str, Link],
+        made: frozenset[str],
+        taps: Mapping[int, int],
+        *,
+        complete: bool,
     ) -> list[Change]:
-        """``made``: names of the links that are new, and so have no rows yet."""
+        """``made``: names of the links that are new, and so have no rows yet; ``taps``: VNI by ifindex."""
         carried = _to_carry(state, found)
         learning = frozenset(segment.vni for segment in state.segments if segment.foreign)
         # What a tunnel has learnt goes with its last peer without vxnet, and not by its age.
@@ -233,10 +244,12 @@ class Kernel:
                 wanted |= one.rows()
             tunnels = {one.home.tunnel: one.home.bridge for one in carried.values()}
             learners = {one.home.tunnel for vni, one in carried.items() if vni in learning}
-            there = neighbours.dump(self._datapath.netlink, tunnels, learners)
+            there = neighbours.dump(self._datapath.netlink, tunnels, learners) | self._datapath.tunnels.rows(taps)
         difference = neighbours.difference(wanted, there)
         names = {link.ifindex: link.name for link in found.values()}
-        changes = neighbours.apply(self._datapath.netlink, difference, wanted, there, names, self.events.expect)
+        kernels, forwarders = split(difference, taps)
+        changes = neighbours.apply(self._datapath.netlink, kernels, wanted, there, names, self.events.expect)
+        changes += self._datapath.tunnels.apply(forwarders, wanted, there, taps, names)
         self._carried = {} if any(change.error for change in changes) else carried
         self._learning = learning
         return changes
@@ -337,8 +350,9 @@ class Kernel:
 
     def _remove_datapath(self) -> list[Change]:
         self.events.unfollow()
+        stopped = self._datapath.tunnels.stop()
         namespace = netns.adopt_named(DATAPATH_NAMESPACE)
-        changes: list[Change] = []
+        changes: list[Change] = stopped
         if namespace is not None:
             # By hand, as the namespace may outlive its name in somebody's shell, and its VNIs with it.
             with Netlink(namespace) as netlink:
@@ -348,6 +362,14 @@ class Kernel:
         if netns.remove_name(DATAPATH_NAMESPACE):
             changes.append(Change(verb="delete", object=f"network namespace {DATAPATH_NAMESPACE}"))
         return changes
+
+
+def _is_tap(segment: Segment, found: Mapping[str, Link]) -> bool:
+    return segment.kind == "userspace" and tunnel_name(segment.vni) in found
+
+
+def _senders(state: HostState) -> list[IPAddress]:
+    return [*state.vteps, *(vtep for segment in state.segments for vtep in segment.foreign)]
 
 
 def _is_empty(state: HostState) -> bool:

@@ -117,12 +117,15 @@ def boot_underlay(lab: str) -> Booting:
     return _boot("underlay", start)
 
 
-def lay_disk(lab: str, host: str, hosts_file: str) -> None:
+def lay_disk(lab: str, host: str, hosts_file: str, datapath: str) -> None:
     """What the host finds at its first start, and keeps over ``kill`` and ``start``."""
     top = disk(lab, host)
     for name in FOLDERS.values():
         (top / name).mkdir(parents=True, mode=0o700)
     top.chmod(0o700)
+    if datapath != "auto":
+        configuration = f'datapath = "{datapath}"\n\n[userspace]\nvirtual-underlay = true\n'
+        (top / FOLDERS["/etc/vxnet"] / "vxnet.toml").write_text(configuration)
     (top / "hosts").write_text(hosts_file)
     (top / "hostname").write_text(f"{host}\n")
     (top / "resolv.conf").write_text("# A lab has no way out: there is nobody to ask.\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
@@ -16,7 +16,15 @@ from vxnet.lab.state import LabHost, LabState
 from vxnet.model.errors import CallerError, HostError, NotFoundError
 
 
-def plan(name: str, hosts: int, outside: int, mtu: int, ipv6: bool, daemon_argv: tuple[str, ...]) -> LabState:
+def plan(
+    name: str,
+    hosts: int,
+    outside: int,
+    mtu: int,
+    ipv6: bool,
+    daemon_argv: tuple[str, ...],
+    datapath: Sequence[str] = (),
+) -> LabState:
     state.check_name(name)
     if not 1 <= hosts <= underlay.MOST_HOSTS:
         raise CallerError(f"a lab has 1 to {underlay.MOST_HOSTS} hosts, not {hosts}")
@@ -25,6 +33,7 @@ def plan(name: str, hosts: int, outside: int, mtu: int, ipv6: bool, daemon_argv:
     least = 1280 if ipv6 else 576  # RFC 8200, RFC 791
     if not least <= mtu <= 65535:
         raise CallerError(f"an underlay's MTU is {least} to 65535, not {mtu}")
+    chosen = _datapaths(datapath, hosts)
     machines: list[tuple[Literal["host", "outside"], str, int]] = [
         *(("host", f"h{i + 1}", underlay.FIRST_HOST + i) for i in range(hosts)),
         *(("outside", f"x{i + 1}", underlay.FIRST_OUTSIDE + i) for i in range(outside)),
@@ -34,10 +43,28 @@ def plan(name: str, hosts: int, outside: int, mtu: int, ipv6: bool, daemon_argv:
         mtu=mtu,
         daemon_argv=daemon_argv,
         hosts=tuple(
-            LabHost(name=host, kind=kind, interfaces=underlay.interfaces(number, ipv6=ipv6))
+            LabHost(
+                name=host,
+                kind=kind,
+                interfaces=underlay.interfaces(number, ipv6=ipv6),
+                datapath=chosen.get(host, chosen.get("", "auto")),
+            )
             for kind, host, number in machines
         ),
     )
+
+
+def _datapaths(wishes: Sequence[str], hosts: int) -> dict[str, str]:
+    """``KIND`` for all (by the name ``""``) and ``HOST=KIND`` for one."""
+    chosen = {}
+    for wish in wishes:
+        host, equals, kind = wish.rpartition("=")
+        if kind not in ("auto", "kernel", "userspace"):
+            raise CallerError(f'"{kind}" is no data path', hint="KIND or HOST=KIND, of auto, kernel and userspace")
+        if equals and host not in {f"h{number + 1}" for number in range(hosts)}:
+            raise CallerError(f'"{wish}": the lab has no host "{host}"', hint=f"its hosts are h1 to h{hosts}")
+        chosen[host] = kind
+    return chosen
 
 
 class GivenUpError(Exception):
@@ -92,7 +119,7 @@ class Builder:
         lines = ["127.0.0.1 localhost", "::1 localhost ip6-localhost ip6-loopback"]
         lines += [f"{interface.ip} {host.name}" for host in self._lab.hosts for interface in host.interfaces]
         for host in self._lab.hosts:
-            boot.lay_disk(self._lab.name, host.name, "\n".join(lines) + "\n")
+            boot.lay_disk(self._lab.name, host.name, "\n".join(lines) + "\n", host.datapath)
 
     def _boot(self, stack: contextlib.ExitStack) -> list[boot.Booting]:
         """All at once. What has booted ends with ``stack`` if it has not been let go."""

@@ -23,10 +23,13 @@ def up(
     mtu: int = 1500,
     ipv6: bool = False,
     join: bool = True,
+    datapath: Sequence[str] = (),
     progress: Callable[[str], None] = lambda text: None,
 ) -> LabView:
     """Hosts h1…, a joined cluster with h1 as its manager, outside machines x1…. Leaves nothing when it fails."""
-    made = operations.create(name, hosts=hosts, outside=outside, mtu=mtu, ipv6=ipv6, join=join, progress=progress)
+    made = operations.create(
+        name, hosts=hosts, outside=outside, mtu=mtu, ipv6=ipv6, join=join, datapath=datapath, progress=progress
+    )
     return view(made)
 
 

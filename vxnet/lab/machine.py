@@ -94,6 +94,7 @@ class Lab:
         ipv6: bool = False,
         join: bool = True,
         daemon_argv: Sequence[str] = daemons.ARGV,
+        datapath: Sequence[str] = (),
     ) -> None:
         self.name = name or f"py{os.getpid()}-{next(_counter)}"
         self._options: dict[str, Any] = {
@@ -103,6 +104,7 @@ class Lab:
             "ipv6": ipv6,
             "join": join,
             "daemon_argv": daemon_argv,
+            "datapath": datapath,
         }
 
     def up(self) -> Lab:

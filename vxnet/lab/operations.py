@@ -41,10 +41,13 @@ def create(
     ipv6: bool = False,
     join: bool = True,
     daemon_argv: Sequence[str] = daemons.ARGV,
+    datapath: Sequence[str] = (),
     progress: Callable[[str], None] = lambda text: None,
 ) -> LabState:
-    """Makes a lab, or leaves nothing and raises. ``daemon_argv``: what hosts run; empty for hosts without a daemon."""
-    plan = build.plan(name, hosts, outside, mtu, ipv6, tuple(daemon_argv))
+    """Makes a lab, or leaves nothing and raises. ``daemon_argv``: what hosts run; empty for hosts without a
+    daemon. ``datapath``: ``KIND`` and ``HOST=KIND``.
+    """
+    plan = build.plan(name, hosts, outside, mtu, ipv6, tuple(daemon_argv), datapath)
     _check_machine()
     with state.locked(name):
         if state.folder(name).exists():

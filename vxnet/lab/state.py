@@ -39,6 +39,8 @@ class LabHost(Record, frozen=True, kw_only=True):
     """``outside``: a machine on the underlay without a daemon."""
     interfaces: tuple[IPInterface, ...]
     """Of its eth1. The first is the one it advertises."""
+    datapath: str = "auto"
+    """What its daemon is told to use: kernel, userspace, auto."""
     init: Process | None = None
     """Its pid 1. None: not started, or killed."""
     daemon: Process | None = None

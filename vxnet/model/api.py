@@ -8,6 +8,7 @@ from vxnet.model.address import IPAddress, IPNetwork
 from vxnet.model.assignment import Assignment
 from vxnet.model.cluster import DATA_PORT, Availability, Driver, Network, Node, Record, Role
 from vxnet.model.container import ContainerState, RestartPolicy
+from vxnet.model.host import TunnelKind
 from vxnet.model.service import DesiredState, Service, ServiceSpec, TaskState
 
 MemberStatus = Literal["ready", "suspect", "down", "left", "unknown"]
@@ -450,6 +451,7 @@ class Info(Record, frozen=True, kw_only=True):
     rows: int = 0
     rows_refused: dict[str, int] = {}
     """Rows kept without effect, by reason."""
+    datapath: TunnelKind = "kernel"
     drift: int = 0
     """Repairs since the daemon's start: how often the kernel was found different although no wish had changed."""
     key_epoch: int = 0

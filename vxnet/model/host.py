@@ -21,6 +21,9 @@ from vxnet.model.cluster import DATA_PORT, Record
 DATAPATH_NAMESPACE = "vxnet"
 GATEWAY_BRIDGE = "vxnet_gw"
 NFT_TABLE = "vxnet"
+
+TunnelKind = Literal["kernel", "userspace"]
+"""The kernel's vxlan device, or a TAP and vxnet's own forwarder (csrc/vxlan). On the wire they are the same."""
 RESOLVER = ipaddress.ip_address("127.0.0.11")
 """In a container, and Docker's too."""
 
@@ -59,7 +62,7 @@ class Segment(Record, frozen=True, kw_only=True):
     """Of bridge, tunnel and the containers' interfaces; octets."""
     local: IPAddress
     """This host's VTEP."""
-    kind: Literal["kernel", "userspace"] = "kernel"
+    kind: TunnelKind = "kernel"
     remotes: tuple[Remote, ...] = ()
     flood: tuple[IPAddress, ...] = ()
     """VTEPs that get broadcast and multicast: hosts with an endpoint in this VNI (head-end replication)."""
@@ -139,6 +142,8 @@ class HostFacts(Record, frozen=True, kw_only=True):
     os: str = ""
     arch: str = ""
     """As ``uname -m`` says it."""
+    datapath: TunnelKind = "kernel"
+    """What this host's tunnels are."""
     missing: tuple[str, ...] = ()
     """Kernel features and programs that vxnet needs and did not find, each with its cure."""
 

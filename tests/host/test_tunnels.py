@@ -1,0 +1,126 @@
+"""Tunnels in user space are looked at, mended, adopted and exchanged as the kernel's are."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from tests.host.rig import VNI, Kind, Machine, Pair, addresses, errors, wait_until
+from vxnet.host import uvxlan
+from vxnet.host.forwarder import Forwarder
+from vxnet.model.host import Change, HostState
+
+pytestmark = pytest.mark.host
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    """The user-space tunnel's host, and one whose tunnel is the kernel's."""
+    pair = Pair(4, ("userspace", "kernel"))
+    pair.reconcile()
+    yield pair
+    pair.close()
+
+
+def forwarder(machine: Machine) -> Forwarder:
+    def connect() -> Forwarder:
+        (path,) = uvxlan.DIRECTORY.glob("*.sock")
+        return Forwarder(str(path))
+
+    return machine.do(connect)
+
+
+def forwarders_pid(machine: Machine) -> int:
+    """Of the process with this machine's network namespace and the forwarder's user."""
+    namespace = machine.do(lambda: os.readlink("/proc/thread-self/ns/net"))
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            same = os.readlink(process / "ns/net") == namespace
+            if same and process.stat().st_uid == uvxlan.UID:
+                return int(process.name)
+        except OSError:
+            continue  # it has ended
+    raise AssertionError("no forwarder runs here")
+
+
+def as_kind(state: HostState, kind: Kind) -> HostState:
+    return replace(state, segments=tuple(replace(segment, kind=kind) for segment in state.segments))
+
+
+def spoken(changes: list[Change]) -> list[str]:
+    assert errors(changes) == []
+    return [f"{change.verb} {change.object}" for change in changes]
+
+
+def test_same_state_twice_changes_nothing(pair: Pair) -> None:
+    assert pair.c1.reaches("10.0.16.3")
+    assert pair.h1.reconcile(pair.s1) == []
+    pair.h1.stop()
+    pair.h1.start()
+    assert pair.h1.reconcile(pair.s1) == []
+    assert pair.h1.links("-n", "vxnet")[f"vx{VNI}"]["linkinfo"]["info_kind"] == "tun"
+
+
+def test_a_killed_forwarder_is_started_again(pair: Pair) -> None:
+    os.kill(forwarders_pid(pair.h1), signal.SIGKILL)
+    assert wait_until(lambda: f"vx{VNI}" not in pair.h1.links("-n", "vxnet")), "the TAP goes with its last descriptor"
+    assert f"add link vx{VNI}" in spoken(pair.h1.reconcile(pair.s1))
+    assert pair.c1.reaches("10.0.16.3")
+    assert pair.h1.reconcile(pair.s1) == []
+
+
+def test_rows_and_peers_that_somebody_changed_come_back(pair: Pair) -> None:
+    mac = bytes.fromhex(pair.d1.mac().replace(":", ""))
+    with forwarder(pair.h1) as told:
+        told.replace(VNI, {bytes(5) + b"\x09": pair.v2.packed})
+        told.set_flood(VNI, [])
+        told.set_peers([])
+        assert spoken(pair.h1.reconcile(pair.s1)) == [
+            "replace user-space tunnel: its peers",
+            f"add fdb {pair.d1.mac()} dev vx{VNI} dst {pair.v2}",
+            f"add fdb 00:00:00:00:00:00 dev vx{VNI} dst {pair.v2}",
+            f"delete fdb 00:00:00:00:00:09 dev vx{VNI} dst {pair.v2}",
+        ]
+        assert told.rows(VNI) == {mac: pair.v2.packed}
+        assert told.flood(VNI) == told.peers() == {pair.v2.packed}
+        told.remove(VNI)
+    assert f"add link vx{VNI}" in spoken(pair.h1.reconcile(pair.s1))
+    assert pair.c1.reaches("10.0.16.3")
+
+
+def test_a_remote_that_moves_is_a_row_that_is_replaced(pair: Pair) -> None:
+    moved = pair.d1.remote(addresses("192.168.9.77")[0])
+    away = replace(pair.s1, segments=(replace(pair.s1.segments[0], remotes=(moved,)),))
+    assert spoken(pair.h1.reconcile(away)) == [f"replace fdb {pair.d1.mac()} dev vx{VNI} dst 192.168.9.77"]
+    assert spoken(pair.h1.reconcile(pair.s1)) == [f"replace fdb {pair.d1.mac()} dev vx{VNI} dst {pair.v2}"]
+    assert pair.c1.reaches("10.0.16.3")
+
+
+def test_a_segment_changes_its_kind_and_back(pair: Pair) -> None:
+    assert f"add link vx{VNI}" in spoken(pair.h1.reconcile(as_kind(pair.s1, "kernel")))
+    assert pair.h1.links("-n", "vxnet")[f"vx{VNI}"]["linkinfo"]["info_kind"] == "vxlan"
+    assert pair.c1.reaches("10.0.16.3")
+    assert pair.h1.do(lambda: list(uvxlan.DIRECTORY.iterdir())) == []
+    assert f"delete link vx{VNI}" in spoken(pair.h1.reconcile(pair.s1))
+    assert pair.c1.reaches("10.0.16.3")
+
+
+def test_the_mtu_of_a_segment_changes_without_a_new_tap(pair: Pair) -> None:
+    smaller = replace(pair.s1, segments=(replace(pair.s1.segments[0], mtu=1400),))
+    spoken(pair.h1.reconcile(smaller))
+    with forwarder(pair.h1) as told:
+        assert told.segments()[VNI].mtu == 1400
+    assert pair.h1.links("-n", "vxnet")[f"vx{VNI}"]["mtu"] == 1400
+    assert pair.h1.reconcile(smaller) == []
+
+
+def test_without_segments_there_is_no_forwarder(pair: Pair) -> None:
+    pid = forwarders_pid(pair.h1)
+    assert "delete user-space tunnel: its forwarder" in spoken(pair.h1.reconcile(HostState()))
+    assert wait_until(lambda: not Path(f"/proc/{pid}/exe").exists())
+    assert pair.h1.do(lambda: list(uvxlan.DIRECTORY.iterdir())) == []
