@@ -21,7 +21,7 @@ export PIP_ROOT_USER_ACTION := ignore
 # An argument of $(call) cannot hold one.
 comma := ,
 
-.PHONY: help demo test test-fast fault-test test-vm deb lint bench fuzz ext clean
+.PHONY: help demo test test-fast fault-test test-vm deb lint bench fuzz sim ext clean
 .DELETE_ON_ERROR:
 
 help:
@@ -34,6 +34,8 @@ help:
 	@echo "make lint       ruff, mypy --strict, C compiled with warnings as errors"
 	@echo "make bench      the figures of docs/performance.md, on this machine (root, about ten minutes)"
 	@echo "make fuzz       ten minutes of octets that nobody meant, at every decoder of the gossip"
+	@echo "make sim        the gossip in virtual time, up to 10,000 nodes: tables of docs/performance.md (an hour or two)"
+	@echo "                SIM='NAME… [--seed N] [--hours N]' for some of them: .venv/bin/python -m tests.sim --help"
 	@echo "make ext        compile the C again"
 	@echo "make clean      everything that make made"
 
@@ -70,6 +72,22 @@ fault-test: $(VENV)/test.stamp ext
 
 bench: $(VENV)/test.stamp ext
 	$(ROOTED) $(BIN)/python -m tests.perf
+
+# In virtual time the processor is the limit: the same core, compiled, which has to come to the same end as the core
+# that is shipped.
+SIM_COMPILED := $(patsubst %,vxnet/core/%.py,agenda broadcast exchange frame gossip layered lifeguard members news \
+    oldpack probe push roster spread stream swim timing wire) tests/sim/network.py
+
+sim: $(VENV)/sim.stamp
+	@test "$$($(BIN)/python -m tests.sim fingerprint)" = \
+	    "$$(env -C build/sim $(abspath $(BIN))/python -m tests.sim fingerprint)" || { echo "compiled, it differs"; exit 1; }
+	env -C build/sim $(abspath $(BIN))/python -m tests.sim $(SIM)
+
+$(VENV)/sim.stamp: $(VENV)/test.stamp tests/gossip_cluster.py $(wildcard vxnet/core/*.py vxnet/model/*.py tests/sim/*.py)
+	@echo "compiling the gossip's core"
+	@rm -rf build/sim && mkdir -p build/sim && cp -r vxnet tests build/sim
+	@$(call quietly,sim,env -C build/sim PATH="$(abspath $(BIN)):$$PATH" mypyc --config-file=/dev/null $(SIM_COMPILED))
+	@touch $@
 
 # What a step has to say is worth reading only when it fails: $(call quietly,LOG,COMMAND).
 quietly = mkdir -p build; $(2) >build/$(1).log 2>&1 || { cat build/$(1).log; exit 1; }

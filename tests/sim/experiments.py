@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import gc
+import hashlib
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from tests.sim.network import Simulation, Weather
 from vxnet.core import rows
@@ -33,21 +34,24 @@ def false_deaths(options: argparse.Namespace) -> None:
 class Arrivals:
     """When each row got where."""
 
-    def __init__(self, sim: Simulation) -> None:
+    def __init__(self, sim: Simulation, numbers: Iterable[int] = ()) -> None:
+        """``numbers``: the nodes that are looked at; none: all."""
         self._sim = sim
-        self._put: dict[str, float] = {}
+        self.rows: dict[str, float] = {}
+        """When each was put."""
         self.delays: list[float] = []
-        for number, node in sim.nodes.items():
+        for number in tuple(numbers) or tuple(sim.nodes):
+            node = sim.nodes[number]
             node.table.received = lambda batch, number=number: self._received(number, batch)  # type: ignore[misc]
 
     def put(self, number: int, id_: str, host: int) -> None:
-        self._put[id_] = self._sim.now
+        self.rows[id_] = self._sim.now
         self._sim.put(number, id_, host)
 
     def _received(self, number: int, batch: Batch) -> None:
         content = decode_content(batch.content)
         if content.owner != f"id{number}":
-            self.delays += [self._sim.now - self._put[row.id] for row in content.rows if row.id in self._put]
+            self.delays += [self._sim.now - self.rows[row.id] for row in content.rows if row.id in self.rows]
 
     def wait(self, count: int, seconds: float) -> float:
         """Until so many have arrived. How long that took."""
@@ -236,6 +240,63 @@ def idle(options: argparse.Namespace) -> None:
         row(count, f"{found[0]:.1f}", f"{found[0] - found[1]:.2f}", f"{2 * digest} octets")
 
 
+def interest(options: argparse.Namespace) -> None:
+    """A network that lives on 10 nodes of n: its rows pushed to all, or to those 10 while the others find them by
+    comparison. A row each second of every ten of the nodes."""
+    head(
+        "nodes",
+        "rows are pushed to",
+        "kb/s a node, above idle",
+        "octets a node and row",
+        "its users: p99",
+        "others: p50",
+    )
+    for count in (30, 100, 300, 1000):
+        _interest(options.seed, count, None)
+        _interest(options.seed, count, frozenset(f"h{number}" for number in range(1, 11)))
+
+
+def _interest(seed: int, count: int, users: frozenset[str] | None) -> None:
+    sim = Simulation(seed, count, acquainted=True, encrypted=True)
+    for node in sim.nodes.values():
+        node.spread.push.audience = None if users is None else lambda member: member.name in users
+    sim.run(5)
+    before = sim.octets
+    sim.run(15)
+    idle_rate, before = (sim.octets - before) / 15, sim.octets
+    near, far = Arrivals(sim, range(1, 11)), Arrivals(sim, range(11, count + 1))
+    far.rows = near.rows
+    seconds, every = 20, 10 / count
+    begun, number = sim.now, 0
+    while sim.now < begun + seconds:
+        number += 1
+        near.put(sim.rng.randrange(10) + 1, f"{sim.rng.randbytes(6).hex()}.net1", number)
+        sim.run(every)
+    sim.run(6)
+    octets = sim.octets - before - idle_rate * (seconds + 6)
+    row(
+        count,
+        "all" if users is None else "10",
+        f"{octets * 8 / 1000 / count / seconds:.1f}",
+        round(octets / count / number),
+        f"{near.quantile(0.99):.2f} s",
+        f"{far.quantile(0.5):.2f} s",
+    )
+
+
+def fingerprint(options: argparse.Namespace) -> None:
+    """The same wherever it runs, compiled or not."""
+    weather = Weather(loss=0.1, duplicate=0.1, greatest_delay_s=0.05)
+    sim = Simulation(options.seed, 20, weather=weather, encrypted=True, acquainted=True)
+    for number in sim.nodes:
+        sim.put(number, "e", number)
+    sim.run(20)
+    sim.kill(7)
+    sim.run(20)
+    seen = repr((sim.packets, sim.octets, sim.history, sorted(sim.roots())))
+    print(hashlib.blake2b(seen.encode(), digest_size=16).hexdigest())
+
+
 ALL: dict[str, Callable[[argparse.Namespace], None]] = {
     "spread": spread,
     "spread-10000": spread_10000,
@@ -245,5 +306,7 @@ ALL: dict[str, Callable[[argparse.Namespace], None]] = {
     "detection": detection,
     "stalls": stalls,
     "idle": idle,
+    "interest": interest,
     "false-deaths": false_deaths,
+    "fingerprint": fingerprint,
 }

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
+from collections.abc import Callable
 from typing import NamedTuple
 
 from vxnet.core import rows, wire
@@ -101,6 +102,9 @@ class Push:
         self._allowed = swim.settings.byte_rate * BURST_S
         self._rate = 0.0
         self._looked = swim.agenda.now
+        self.audience: Callable[[Member], bool] | None = None
+        """Whom rows are pushed to; others find them by comparison. None: everybody. Filtering by use for a network does
+        not pay while all tables are whole: docs/performance.md, *who is told*."""
 
     # What the rest of the node sees
 
@@ -212,7 +216,7 @@ class Push:
             self._waiting_octets -= len(waiting.batch.content)
             few = swim.present <= swim.settings.direct_nodes and not self.is_full
             count = swim.settings.direct_nodes if few else swim.settings.tree_fanout
-            for member, part in swim.members.divide(turn, waiting.span, swim.me.name, count):
+            for member, part in swim.members.divide(turn, waiting.span, swim.me.name, count, self.audience):
                 message = waiting.batch if part is None else Relay(waiting.batch, part.begin, part.end)
                 self._send(member, rows.encode(message))
         if self._waiting:
@@ -230,7 +234,7 @@ class Push:
         brief = n <= settings.direct_nodes or self.load > LIGHT
         rounds = settings.gossip_nodes if n <= settings.direct_nodes else 2 * settings.gossip_nodes
         limit = rounds if brief else settings.retransmissions(n)
-        for member in self._swim.pick(settings.gossip_nodes, lambda member: member.present and member.is_vxnet):
+        for member in self._swim.pick(settings.gossip_nodes, self._is_told):
             ids = self._ids.take(IDS_AT_ONCE * ID, 0, limit)
             if ids:
                 self._send(member, rows.encode(Ids(b"".join(ids))))
@@ -243,6 +247,9 @@ class Push:
     def _arm_asking(self) -> None:
         if self._wanted and "rows wanted" not in self._swim.agenda:
             self._swim.agenda.after(ASK_AFTER_S, "rows wanted", self._ask)
+
+    def _is_told(self, member: Member) -> bool:
+        return member.present and member.is_vxnet and (self.audience is None or self.audience(member))
 
     def _ask(self) -> None:
         """Of each batch known by name one after the other of those who have it."""

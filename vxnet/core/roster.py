@@ -165,9 +165,11 @@ class Roster(Mapping[str, Member]):
     def nth(self, number: int) -> Member:
         return self._members[self._order[number]]
 
-    def divide(self, dice: Dice, span: Span, me: str, count: int) -> list[tuple[Member, Span | None]]:
+    def divide(
+        self, dice: Dice, span: Span, me: str, count: int, audience: Callable[[Member], bool] | None = None
+    ) -> list[tuple[Member, Span | None]]:
         """Who of ``span`` shall pass something on to which part of it: about ``count`` parts, of equal size. None:
-        there is nobody besides it in its part.
+        there is nobody besides it in its part. ``audience``: whom it is for, if not for all.
 
         Whatever two nodes know differently, nobody is left out that the one who divides knows, and nobody is told
         twice: the parts are arcs of the ring, not lists of names.
@@ -179,6 +181,8 @@ class Roster(Mapping[str, Member]):
         # Cut at its own place, else somebody further down would send it back.
         arcs = [Span(span.begin, here), Span(here + 1, span.end)] if is_within else [span]
         found = [(arc, self._places(arc)) for arc in arcs]
+        if audience is not None:
+            found = [(arc, [place for place in places if audience(self._members[place[1]])]) for arc, places in found]
         total = sum(len(places) for _, places in found)
         if total <= count:
             return [(self._members[name], None) for _, places in found for _, name in places]

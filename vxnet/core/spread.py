@@ -67,7 +67,7 @@ class Spread:
         self._swim = swim
         self._table = table
         self._author = author
-        self._push = Push(swim, self.dropped)
+        self.push = Push(swim, self.dropped)
         self._changed_at: dict[str, float] = {}
         self._round = Round(swim.rng)
         self._soon_s = SOON_S
@@ -82,10 +82,10 @@ class Spread:
     def flush_soon(self) -> None:
         """The author has something to say."""
         if "flush" not in self._swim.agenda:
-            self._swim.agenda.after(self._push.join_s, "flush", self.flush)
+            self._swim.agenda.after(self.push.join_s, "flush", self.flush)
 
     def flush(self) -> None:
-        if self._push.is_full:
+        if self.push.is_full:
             # Until then some of it may have changed again.
             self._swim.agenda.after(FULL_S, "flush", self.flush)
             return
@@ -93,7 +93,7 @@ class Spread:
             content = rows.decode_content(batch.content)
             urgency = self._table.urgency(self._author.key, content)
             if self._table.receive(batch, content):
-                self._push.tell_all(batch, urgency)
+                self.push.tell_all(batch, urgency)
         if self._author.tombstones and "floor" not in self._swim.agenda:
             self._swim.agenda.after(TOMBSTONE_S, "floor", self._raise_floor)
 
@@ -120,9 +120,9 @@ class Spread:
                 case Batches():
                     self._receive_batches(message, sender)
                 case Ids():
-                    self._push.hear_ids(message, sender)
+                    self.push.hear_ids(message, sender)
                 case Ask():
-                    self._push.hear_ask(message)
+                    self.push.hear_ask(message)
                 case Digest():
                     if told := muster.differs(self._swim, message.members, sender):
                         self._swim.send_user(sender, told)
@@ -148,7 +148,7 @@ class Spread:
         return {
             "ledgers": len(self._table.ledgers),
             "row_octets": self._table.octets,
-            **self._push.statistics(),
+            **self.push.statistics(),
             "rows_dropped": self.dropped.total(),
         }
 
@@ -166,10 +166,10 @@ class Spread:
         urgency = self._table.urgency(key, content)
         if not self._table.receive(batch, content):
             if span is not None:
-                self._push.pass_on(batch, span)
+                self.push.pass_on(batch, span)
             return False
         if tell:
-            self._push.tell(batch, urgency, span)
+            self.push.tell(batch, urgency, span)
         self._changed_at[content.owner] = self._swim.agenda.now
         if content.owner not in self._absent_since and self._swim.members.of_id(content.owner) is None:
             self._absent_since[content.owner] = self._swim.agenda.now
