@@ -7,9 +7,10 @@ import gc
 import hashlib
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 
-from tests.sim.network import Simulation, Weather
+from tests.sim.network import Change, Simulation, Weather
 from vxnet.core import rows
 from vxnet.core.push import OVERHEAD
 from vxnet.core.rows import Batch, decode_content
@@ -211,16 +212,25 @@ def stalls(options: argparse.Namespace) -> None:
                 sim.run(sim.rng.random())
             sim.run(5)
         names = {f"h{number}" for number in stalling}
-        # Each false death once, however many heard of it.
-        dead = {(change.name, round(change.when / 5)) for change in sim.history if change.status == "dead"}
-        suspects = {(c.name, round(c.when / 5)) for c in sim.history if c.status == "suspect" and c.name not in names}
+        dead = _episodes(change for change in sim.history if change.status == "dead")
+        suspects = _episodes(change for change in sim.history if change.status == "suspect")
         row(
             protocol,
             f"{(sim.now - 1000) / 60:.0f} min",
-            sum(name not in names for name, _ in dead),
-            sum(name in names for name, _ in dead),
-            len(suspects),
+            sum(count for name, count in dead.items() if name not in names),
+            sum(count for name, count in dead.items() if name in names),
+            sum(count for name, count in suspects.items() if name not in names),
         )
+
+
+def _episodes(changes: Iterable[Change]) -> Counter[str]:
+    """How often each name was called so: once, however many heard of it."""
+    found: Counter[str] = Counter()
+    last: dict[str, float] = {}
+    for change in changes:
+        found[change.name] += change.when - last.get(change.name, -100.0) > 7
+        last[change.name] = change.when
+    return found
 
 
 def idle(options: argparse.Namespace) -> None:

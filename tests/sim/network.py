@@ -197,6 +197,9 @@ class Simulation:
     def thaw(self, number: int) -> None:
         self.frozen.discard(number)
         held, self._held[number] = self._held[number], []
+        # An event loop may see its timers before its sockets.
+        if self.rng.random() < 0.5:
+            self._tick(number)
         for action in held:
             action()
         self._tick(number)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.sim.network import Simulation, Weather
 from tests.sim.test_properties import TERRIBLE, is_settled, views
-from vxnet.core.timing import LAN
+from vxnet.core.timing import LAN, Settings
 
 NODES = 5
 AGREED_S = 40.0
@@ -240,3 +240,27 @@ def _restart(sim: Simulation, number: int, *, remembering: bool) -> None:
 
 def _is_one(sim: Simulation, live: int) -> bool:
     return len(sim.roots()) == 1 and len(views(sim)) == 1 and next(iter(sim.nodes.values())).swim.present == live
+
+
+def test_stalls_raise_no_more_false_alarms_than_in_plain_swim(seed: int) -> None:
+    """Three of twelve stand still for some seconds at a time: who is wrongly accused, and wrongly dead?"""
+
+    def false_alarms(chosen: Settings) -> tuple[int, int]:
+        sim = Simulation(seed, 12, settings=chosen, acquainted=True)
+        sim.run(3)
+        stalling = (4, 7, 11)
+        for _ in range(8):
+            for number in stalling:
+                sim.freeze(number)
+                sim.run(1 + sim.rng.random())
+            sim.run(3)
+            for number in stalling:
+                sim.thaw(number)
+            sim.run(4)
+        healthy = [change for change in sim.history if int(change.name[1:]) not in stalling]
+        return sum(c.status == "suspect" for c in healthy), sum(c.status == "dead" for c in healthy)
+
+    plain = false_alarms(LAN._replace(awareness_max=1, suspicion_max_multiplier=1.0, stall_fraction=1e9))
+    ours = false_alarms(LAN)
+    print(f"accusations and deaths of healthy nodes, as heard: {ours} against plain SWIM's {plain}")
+    assert plain[0] > 0 and ours[0] <= plain[0] and ours[1] == 0
