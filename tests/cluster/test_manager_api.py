@@ -15,7 +15,7 @@ from tests.cluster.control_plane import DEADLINE_S, LOOPBACK, ControlPlane
 from vxnet.cluster.manager_api import ROUTES, Renewal, ReturnedLeases, listen, serve_manager
 from vxnet.cluster.tls import MANAGER_NAME, Credentials, client_context
 from vxnet.core import trust
-from vxnet.model.api import LeaseRequest, NetworkCreate, NodeReport
+from vxnet.model.api import LeaseRequest, NetworkCreate, NodeReport, TaskReports
 from vxnet.model.codec import to_json
 from vxnet.model.errors import HostError
 
@@ -80,6 +80,7 @@ def body_for(route, plane, worker, network):
         "/v1/nodes/{node}/leases": lambda: LeaseRequest(network=network.id),
         "/v1/nodes/{node}/returned-leases": lambda: ReturnedLeases(leases=()),
         "/v1/nodes/{node}/report": lambda: NodeReport(version="2"),
+        "/v1/nodes/{node}/tasks": lambda: TaskReports(reports=()),
         "/v1/nodes/{node}/certificate": lambda: Renewal(csr=trust.make_csr(worker.key, "h2")),
     }.get(route.path, lambda: None)()
 
@@ -93,10 +94,12 @@ async def test_every_route_with_every_caller(plane, route, caller):
     credentials = await credentials_of(plane, caller, worker, other)
     revision = (await plane.store.load()).revision
     status, content = await ask(
-        plane, credentials, route.method, route.path.format(node=worker.id), to_json(body) if body else b""
+        plane, credentials, route.method, route.path.format(node=worker.id, errand="e"), to_json(body) if body else b""
     )
     if caller in ("foreign CA", "expired"):
         assert status == "refused"
+    elif caller == "itself" and route.path.endswith("{errand}"):
+        assert status == 404 and b"nobody waits for that" in content
     elif route.who == "anyone" or caller == "itself":
         assert status in (200, 204), content
     else:

@@ -14,7 +14,7 @@ from vxnet.core.lifecycle import ENDED, advance, state_of
 from vxnet.core.schedule import State
 from vxnet.core.wishes import Wishes
 from vxnet.daemon import service_views as views
-from vxnet.model.api import ServiceProgress, ServiceUpdate, ServiceView, TaskReport, TaskView
+from vxnet.model.api import LogRequest, ServiceProgress, ServiceUpdate, ServiceView, TaskReport, TaskView
 from vxnet.model.cluster import Network, Node
 from vxnet.model.codec import to_json
 from vxnet.model.service import Service, ServiceSpec, Task
@@ -96,6 +96,10 @@ class MemoryServices:
 
     async def progress(self, ref: str) -> AsyncIterator[ServiceProgress]:
         yield ServiceProgress(view=self.service(ref), tasks=self.tasks(ref))
+
+    async def logs(self, ref: str, request: LogRequest) -> AsyncIterator[bytes]:
+        for task in self.tasks(ref):
+            yield f"{task.name} {task.node} 2026-11-25T10:00:00.000000000Z stdout F hello\n".encode()
 
     async def create(self, spec: ServiceSpec) -> Service:
         return self._done(services.create(self.wishes, spec, next(self._ids), self.now))

@@ -93,6 +93,7 @@ CONVERSATION: list[tuple[str, str, object, int, object]] = [
     ("POST", "services/my-app/update", {"spec": SERVICE, "base": SERVICE}, 409, "conflict"),
     ("POST", "services/my-app/rollback", None, 200, {"previous_version": 1}),
     ("GET", "services/nothing/progress", None, 404, "not-found"),
+    ("GET", "services/nothing/logs", None, 404, "not-found"),
     ("DELETE", "services/my-app", None, 204, b""),
     ("DELETE", "services/my-app", None, 404, "not-found"),
     ("POST", "networks/my-net/update", {"labels": {"team": "a"}}, 200, {"labels": {"team": "a"}}),

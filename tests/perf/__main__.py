@@ -22,6 +22,7 @@ BENCHES = (
     "drift",
     "gossip",
     "services",
+    "scheduling",
 )
 
 

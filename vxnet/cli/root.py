@@ -76,7 +76,7 @@ TABLE: Final[Table] = {
             "ls": "service:ls",
             "ps": "service:ps",
             "inspect": "service:inspect",
-            "logs": LATER,
+            "logs": "service_logs:logs",
             "scale": "service:scale",
             "update": "service:update",
             "rollback": "service:rollback",

@@ -262,9 +262,16 @@ class Client:
 
     def logs(self, ref: str, *, follow: bool = False, tail: int = -1, since: str = "") -> Iterator[bytes]:
         """The log as it is on disk (CRI lines), in pieces of any size; with ``follow`` until the container ends."""
+        yield from self._log(_container(ref), follow, tail, since)
+
+    def logs_of_service(self, ref: str, *, follow: bool = False, tail: int = -1, since: str = "") -> Iterator[bytes]:
+        """Those of its tasks, or of one task, each line behind ``task node ``, in pieces of any size."""
+        yield from self._log(f"services/{_segment('service', ref)}", follow, tail, since)
+
+    def _log(self, place: str, follow: bool, tail: int, since: str) -> Iterator[bytes]:
         words = [*("follow=1" for _ in range(follow)), *(f"tail={tail}" for _ in range(tail >= 0))]
         words += [f"since={quote(since)}"] if since else []
-        target = f"/v1/{_container(ref)}/logs{'?' if words else ''}{'&'.join(words)}"
+        target = f"/v1/{place}/logs{'?' if words else ''}{'&'.join(words)}"
         timeout_s = None if follow else self._timeout_s
         with self._reached(timeout_s), Exchange(self.socket_path, "GET", target, None, timeout_s) as exchange:
             if exchange.status >= 400:

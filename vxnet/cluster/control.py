@@ -173,6 +173,20 @@ class ManagerClient:
     async def report_tasks(self, reports: Sequence[TaskReport]) -> None:
         await self._request("POST", "/tasks", TaskReports(reports=tuple(reports)), None)
 
+    async def deliver(self, errand: str, pieces: AsyncIterator[bytes]) -> None:
+        """To the manager that is followed, which asked for it; for as long as there are pieces. Raises
+        :class:`NotFoundError` when nobody waits for them any more.
+        """
+        manager = next((one for one in self._managers if one.id == self._last), None)
+        if manager is None:
+            raise UnavailableError("no manager is followed")
+        server = _Server(str(manager.addr), manager.port, manager.name)
+        context = client_context(self._roots, self._credentials)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
+        path = f"/v1/nodes/{self._node_id}/errands/{errand}"
+        async with _answer(server, context, "POST", path, pieces, timeout):
+            pass
+
     async def renew(self, csr: bytes) -> bytes:
         """The new certificate, DER; hand it to :meth:`update`."""
         return (await self._request("POST", "/certificate", Renewal(csr=csr), Renewed)).certificate
@@ -261,7 +275,7 @@ async def _answer(
     url = URL(f"https://{'[' + server.host + ']' if ':' in server.host else server.host}:{server.port}{path}")
     connector = aiohttp.TCPConnector(ssl=context, force_close=True)
     name = MANAGER_NAME if context.check_hostname else None
-    data = None if body is None else to_json(body)
+    data = body if body is None or isinstance(body, AsyncIterator) else to_json(body)
     try:
         async with (
             aiohttp.ClientSession(connector=connector, timeout=timeout) as session,

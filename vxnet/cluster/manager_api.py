@@ -10,6 +10,7 @@ POST   /v1/nodes/{node}/leases            self    a :class:`LeaseRequest` for th
 POST   /v1/nodes/{node}/returned-leases   self    :class:`ReturnedLeases` for the set without them
 POST   /v1/nodes/{node}/report            self    a :class:`NodeReport`
 POST   /v1/nodes/{node}/tasks             self    :class:`TaskReports` of its own tasks
+POST   /v1/nodes/{node}/errands/{errand}  self    octets that a manager asked for, as they come
 POST   /v1/nodes/{node}/certificate       self    a :class:`Renewal` for a new certificate
 DELETE /v1/nodes/{node}                   self    leave
 ====== ================================== ======= ================================================================
@@ -90,6 +91,7 @@ class ManagerService(Protocol):
     async def release(self, node_id: str, leases: Sequence[Lease]) -> Signed: ...
     async def report(self, node_id: str, report: NodeReport) -> None: ...
     async def report_tasks(self, node_id: str, reports: Sequence[TaskReport]) -> None: ...
+    async def deliver(self, node_id: str, errand: str, pieces: AsyncIterator[bytes]) -> None: ...
     def renew(self, node_id: str, csr: bytes) -> bytes: ...
     async def leave(self, node_id: str) -> None: ...
 
@@ -175,7 +177,7 @@ def _checked(service: ManagerService, route: Route) -> Callable[[web.Request], A
                 raise ForbiddenError(f"node {caller.node} may not act for node {request.match_info['node']}")
         return await route.handler(service, request)
 
-    return until_disconnect(handler) if route.handler is _assignment else handler
+    return until_disconnect(handler) if route.handler in (_assignment, _errand) else handler
 
 
 def _caller(service: ManagerService, request: web.Request) -> Identity:
@@ -259,6 +261,12 @@ async def _tasks(service: ManagerService, request: web.Request) -> web.StreamRes
     return empty_response()
 
 
+async def _errand(service: ManagerService, request: web.Request) -> web.StreamResponse:
+    node, errand = request.match_info["node"], request.match_info["errand"]
+    await service.deliver(node, errand, request.content.iter_any())
+    return empty_response()
+
+
 async def _certificate(service: ManagerService, request: web.Request) -> web.StreamResponse:
     renewal = await read_record(request, Renewal)
     return json_response(Renewed(certificate=service.renew(request.match_info["node"], renewal.csr)))
@@ -277,6 +285,7 @@ ROUTES = (
     Route("POST", "/v1/nodes/{node}/returned-leases", "self", _returned_leases),
     Route("POST", "/v1/nodes/{node}/report", "self", _report),
     Route("POST", "/v1/nodes/{node}/tasks", "self", _tasks),
+    Route("POST", "/v1/nodes/{node}/errands/{errand}", "self", _errand),
     Route("POST", "/v1/nodes/{node}/certificate", "self", _certificate),
     Route("DELETE", "/v1/nodes/{node}", "self", _leave),
 )

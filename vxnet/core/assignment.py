@@ -12,12 +12,14 @@ version that can.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, cast
 
 import msgspec
 from msgspec.structs import replace
 
+from vxnet.model.api import Errand
 from vxnet.model.assignment import Assignment
 from vxnet.model.cluster import Cluster, GossipKey, LeaseSet, Manager, Network, Record, Signed
 from vxnet.model.codec import from_json, to_json
@@ -109,6 +111,18 @@ def reread(current: Assignment) -> Assignment:
         for kind, _, id in [name.partition("/")]
     ]
     return _with_items(replace(current, others={}), kept)
+
+
+def errands(update: Update) -> tuple[Errand, ...]:
+    """What a manager asks of the node beside all this: said once, with a revision that the node has already, so that
+    :func:`apply` passes over it.
+    """
+    found = []
+    for one in update.items:
+        if one.kind == "errand":
+            with contextlib.suppress(ValueError, RecursionError):
+                found.append(from_json(bytes(one.value), Errand))
+    return tuple(found)
 
 
 # Kinds

@@ -107,7 +107,9 @@ class Agent:
         self._kernel = Kernel(tunnels=Options(run_directory, *astuple(config.userspace)))
         self._groups = Groups()
         self._balance = Balance()
-        self._membership = Membership(state, config, lambda: self._facts, self._changed)
+        self._membership = Membership(
+            state, config, lambda: self._facts, self._changed, lambda errand: self._assigned.deliver(errand)
+        )
         self.history = History()
         self._reconciler = Reconciler(self._kernel, self._plan, self._applied, self._observe)
         self._paths = Paths(self._membership, self._reconciler, self._kernel)

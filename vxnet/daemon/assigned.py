@@ -32,7 +32,7 @@ from vxnet.daemon.containers import Containers
 from vxnet.daemon.health import watch_health
 from vxnet.daemon.place import Place
 from vxnet.host.processes import open_connections
-from vxnet.model.api import TaskReport
+from vxnet.model.api import Errand, TaskReport
 from vxnet.model.container import Container, TaskRef
 from vxnet.model.errors import ConflictError, NotFoundError, UnavailableError, VxnetError
 from vxnet.model.service import HealthCheck, Task, TaskState
@@ -286,6 +286,19 @@ class Assigned:
                 await self._containers.remove(container.id, force=True)
         for table in (self._facts, self._told, self._sick):
             table.pop(id, None)
+
+    def deliver(self, errand: Errand) -> None:
+        """The log of a task, to the manager that asks for it."""
+        self._group.create_task(self._deliver(errand))
+
+    async def _deliver(self, errand: Errand) -> None:
+        place, container = self._place(), self._container_of(errand.task)
+        if place is None or container is None:
+            return
+        try:
+            await place.deliver(errand, self._containers.inside.logs(container.id, errand.request))
+        except VxnetError as error:
+            log.debug("log not delivered", task=errand.task[:12], error=str(error))
 
     # What the managers hear
 

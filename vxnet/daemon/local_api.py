@@ -6,7 +6,6 @@ Who may: whoever may open the socket (root and the group vxnet). Bodies and answ
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Protocol
 
 from aiohttp import web
@@ -18,11 +17,10 @@ from vxnet.cluster.api import (
     peer_uid,
     query_flag,
     read_record,
-    stream_response,
-    until_disconnect,
 )
 from vxnet.cluster.client import TokenAnswer
 from vxnet.daemon.container_api import ContainerRoutes, ContainersApi
+from vxnet.daemon.service_api import ServiceRoutes, ServicesApi
 from vxnet.model.api import (
     GossipKeyView,
     GossipView,
@@ -38,34 +36,10 @@ from vxnet.model.api import (
     NodeView,
     RotateKeys,
     Rotation,
-    ServiceProgress,
-    ServiceUpdate,
-    ServiceView,
-    TaskView,
 )
 from vxnet.model.cluster import ForeignPeer, Network, Node, Role
-from vxnet.model.codec import to_json
 from vxnet.model.errors import CallerError, ForbiddenError
 from vxnet.model.guest import GuestView, GuestWish
-from vxnet.model.service import Service, ServiceSpec
-
-
-class ServicesApi(Protocol):
-    """What a manager offers: :class:`vxnet.daemon.services.Services`."""
-
-    def all(self) -> tuple[ServiceView, ...]: ...
-    def service(self, ref: str, /) -> ServiceView: ...
-    def tasks(self, ref: str, /) -> tuple[TaskView, ...]: ...
-    def tasks_of_node(self, ref: str, /) -> tuple[TaskView, ...]: ...
-    async def create(self, spec: ServiceSpec, /) -> Service: ...
-    async def update(self, ref: str, update: ServiceUpdate, /) -> Service: ...
-    async def scale(self, ref: str, replicas: int, /) -> Service: ...
-    async def roll_back(self, ref: str, /) -> Service: ...
-    async def remove(self, ref: str, /) -> Service: ...
-
-    def progress(self, ref: str, /) -> AsyncIterator[ServiceProgress]:
-        """Now, and whenever it is another; an async generator, closed when the reader goes."""
-        ...
 
 
 class AgentApi(ContainersApi, Protocol):
@@ -105,7 +79,7 @@ class AgentApi(ContainersApi, Protocol):
 
 def build_app(agent: AgentApi) -> web.Application:
     app = make_app()
-    for routes in (_ClusterRoutes, _GossipRoutes, _NetworkRoutes, _ServiceRoutes, ContainerRoutes):
+    for routes in (_ClusterRoutes, _GossipRoutes, _NetworkRoutes, ServiceRoutes, ContainerRoutes):
         app.router.add_routes(routes(agent).table())
     return app
 
@@ -280,62 +254,3 @@ class _NetworkRoutes:
         wish = await read_record(request, NetworkConnect)
         await self._agent.disconnect(_ref(request), wish, query_flag(request, "force"))
         return empty_response()
-
-
-class _ServiceRoutes:
-    def __init__(self, agent: AgentApi) -> None:
-        self._agent = agent
-
-    def table(self) -> list[web.RouteDef]:
-        return [
-            web.get("/v1/services", self.services),
-            web.post("/v1/services", self.create),
-            web.get("/v1/services/{ref}", self.service),
-            web.delete("/v1/services/{ref}", self.remove),
-            web.post("/v1/services/{ref}/update", self.update),
-            web.post("/v1/services/{ref}/scale/{replicas}", self.scale),
-            web.post("/v1/services/{ref}/rollback", self.roll_back),
-            web.get("/v1/services/{ref}/tasks", self.tasks),
-            web.get("/v1/services/{ref}/progress", self.progress),
-        ]
-
-    async def services(self, request: web.Request) -> web.Response:
-        return json_response(self._agent.services("service ls").all())
-
-    async def create(self, request: web.Request) -> web.Response:
-        return json_response(
-            await self._agent.services("service create").create(await read_record(request, ServiceSpec)), status=201
-        )
-
-    async def service(self, request: web.Request) -> web.Response:
-        return json_response(self._agent.services("service inspect").service(_ref(request)))
-
-    async def remove(self, request: web.Request) -> web.Response:
-        await self._agent.services("service rm").remove(_ref(request))
-        return empty_response()
-
-    async def update(self, request: web.Request) -> web.Response:
-        wish = await read_record(request, ServiceUpdate)
-        return json_response(await self._agent.services("service update").update(_ref(request), wish))
-
-    async def scale(self, request: web.Request) -> web.Response:
-        text = request.match_info["replicas"]
-        if not (text.isascii() and text.isdecimal() and len(text) <= 9):
-            raise CallerError(f"a number of replicas is wanted, found {text!r}")
-        return json_response(await self._agent.services("service scale").scale(_ref(request), int(text)))
-
-    async def roll_back(self, request: web.Request) -> web.Response:
-        return json_response(await self._agent.services("service rollback").roll_back(_ref(request)))
-
-    async def tasks(self, request: web.Request) -> web.Response:
-        return json_response(self._agent.services("service ps").tasks(_ref(request)))
-
-    @until_disconnect
-    async def progress(self, request: web.Request) -> web.StreamResponse:
-        lines = _lines(self._agent.services("service ps").progress(_ref(request)))
-        return await stream_response(request, lines, "application/x-ndjson")
-
-
-async def _lines(records: AsyncIterator[object]) -> AsyncIterator[bytes]:
-    async for record in records:
-        yield to_json(record) + b"\n"

@@ -18,7 +18,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import TypeVar
 
 import structlog
@@ -363,6 +363,9 @@ class Manager:
     async def report_tasks(self, node_id: str, reports: Sequence[TaskReport]) -> None:
         decisions.member(self._wishes, node_id)
         await self.services.report(node_id, reports)
+
+    async def deliver(self, node_id: str, errand: str, pieces: AsyncIterator[bytes]) -> None:
+        await self.services.errands.deliver(node_id, errand, pieces)
 
     def renew(self, node_id: str, csr: bytes) -> bytes:
         """A new certificate, DER. Raises :class:`ForbiddenError` if it is no node (any more)."""

@@ -33,7 +33,7 @@ from vxnet.daemon.manager import Manager
 from vxnet.daemon.place import Place
 from vxnet.daemon.state import LocalNode, StateDirectory
 from vxnet.model.address import IPAddress
-from vxnet.model.api import InitRequest, JoinClaim, JoinRequest, LeaseRequest
+from vxnet.model.api import Errand, InitRequest, JoinClaim, JoinRequest, LeaseRequest
 from vxnet.model.assignment import Assignment
 from vxnet.model.cluster import CONTROL_PORT, GOSSIP_PORT, Lease, Network, Node
 from vxnet.model.errors import (
@@ -61,12 +61,18 @@ class Membership:
     """
 
     def __init__(
-        self, state: StateDirectory, config: Config, facts: Callable[[], HostFacts], changed: Callable[[], None]
+        self,
+        state: StateDirectory,
+        config: Config,
+        facts: Callable[[], HostFacts],
+        changed: Callable[[], None],
+        errand: Callable[[Errand], None] = lambda errand: None,
     ) -> None:
         self._state = state
         self._config = config
         self._facts = facts
         self._changed = changed
+        self._errand = errand
         self._place: Place | None = None
         self._running: asyncio.Task[None] | None = None
         self._group = asyncio.TaskGroup()
@@ -273,7 +279,9 @@ class Membership:
         return address, choose_address(path, facts, "--data-path-addr") if path else address
 
     async def _enter(self, local: LocalNode, assignment: Assignment | None, manager: Manager | None = None) -> None:
-        self._place = await Place.open(self._state, local, assignment, manager, self._facts, self._changed)
+        self._place = await Place.open(
+            self._state, local, assignment, manager, self._facts, self._changed, self._errand
+        )
         self._running = self._group.create_task(self._place.run())
         self._changed()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
@@ -38,6 +38,9 @@ class Mirror:
         self._log_start = wishes.revision
         """All that came after this revision is in the log."""
         self._signed: dict[str, Signed] = {}
+        self._followers: Counter[str] = Counter()
+        self._said: dict[str, list[Item]] = {}
+        """To nodes that follow, beside what the store holds."""
         self._stopped: VxnetError | None = None
 
     async def run(self) -> None:
@@ -88,6 +91,26 @@ class Mirror:
         """
         if node not in self.wishes.nodes:
             raise ForbiddenError(f"node {node} was removed from the cluster", hint="`vxnet leave --force`, then join")
+        self._followers[node] += 1
+        try:
+            async with aclosing(self._updates(node, since)) as updates:
+                async for update in updates:
+                    yield update
+        finally:
+            self._followers[node] -= 1
+            self._said.pop(node, None)
+
+    def say(self, node: str, item: Item) -> bool:
+        """Once, to ``node`` if it follows now: with the revision that it has, so that whoever does not know the item
+        passes over it. Whether it follows.
+        """
+        if not self._followers[node]:
+            return False
+        self._said.setdefault(node, []).append(item)
+        self._wake()
+        return True
+
+    async def _updates(self, node: str, since: int | None) -> AsyncGenerator[Update, None]:
         while True:
             if since is None or not self._log_start <= since <= self.wishes.revision:
                 update = self._snapshot(node)
@@ -99,7 +122,9 @@ class Mirror:
                     yield Update(revision=revision, items=items)
             if node not in self.wishes.nodes:
                 return
-            if since == self.wishes.revision:
+            if said := self._said.pop(node, None):
+                yield Update(revision=since, items=tuple(said))
+            if since == self.wishes.revision and node not in self._said:
                 await self.wait_moved()
 
     # Parts

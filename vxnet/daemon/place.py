@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import ipaddress
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 
 import structlog
 from msgspec.structs import replace
@@ -30,14 +30,14 @@ from vxnet.core import assignment as assignments
 from vxnet.core import trust
 from vxnet.core.applied import Acknowledgements
 from vxnet.core.facts import Facts
-from vxnet.core.gossip import planned_absence_s
 from vxnet.core.members import Member
 from vxnet.core.timing import LAN
+from vxnet.daemon.absences import Absences
 from vxnet.daemon.manager import Manager
 from vxnet.daemon.managers import Here, Managers
 from vxnet.daemon.state import LastMembers, LocalNode, StateDirectory
 from vxnet.model.address import IPAddress
-from vxnet.model.api import LeaseRequest, NodeReport, TaskReport
+from vxnet.model.api import Errand, LeaseRequest, NodeReport, TaskReport
 from vxnet.model.assignment import Assignment
 from vxnet.model.cluster import GOSSIP_PORT, Lease, Network
 from vxnet.model.errors import ForbiddenError, HostError, VxnetError
@@ -57,9 +57,6 @@ CLOCK_S = 600.0
 """How late a clock that was set (at boot it may be years off) is noticed."""
 SYNC_S = 0.5
 """From meeting a member to having its table: a push/pull over TCP and what follows from it."""
-
-MET_S = 30.0
-"""After a manager's start, for the nodes to be met: gossip asks its seeds and the last members within seconds."""
 
 KNOWN_S = 0.5
 """Longest that a container's start waits for the others. It takes 20 ms, which the making of its sandbox hides; a
@@ -88,6 +85,7 @@ class Place:
         manager: Manager | None,
         facts: Callable[[], HostFacts],
         changed: Callable[[], None],
+        errand: Callable[[Errand], None] = lambda errand: None,
     ) -> None:
         self.node = local.node
         self.manager = manager
@@ -98,6 +96,7 @@ class Place:
         self._state = state
         self._facts = facts
         self._changed = changed
+        self._errand = errand
         certificate_pem, key_pem = state.credentials()
         self._key = trust.key_from_pem(key_pem)
         self.certificate = trust.certificate_from_pem(certificate_pem)
@@ -110,9 +109,11 @@ class Place:
         self._told: Applied | None = None
         self._remembered_vteps = state.last_members().vteps
         self._remembered_until = time.monotonic() + LAN.paths_kept_s
-        self._lost: dict[str, float] = {}
-        """Since when the gossip calls a node dead; seconds since 1970."""
-        self._opened_at = time.time()
+        self._absences = Absences(
+            manager.nodes if manager is not None else tuple,
+            manager.services.scheduler.wake if manager is not None else None,
+            self.node.id,
+        )
         self._leaving = False
         self.removed = False
         """The managers say that this node is none of the cluster any more."""
@@ -153,7 +154,7 @@ class Place:
         if manager is not None:
             manager.users_of = self.users_of
             manager.alive = self.is_alive
-            manager.services.scheduler.lost = self.lost
+            manager.services.scheduler.lost = self._absences.lost
 
     @classmethod
     async def open(
@@ -164,6 +165,7 @@ class Place:
         manager: Manager | None,
         facts: Callable[[], HostFacts],
         changed: Callable[[], None],
+        errand: Callable[[Errand], None] = lambda errand: None,
     ) -> Place:
         """With the store on a manager. Raises :class:`HostError` on a damaged state directory."""
         if local.node.role == "manager" and manager is None:
@@ -181,7 +183,7 @@ class Place:
                 f"{state.path / 'assignment.json'} is missing: this node cannot tell which cluster it is in",
                 hint=f"restore it, or move {state.path} away and join again",
             )
-        return cls(state, local, assignments.reread(assignment), manager, facts, changed)
+        return cls(state, local, assignments.reread(assignment), manager, facts, changed, errand)
 
     async def run(self) -> None:
         try:
@@ -223,6 +225,8 @@ class Place:
     async def _follow(self) -> None:
         try:
             async for update in self._managers.follow(self.assignment.revision):
+                for errand in assignments.errands(update):
+                    self._errand(errand)
                 self._learn(assignments.apply(self.assignment, update))
         except ForbiddenError as error:
             if self._leaving:
@@ -407,7 +411,7 @@ class Place:
             self.gossip.changed.clear()
             self._moved.set()
             self._moved = asyncio.Event()
-            self._count_lost()
+            self._absences.look(self.members())
             self._changed()
             addresses = {member.address for member in self.members() if member.present}
             last = LastMembers(addresses=tuple(sorted(addresses, key=str)), vteps=self.vteps())
@@ -455,24 +459,9 @@ class Place:
     def is_alive(self, node_id: str) -> bool:
         return node_id == self.node.id or any(member.id == node_id and member.present for member in self.members())
 
-    def _count_lost(self) -> None:
-        now = time.time()
-        silent = {member.id: now + planned_absence_s(member) for member in self.members() if not member.present}
-        lost = {id: self._lost.get(id, since) for id, since in silent.items()}
-        if lost != self._lost:
-            self._lost = lost
-            if self.manager is not None:
-                self.manager.services.scheduler.wake()
-
-    def lost(self) -> Mapping[str, float]:
-        """Since when nodes are lost, by node id; of one that said when it will be back, from then on. One that was not
-        met since this daemon's start is lost too, but not before it had time to be met.
-        """
-        found = dict(self._lost)
-        if self.manager is not None and time.time() > self._opened_at + MET_S:
-            met = {member.id for member in self.members()} | {self.node.id}
-            found |= {node.id: self._opened_at + MET_S for node in self.manager.nodes() if node.id not in met}
-        return found
+    async def deliver(self, errand: Errand, pieces: AsyncIterator[bytes]) -> None:
+        """Raises :class:`NotFoundError` when nobody waits for it any more."""
+        await self._managers.deliver(errand.id, pieces)
 
     async def report_tasks(self, reports: Sequence[TaskReport]) -> None:
         """Raises what the managers do, or that there is none in reach."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing
 from typing import Protocol, TypeVar
 
 import structlog
@@ -12,12 +13,16 @@ from vxnet.core import networks, services
 from vxnet.core.decisions import Decision
 from vxnet.core.wishes import Wishes
 from vxnet.daemon import service_views as views
+from vxnet.daemon.errands import Errands
 from vxnet.daemon.mirror import Mirror
 from vxnet.daemon.scheduler import Scheduler, Write
-from vxnet.model.api import ServiceProgress, ServiceUpdate, ServiceView, TaskReport, TaskView
-from vxnet.model.service import Service, ServiceSpec
+from vxnet.model.api import LogRequest, ServiceProgress, ServiceUpdate, ServiceView, TaskReport, TaskView
+from vxnet.model.errors import VxnetError
+from vxnet.model.service import Service, ServiceSpec, Task
 
 R = TypeVar("R")
+LINES = 64
+"""Held for a reader of logs who is slower than the nodes."""
 log = structlog.get_logger(__name__)
 
 
@@ -44,6 +49,8 @@ class Services:
         self._new_id = new_id
         self._now = now
         self.scheduler = Scheduler(lambda: mirror.wishes, mirror.schedule_due, turn, write, iter(new_id, ""), now)
+
+        self.errands = Errands(mirror, new_id)
 
     async def run(self) -> None:
         await self.scheduler.run()
@@ -78,6 +85,57 @@ class Services:
                 yield news
                 told = news
             await self._mirror.wait_moved()
+
+    async def logs(self, ref: str, request: LogRequest) -> AsyncGenerator[bytes, None]:
+        """The logs of a service's tasks, or of one task, each line behind ``task node ``; with ``follow`` also of tasks
+        that come later. Raises :class:`NotFoundError`.
+        """
+        chosen = self._chosen(ref)
+        lines: asyncio.Queue[bytes | None] = asyncio.Queue(LINES)
+        async with asyncio.TaskGroup() as group:
+            asking = group.create_task(self._ask_all(chosen, request, lines))
+            try:
+                while (line := await lines.get()) is not None:
+                    yield line
+            finally:
+                asking.cancel()
+
+    def _chosen(self, ref: str) -> Callable[[], Iterable[Task]]:
+        wishes = self._wishes
+        task = next((one for one in wishes.tasks.values() if ref in (one.id, one.name)), None)
+        if task is not None:
+            return lambda: [task]
+        id = networks.find(ref, wishes.services.values(), "service").id
+        return lambda: self._wishes.tasks_of_service.get(id, {}).values()
+
+    async def _ask_all(
+        self, chosen: Callable[[], Iterable[Task]], request: LogRequest, lines: asyncio.Queue[bytes | None]
+    ) -> None:
+        asked: set[str] = set()
+        async with asyncio.TaskGroup() as group:
+            while True:
+                for task in sorted(chosen(), key=lambda task: task.created_at):
+                    status = self._wishes.statuses.get(task.id)
+                    if task.id not in asked and status is not None and status.container:
+                        asked.add(task.id)
+                        group.create_task(self._ask(task, request, lines))
+                if not request.follow:
+                    break
+                await self._mirror.wait_moved()
+        await lines.put(None)
+
+    async def _ask(self, task: Task, request: LogRequest, lines: asyncio.Queue[bytes | None]) -> None:
+        node = self._wishes.nodes.get(task.node)
+        label = f"{task.name} {node.name if node is not None else task.node} ".encode()
+        rest = b""
+        try:
+            async with aclosing(self.errands.logs(task.node, task.id, request)) as pieces:
+                async for piece in pieces:
+                    *whole, rest = (rest + piece).split(b"\n")
+                    for line in whole:
+                        await lines.put(label + line + b"\n")
+        except VxnetError as error:
+            await lines.put(label + b"- stderr F vxnet: no log: " + error.message.encode() + b"\n")
 
     # Commands. Each raises what its decision does.
 

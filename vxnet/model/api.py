@@ -355,6 +355,14 @@ class LogRequest(Record, frozen=True, kw_only=True):
     """RFC 3339 in UTC with nine digits of a second, as the log has it."""
 
 
+class Errand(Record, frozen=True, kw_only=True):
+    """What a manager asks of a node: to deliver the log of one of its tasks."""
+
+    id: str
+    task: str
+    request: LogRequest
+
+
 class ContainerView(Record, frozen=True, kw_only=True):
     """A line of ``ps``."""
 

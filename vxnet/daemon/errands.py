@@ -1,0 +1,89 @@
+"""What a manager asks of a node for somebody who waits: the output of a task.
+
+::
+
+     vxnet service logs ──> manager ── item "errand" in the node's assignment stream ──> node
+                    <── lines ──┴── POST /v1/nodes/{node}/errands/{id}, the log as it is read ──┘
+
+Nodes listen to managers and never the other way round, so the way back is a request of the node's. An errand is said
+once, to whoever follows at that moment, and is not kept anywhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+
+from vxnet.core.assignment import item
+from vxnet.daemon.mirror import Mirror
+from vxnet.model.api import Errand, LogRequest
+from vxnet.model.errors import NotFoundError, UnavailableError
+
+BEGIN_S = 5.0
+"""For a node to begin with its answer."""
+PIECES = 16
+"""Held for a reader who is slower than the node."""
+
+
+class Errands:
+    def __init__(self, mirror: Mirror, new_id: Callable[[], str]) -> None:
+        self._mirror = mirror
+        self._new_id = new_id
+        self._waiting: dict[str, _Waiting] = {}
+
+    async def logs(self, node: str, task: str, request: LogRequest) -> AsyncGenerator[bytes, None]:
+        """The log of a task in pieces, as its node reads it. Raises :class:`UnavailableError` if the node is not there
+        to be asked, or does not begin in time.
+        """
+        errand = Errand(id=self._new_id(), task=task, request=request)
+        waiting = self._waiting[errand.id] = _Waiting(node)
+        try:
+            if not self._mirror.say(node, item("errand", errand.id, errand)):
+                raise UnavailableError("its node does not follow this manager")
+            try:
+                async with asyncio.timeout(BEGIN_S):
+                    piece = await waiting.pieces.get()
+            except TimeoutError:
+                raise UnavailableError("its node does not answer") from None
+            while piece is not None:
+                yield piece
+                piece = await waiting.pieces.get()
+        finally:
+            del self._waiting[errand.id]
+            waiting.over.set()
+
+    async def deliver(self, node: str, id: str, pieces: AsyncIterator[bytes]) -> None:
+        """What ``node`` brings. Raises :class:`NotFoundError` when nobody waits for it (any more)."""
+        waiting = self._waiting.get(id)
+        if waiting is None or waiting.node != node:
+            raise NotFoundError("nobody waits for that")
+        await waiting.pieces.put(b"")  # it has begun
+        over = asyncio.ensure_future(waiting.over.wait())
+        try:
+            while True:
+                coming = asyncio.ensure_future(_pass_on(pieces, waiting.pieces))
+                await asyncio.wait((coming, over), return_when=asyncio.FIRST_COMPLETED)
+                if not coming.done():
+                    coming.cancel()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await coming
+                    raise NotFoundError("nobody waits for that any more")
+                if not coming.result():
+                    return
+        finally:
+            over.cancel()
+
+
+class _Waiting:
+    def __init__(self, node: str) -> None:
+        self.node = node
+        self.pieces: asyncio.Queue[bytes | None] = asyncio.Queue(PIECES)
+        self.over = asyncio.Event()
+
+
+async def _pass_on(source: AsyncIterator[bytes], to: asyncio.Queue[bytes | None]) -> bool:
+    """One piece; whether there may be more."""
+    piece = await anext(source, None)
+    await to.put(piece)
+    return piece is not None
