@@ -85,3 +85,26 @@ def test_a_client_stays_where_it_is_when_others_come_and_go() -> None:
     moved = {old for old, new in zip(before.backends, after.backends, strict=True) if old != new}
     assert moved == {gone}
     assert of(affinity="client-ip")[0].backends == ()
+
+
+def test_one_step_after_the_other_is_the_same_as_all_at_once(rng: random.Random) -> None:
+    """The memory changes nothing but the time it takes."""
+    balance = Balance()
+    states: list[EndpointState] = ["starting", "ready", "draining"]
+    rows = {number: task(number) for number in range(2, 12)}
+    services = [service()]
+    networks = ["n"]
+    for _ in range(300):
+        number = rng.randrange(2, 12)
+        if rng.random() < 0.3:
+            rows.pop(number, None)
+        else:
+            rows[number] = task(
+                number, rng.choice(states), service=rng.choice("st"), network=rng.choice(["n", "n", "m"])
+            )
+        if rng.random() < 0.1:
+            affinity: Affinity = rng.choice(["", "client-ip"])
+            services = [service(affinity, network) for network in rng.sample(["n", "m"], rng.randrange(3))]
+            networks = rng.sample(["n", "m"], rng.randrange(3))
+        facts = Facts.gather(rows.values())
+        assert balance.of(facts, services, networks) == Balance().of(facts, services, networks)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import struct
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from vxnet.core.facts import ByOwner, Fact, Facts
@@ -34,43 +34,87 @@ _Place = tuple[str, str]
 
 
 class Balance:
-    """Remembers what it made, for speed: the result is the same without, but records that stay equal stay the same
-    objects, so that who compares them sees at a glance that nothing changed."""
+    """Remembers what it made, for speed: the result is the same without. What stays equal stays the same object, so
+    that who compares sees at a glance that nothing changed; a row that is another costs what its service costs."""
 
     def __init__(self) -> None:
         self._by_owner = ByOwner(_tasks_of)
-        self._made: dict[tuple[str, IPAddress], VirtualService] = {}
+        self._heard: dict[str, Mapping[_Place, _Tasks]] = {}
+        self._behind: dict[_Place, dict[str, _Tasks]] = {}
+        """By owner, for each service."""
+        self._services: tuple[PublicService, ...] = ()
+        self._addresses: dict[_Place, list[tuple[IPAddress, bool]]] = {}
+        """Of each service, and whether the client's address chooses."""
+        self._made: dict[str, dict[IPAddress, VirtualService]] = {}
+        """By network; sorted."""
+        self._result: dict[str, tuple[VirtualService, ...]] = {}
 
     def of(
         self, facts: Facts, services: Iterable[PublicService], networks: Collection[str]
     ) -> dict[str, tuple[VirtualService, ...]]:
         """By network, of those asked for. ``facts``: the rows that count, this host's own too."""
-        tasks: dict[_Place, list[_Tasks]] = {}
-        for found in self._by_owner.of(facts).values():
-            for where, some in found.items():
-                tasks.setdefault(where, []).append(some)
-        before, self._made = self._made, {}
-        virtual: dict[str, list[VirtualService]] = {network: [] for network in networks}
-        for service in services:
+        changed = self._hear(self._by_owner.of(facts))
+        services = tuple(services)
+        if services != self._services or self._made.keys() != {*networks}:
+            self._services = services
+            self._arrange(networks)
+        else:
+            self._update(changed)
+        return self._result
+
+    def _hear(self, found: dict[str, Mapping[_Place, _Tasks]]) -> set[_Place]:
+        """Whose tasks are others than before."""
+        before, self._heard = self._heard, found
+        changed: set[_Place] = set()
+        for owner in before.keys() | found.keys():
+            old, new = before.get(owner, _NOBODY), found.get(owner, _NOBODY)
+            if old is new:
+                continue
+            changed |= old.keys() | new.keys()
+            for where in old.keys() - new.keys():
+                del self._behind[where][owner]
+            for where, tasks in new.items():
+                self._behind.setdefault(where, {})[owner] = tasks
+        return changed
+
+    def _arrange(self, networks: Collection[str]) -> None:
+        """All of it anew."""
+        before, self._made, self._addresses = self._made, {network: {} for network in networks}, {}
+        for service in self._services:
             for place in service.networks:
-                if place.network not in virtual:
-                    continue
-                behind = tasks.get((place.network, service.id), ())
-                for address in place.vips:
-                    key = place.network, address
-                    made = _virtual(address, behind, before.get(key), sticky=service.affinity == "client-ip")
-                    self._made[key] = made
-                    virtual[place.network].append(made)
-        return {network: _settled(found) for network, found in virtual.items()}
+                if place.network in self._made:
+                    sticky = service.affinity == "client-ip"
+                    self._addresses[place.network, service.id] = [(address, sticky) for address in place.vips]
+        for where, addresses in self._addresses.items():
+            network = where[0]
+            for address, sticky in addresses:
+                known = before.get(network, {}).get(address)
+                self._made[network][address] = self._virtual(where, address, known, sticky=sticky)
+        for network, made in self._made.items():
+            self._made[network] = dict(sorted(made.items(), key=lambda one: (one[0].version, one[0].packed)))
+        self._result = {network: tuple(made.values()) for network, made in self._made.items()}
+
+    def _update(self, changed: Iterable[_Place]) -> None:
+        networks = set()
+        for where in changed:
+            for address, sticky in self._addresses.get(where, ()):
+                known = self._made[where[0]][address]
+                made = self._made[where[0]][address] = self._virtual(where, address, known, sticky=sticky)
+                if made is not known:
+                    networks.add(where[0])
+        if networks:
+            self._result = self._result | {network: tuple(self._made[network].values()) for network in networks}
+
+    def _virtual(
+        self, where: _Place, address: IPAddress, before: VirtualService | None, *, sticky: bool
+    ) -> VirtualService:
+        return _virtual(address, self._behind.get(where, {}).values(), before, sticky=sticky)
 
 
-def _settled(found: list[VirtualService]) -> tuple[VirtualService, ...]:
-    """Sorted, and one for each address."""
-    unique = {(service.address.version, service.address.packed): service for service in found}
-    return tuple(unique[key] for key in sorted(unique))
+_NOBODY: Mapping[_Place, _Tasks] = {}
 
 
-def _tasks_of(_owner: str, rows: tuple[Fact, ...]) -> dict[_Place, _Tasks]:
+def _tasks_of(_owner: str, rows: tuple[Fact, ...]) -> Mapping[_Place, _Tasks]:
     found: dict[_Place, tuple[list[IPAddress], list[IPAddress]]] = {}
     for _, _, endpoint in rows:
         if isinstance(endpoint, Endpoint) and endpoint.service and endpoint.state != "starting":
