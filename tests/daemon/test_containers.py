@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from vxnet.model.address import IPAddress
 from vxnet.model.api import LeaseRequest
 from vxnet.model.cluster import Lease, Network, Subnet
 from vxnet.model.container import Attachment, Container, ContainerSpec, NetworkWish, RestartPolicy
-from vxnet.model.errors import CallerError, ConflictError, HostError
+from vxnet.model.errors import CallerError, ConflictError, HostError, VxnetError
 from vxnet.model.host import Change
 
 SPEC = ContainerSpec(name="web", argv=("true",))
@@ -373,3 +374,63 @@ async def test_a_hundred_at_once_take_no_more_of_a_network_than_they_need(host, 
     made = await asyncio.gather(*map(host.containers.create, specs))
     assert len({container.attachments[0].addresses for container in made}) == 100
     assert len(asked) <= 2 and sum(block.num_addresses for block in blocks) <= 8 + 128 + 128
+
+
+@pytest.mark.parametrize("round_", range(4))
+async def test_whatever_many_ask_at_once_nothing_hangs_and_nothing_is_left(host, monkeypatch, rng, round_):
+    """Commands that end by themselves, policies, and people who start, stop, kill and remove the same containers."""
+    names = ("a", "b", "c")
+    monkeypatch.setattr("vxnet.core.restarts.FIRST_S", 0.002)
+
+    async def slow(*_: object) -> Shim:
+        await asyncio.sleep(rng.choice((0, 0, 0.001, 0.003)))
+        if rng.random() < 0.1:
+            raise HostError("no memory")
+        shim = Shim()
+        host.shims.append(shim)
+        if rng.random() < 0.5:
+            asyncio.get_running_loop().call_later(rng.random() * 0.01, shim.end, rng.choice((0, 1, None)))
+        return shim
+
+    monkeypatch.setattr(tasks, "start", slow)
+
+    async def ask() -> None:
+        for _ in range(40):
+            name = rng.choice(names)
+            policy = RestartPolicy(name=rng.choice(("no", "always", "on-failure", "unless-stopped")))
+            verb = rng.choice(("create", "start", "start", "stop", "restart", "kill", "remove", "prepare", "rename"))
+            spec = ContainerSpec(
+                name=name, argv=("true",), restart=policy, remove=policy.name == "no" and rng.random() < 0.3,
+                networks=(NetworkWish(network="blue"),) if rng.random() < 0.5 else (),
+            )  # fmt: skip
+            asked = {
+                "create": lambda spec=spec: host.containers.create(spec),
+                "start": lambda name=name: host.containers.start(name),
+                "prepare": lambda name=name: host.containers.prepare(name),
+                "stop": lambda name=name: host.containers.stop(name, 0.01),
+                "restart": lambda name=name: host.containers.restart(name, 0.01),
+                "kill": lambda name=name: host.containers.kill(name, 9),
+                "remove": lambda name=name: host.containers.remove(name, force=True),
+                "rename": lambda name=name: host.containers.rename(name, rng.choice(names)),
+            }[verb]
+            try:
+                async with asyncio.timeout(5):
+                    await asked()
+            except VxnetError:
+                pass
+            except TimeoutError:
+                raise AssertionError(f"{verb} {name} hangs: {host.containers.all()}") from None
+            await asyncio.sleep(rng.choice((0, 0, 0.002)))
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(6):
+            group.create_task(ask())
+    async with asyncio.timeout(10):
+        while host.containers.all():
+            for container in host.containers.all():
+                with contextlib.suppress(VxnetError):
+                    await host.containers.remove(container.id, force=True)
+            await asyncio.sleep(0.001)
+    await asyncio.sleep(0.05)
+    assert host.containers.all() == ()
+    assert list(host.state.containers_path.iterdir()) == []

@@ -36,7 +36,7 @@ from vxnet.core.restarts import runs_again
 from vxnet.daemon.attachments import Attachments, Cluster
 from vxnet.daemon.inside import Inside
 from vxnet.daemon.nicknames import nickname
-from vxnet.daemon.records import Records, ended
+from vxnet.daemon.records import Making, Records, ended
 from vxnet.daemon.restarts import Restarts
 from vxnet.daemon.state import StateDirectory
 from vxnet.daemon.wiring import Wiring
@@ -90,8 +90,7 @@ class Containers:
         self._resolver = resolver
         self._records = Records(state)
         self._tasks: dict[str, tasks.Task] = {}
-        self._making: set[str] = set()
-        """Between the wish to have them, and their sandbox."""
+        self._making = Making()
         self._held: set[str] = set()
         """``--rm`` does not take them away now."""
         self._restarts = Restarts(self._start_again)
@@ -124,15 +123,13 @@ class Containers:
     async def create(self, spec: ContainerSpec, task: TaskRef | None = None, unready: bool = False) -> Container:
         """Everything but the command: see the picture above. Whatever fails, nothing of it stays."""
         container = self._reserve(spec, task, unready)
-        self._making.add(container.id)
-        try:
-            wishes = [wish for wish in spec.networks if wish.network not in NOT_OVERLAYS]
-            return await self._make(container.id, wishes)
-        except BaseException:
-            await asyncio.shield(self._discard(container.id))
-            raise
-        finally:
-            self._making.discard(container.id)
+        with self._making.hold(container.id):
+            try:
+                wishes = [wish for wish in spec.networks if wish.network not in NOT_OVERLAYS]
+                return await self._make(container.id, wishes)
+            except BaseException:
+                await asyncio.shield(self._discard(container.id))
+                raise
 
     def _reserve(self, spec: ContainerSpec, task: TaskRef | None, unready: bool) -> Container:
         """A record that holds the name, before anything that waits."""
@@ -163,6 +160,7 @@ class Containers:
         files as it left them. Whatever fails, it is as before. Harmless if it waits for its start already.
         """
         container = self.find(ref)
+        self._records.check_stays(container)
         if container.id in self._making:
             raise ConflictError(f'container "{container.spec.name}" is still being made', hint="try again")
         if container.id in self._tasks:
@@ -173,29 +171,31 @@ class Containers:
         return await self._prepare(replace(container, restarts=0, stopped=False))
 
     async def _prepare(self, before: Container) -> Container:
-        self._making.add(before.id)
-        try:
-            networks = [self.attachments.network_of(attachment) for attachment in before.attachments]
-            wishes = []
-            for attachment, network in zip(before.attachments, networks, strict=True):
-                if not self.attachments.is_free(before, attachment):
-                    wishes.append(self.attachments.wish_for(before, attachment, network))
-            lost = {wish.network for wish in wishes}
-            self._records.begin(
-                replace(
-                    before,
-                    state="created",
-                    attachments=tuple(one for one in before.attachments if one.network not in lost),
-                    gateway=before.gateway if self.attachments.is_free(before, before.gateway) else None,
-                    error="",
-                )
+        with self._making.hold(before.id):
+            try:
+                return await self._make(before.id, self._begin_again(before))
+            except BaseException as error:
+                await asyncio.shield(self._back_to(before, str(error)))
+                raise
+
+    def _begin_again(self, before: Container) -> list[NetworkWish]:
+        """A record with the places that it can have again; the others, which are to be found anew."""
+        networks = [self.attachments.network_of(attachment) for attachment in before.attachments]
+        wishes = []
+        for attachment, network in zip(before.attachments, networks, strict=True):
+            if not self.attachments.is_free(before, attachment):
+                wishes.append(self.attachments.wish_for(before, attachment, network))
+        lost = {wish.network for wish in wishes}
+        self._records.begin(
+            replace(
+                before,
+                state="created",
+                attachments=tuple(one for one in before.attachments if one.network not in lost),
+                gateway=before.gateway if self.attachments.is_free(before, before.gateway) else None,
+                error="",
             )
-            return await self._make(before.id, wishes)
-        except BaseException as error:
-            await asyncio.shield(self._back_to(before, str(error)))
-            raise
-        finally:
-            self._making.discard(before.id)
+        )
+        return wishes
 
     async def _back_to(self, before: Container, error: str) -> None:
         """After a start that failed. A stop meanwhile counts."""
@@ -217,7 +217,10 @@ class Containers:
         container = self._records.now(container_id)
         self._records.keep(replace(container, gateway=self.attachments.way_out(container)))
         self._changed()
-        return await self._open_sandbox(container_id)
+        container = await self._open_sandbox(container_id)
+        if container_id not in self._tasks:
+            raise HostError(f'the sandbox of "{container.spec.name}" ended while it was being wired')
+        return container
 
     async def _open_sandbox(self, container_id: str) -> Container:
         container = self._records.now(container_id)
@@ -256,9 +259,9 @@ class Containers:
 
     async def _launch(self, container_id: str) -> Container:
         container = self._records.now(container_id)
-        task = self._tasks[container_id]
+        task = self._tasks.get(container_id)
         ended = self._records.ended(container_id)  # with --rm it is not to be found there afterwards
-        if container.stopped:
+        if task is None or container.stopped:
             await self._end(container_id)
             raise ConflictError(f'container "{container.spec.name}" was stopped while it was being started')
         try:
@@ -304,8 +307,10 @@ class Containers:
             timeout_s = STOP_S if container.spec.stop_timeout_s is None else container.spec.stop_timeout_s
         ended = self._records.ended(container.id)
         self._put_stopped(container.id)
-        if self._restarts.cancel(container.id):
+        if container.state == "restarting":
+            self._restarts.cancel(container.id)
             self._gave_up(self._records.now(container.id))
+        await self._making.wait_over(container.id)  # who starts it will see that it is to be stopped
         task = self._tasks.get(container.id)
         if container.state == "running" and task is not None:
             first = container.spec.stop_signal or signal.SIGTERM
@@ -315,8 +320,6 @@ class Containers:
                 done, _ = await asyncio.wait([ended], timeout=patience_s)
                 if done:
                     break
-        elif container.id in self._making:  # who starts it will see that it is to be stopped
-            await asyncio.wait([ended], timeout=KILL_TIMEOUT_S)
         await self._end(container.id)
 
     def _put_stopped(self, container_id: str) -> None:
@@ -347,6 +350,9 @@ class Containers:
             raise ConflictError(
                 f'container "{container.spec.name}" is {container.state}', hint="stop it first, or use `vxnet rm -f`"
             )
+        if container.id in self._making:
+            self._put_stopped(container.id)
+            await self._making.wait_over(container.id)
         await self._discard(container.id)
 
     async def _watch(self, container_id: str, task: tasks.Task) -> None:
@@ -394,9 +400,9 @@ class Containers:
         await self._end(container_id)
         if self._records.get(container_id) is None:
             return
-        await asyncio.to_thread(
-            tasks.remove, container_id, self._state.container_directory(container_id), self._run_directory
-        )
+        directory = self._state.container_directory(container_id)
+        with self._records.doom(container_id):
+            await asyncio.to_thread(tasks.remove, container_id, directory, self._run_directory)
         if not self._records.forget(container_id):
             return  # --rm and `vxnet rm` met here; the other was faster
         self.wiring.forget(container_id)
@@ -406,9 +412,13 @@ class Containers:
     # By policy
 
     async def _start_again(self, container_id: str) -> None:
-        """The pause is over."""
+        """The pause is over. Somebody may have started, ended or removed it in the same moment."""
+        container = self._records.get(container_id)
+        if container is None or container.state != "restarting":
+            return
         try:
-            await self._prepare(self._records.now(container_id))
+            self._records.check_stays(container)
+            await self._prepare(container)
             await self._launch(container_id)
         except VxnetError as error:
             log.warning("container not started again", container=container_id[:12], error=str(error))

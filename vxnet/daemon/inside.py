@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from vxnet.core.containers import check_spec
 from vxnet.core.etc import etc_files
 from vxnet.daemon.logs import read_log
-from vxnet.daemon.records import Records
+from vxnet.daemon.records import Making, Records
 from vxnet.daemon.state import StateDirectory
 from vxnet.host import cgroups, tasks
 from vxnet.host.processes import processes_beside
@@ -33,7 +33,7 @@ class Inside:
         run_directory: Path,
         records: Records,
         running: Mapping[str, tasks.Task],
-        making: set[str],
+        making: Making,
     ) -> None:
         self._state = state
         self._run_directory = run_directory
@@ -108,16 +108,14 @@ class Inside:
         if container.id in self._making or container.state == "restarting":
             raise ConflictError(f'container "{container.spec.name}" is just being started', hint="try again")
         directory = self._state.container_directory(container.id)
-        self._making.add(container.id)
-        try:
+        self._records.check_stays(container)
+        with self._making.hold(container.id):
             task = await tasks.start(container, directory, etc_files(container), self._run_directory)
             try:
                 yield task.pid
             finally:
                 await task.destroy()
                 await asyncio.to_thread(tasks.sweep, container.id, directory, self._run_directory)
-        finally:
-            self._making.discard(container.id)
 
     def logs(self, ref: str, request: LogRequest) -> AsyncIterator[bytes]:
         """The log as the shim writes it (CRI lines), in pieces."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import Iterator
 
 from msgspec.structs import replace
 
@@ -13,6 +15,30 @@ from vxnet.model.container import Container
 from vxnet.model.errors import ConflictError, NotFoundError
 
 
+class Making:
+    """Who is on the way to a sandbox, by id. Nobody else touches them, but may wait until that is over."""
+
+    def __init__(self) -> None:
+        self._over: dict[str, asyncio.Event] = {}
+
+    def __contains__(self, container_id: str) -> bool:
+        return container_id in self._over
+
+    @contextlib.contextmanager
+    def hold(self, container_id: str) -> Iterator[None]:
+        over = self._over[container_id] = asyncio.Event()
+        try:
+            yield
+        finally:
+            del self._over[container_id]
+            over.set()
+
+    async def wait_over(self, container_id: str) -> None:
+        """Harmless where it is over."""
+        if (over := self._over.get(container_id)) is not None:
+            await over.wait()
+
+
 class Records:
     """What is here is the truth about the containers; the disk follows."""
 
@@ -20,6 +46,8 @@ class Records:
         self._state = state
         self._records: dict[str, Container] = {}
         self._ends: dict[str, asyncio.Future[Container]] = {}
+        self._doomed: set[str] = set()
+        """Their files are being removed: nothing is written there any more."""
 
     def all(self) -> tuple[Container, ...]:
         return tuple(self._records.values())
@@ -65,8 +93,23 @@ class Records:
     def keep(self, container: Container) -> Container:
         """On disk too. Raises :class:`HostError`; then it is in memory all the same."""
         self.put(container)
-        self._state.save_container(container)
+        if container.id not in self._doomed:
+            self._state.save_container(container)
         return container
+
+    def check_stays(self, container: Container) -> None:
+        """Raises :class:`NotFoundError` if it is being removed."""
+        if container.id in self._doomed:
+            raise NotFoundError(f'container "{container.spec.name}" is just being removed')
+
+    @contextlib.contextmanager
+    def doom(self, container_id: str) -> Iterator[None]:
+        """While its files are removed."""
+        self._doomed.add(container_id)
+        try:
+            yield
+        finally:
+            self._doomed.discard(container_id)
 
     def end(self, container: Container) -> None:
         """Tell those who wait for it. Harmless twice."""
