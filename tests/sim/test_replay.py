@@ -5,18 +5,27 @@ from __future__ import annotations
 from tests.sim.network import Simulation
 from vxnet.core.gossip import GossipNode
 from vxnet.core.members import Address
+from vxnet.core.stream import Stream
 
 
 class Recorded(Simulation):
-    """Keeps every datagram that came to somebody, with its receiver and its sender."""
+    """Keeps every datagram that came to somebody, and what was said first over every stream, with its receiver and its
+    sender."""
 
     def __init__(self, seed: int, count: int, **options: object) -> None:
         self.tape: list[tuple[int, bytes, Address]] = []
+        self.streams: list[tuple[int, bytes, Address]] = []
         super().__init__(seed, count, **options)  # type: ignore[arg-type]
 
     def _deliver(self, target: int, node: GossipNode, data: bytes, sender: Address) -> None:
         self.tape.append((target, data, sender))
         super()._deliver(target, node, data, sender)
+
+    def _dial(self, number: int, node: GossipNode, stream: Stream) -> None:
+        target = self._numbers.get(stream.addr[0])
+        if target is not None:
+            self.streams.append((target, stream.to_send, (self._addresses[number], 40000)))
+        super()._dial(number, node, stream)
 
 
 def picture(sim: Simulation) -> dict[int, object]:
@@ -61,11 +70,15 @@ def test_replayed_packets_change_nothing(seed: int) -> None:
     before = picture(sim)
     assert sim.statuses(1) == {"h1": "alive", "h2": "alive", "h3": "alive", "h4": "alive", "h5": "left"}
     assert sim.names(1) == {"1-e-1", "2-e-2", "4-e-4", "3-back-60"} and len(sim.roots()) == 1
-    tape, count = sim.tape[:], 0
+    tape, count = [(0, *one) for one in sim.tape] + [(1, *one) for one in sim.streams], 0
+    assert sim.streams
     sim.rng.shuffle(tape)
-    for target, data, sender in tape:
+    for is_stream, target, data, sender in tape:
         if target in sim.nodes:
-            sim.nodes[target].receive_datagram(data, sender, sim.now)
+            if is_stream:
+                sim.nodes[target].accept(sender).receive(data, sim.now)
+            else:
+                sim.nodes[target].receive_datagram(data, sender, sim.now)
             sim._transmit(target)
             count += 1
             if count % 50 == 0:
