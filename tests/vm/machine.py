@@ -143,10 +143,14 @@ class Vm:
         script = "systemctl is-system-running --wait || systemctl --failed"
         self.wait(lambda: self.sh(script, timeout_s=timeout_s), "boot")
 
-    def wait_rebooted(self, boot_id: str, timeout_s: float = BOOT_S) -> None:
-        """Until it runs again with another :meth:`boot_id`."""
-        self.wait(lambda: self.boot_id() != boot_id, "reboot", timeout_s=timeout_s)
-        self.wait_up(timeout_s)
+    def reboot(self) -> None:
+        """As an operator does it; until it runs again."""
+        before = self.boot_id()
+        with contextlib.suppress(GuestError):  # the agent may go before it has answered
+            self.sh("systemctl reboot --no-block")
+        self._hang_up()
+        self.wait(lambda: self.boot_id() != before, "reboot", timeout_s=2 * BOOT_S)
+        self.wait_up()
 
     def boot_id(self) -> str:
         return self.sh("cat /proc/sys/kernel/random/boot_id").strip()

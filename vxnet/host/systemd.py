@@ -126,13 +126,15 @@ def _start_transient_unit(unit: str, description: str, argv: Sequence[str]) -> b
     with out.array(8):
         out.property("Description", "s", out.string, description)
         out.property("Slice", "s", out.string, SLICE)
+        # At the host's shutdown the daemon goes first: what ends after it was not its to start again.
+        out.property("Before", "as", out.strings, ["vxnetd.service"])
         out.property("ExecStart", "a(sasb)", out.command, argv)
         out.property("StandardInputFileDescriptor", "h", out.u32, 0)
         # To have limits for the container below it (host/cgroups.py).
         out.property("Delegate", "b", out.u32, 1)
         # An ended one is forgotten, also one that failed: the daemon keeps what there is to know.
         out.property("CollectMode", "s", out.string, "inactive-or-failed")
-        # At the host's shutdown the shim hands SIGTERM to the container.
+        # The shim hands SIGTERM to the container.
         out.property("KillMode", "s", out.string, "mixed")
         out.property("TimeoutStopUSec", "t", out.u64, STOP_TIMEOUT_S * 1_000_000)
         # The kernel ends whom it chose; that is no reason to end the others in the container.
@@ -181,6 +183,11 @@ class _Marshal:
         self.u32(len(raw))
         self.data += raw + b"\0"
 
+    def strings(self, words: Sequence[str]) -> None:
+        with self.array(4):
+            for word in words:
+                self.string(word)
+
     def signature(self, text: str) -> None:
         self.data += bytes((len(text),)) + text.encode() + b"\0"
 
@@ -205,9 +212,7 @@ class _Marshal:
         """``a(sasb)``: one command, whose failure counts."""
         with self.array(8):
             self.string(argv[0])
-            with self.array(4):
-                for word in argv:
-                    self.string(word)
+            self.strings(argv)
             self.u32(0)
 
     def field(self, code: int, signature: str, write: Callable[[T], None], value: T) -> None:
