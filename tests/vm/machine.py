@@ -278,10 +278,11 @@ class Vm:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as monitor:
             monitor.settimeout(20.0)
             monitor.connect(str(self._directory / "qmp"))
-            _line(monitor)  # its greeting
+            lines = monitor.makefile("rb")  # events come between answers, several at once
+            lines.readline()  # its greeting
             for name, values in (("qmp_capabilities", {}), (command, arguments)):
                 monitor.sendall(json.dumps({"execute": name, "arguments": values}).encode() + b"\n")
-                while "event" in (answer := json.loads(_line(monitor))):
+                while "event" in (answer := json.loads(lines.readline())):
                     pass
                 if "error" in answer:
                     raise GuestError(f"{self.name}: {name}: {answer['error']}")

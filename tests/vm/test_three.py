@@ -117,8 +117,10 @@ def test_a_paused_machine(machines: list[Vm]) -> None:
     """A machine that stood still comes back late, with a clock that knows nothing of it."""
     vm1, vm2, _ = machines
     vm2.pause()
-    vm1.wait(lambda: "vm2" not in ready(vm1), "vm2 down", SETTLE_S)
-    vm2.resume()
+    try:
+        vm1.wait(lambda: "vm2" not in ready(vm1), "vm2 down", SETTLE_S)
+    finally:
+        vm2.resume()
     wait_ready(vm1, "vm1", "vm2", "vm3")
     together([vm1, vm2], wait_fetched)
 

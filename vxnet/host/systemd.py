@@ -256,7 +256,8 @@ def _call(member: str, signature: str, body: bytes, descriptors: Sequence[int]) 
                 raise HostError(f"systemd does not let vxnetd speak to it: {said.decode(errors='replace').strip()}")
             message = _message(member, signature, body, len(descriptors))
             sent = socket.send_fds(bus, [message], descriptors)
-            bus.sendall(message[sent:])
+            if sent < len(message):
+                bus.sendall(message[sent:])
             return _answer(bus, rest)
     except OSError as error:
         raise HostError(f"cannot ask systemd for a unit over {SOCKET}: {error.strerror or error}") from None
