@@ -163,6 +163,23 @@ def test_namespace_is_gone_with_the_daemon(pair: Pair) -> None:
     assert works(pair)
 
 
+@pytest.mark.parametrize("others", [False, True])
+def test_a_name_that_is_mounted_out_of_sight(pair: Pair, others: bool) -> None:
+    """Found by the fault test: the directory was mounted upon itself, and the name's file could not be taken away."""
+    if others:
+        pair.h1.sh("ip netns add other")
+    # As it is left when two do what ip-netns(8) does at the same time.
+    pair.h1.sh("mount --make-rprivate /run; mount --bind /run/netns /run/netns")
+    assert pair.h1.run("nsenter", "--net=/run/netns/vxnet", "true", check=False) == ""
+    assert errors(pair.h1.reconcile(pair.s1)) == []
+    assert "vx65536" in pair.h1.inside("ip", "-br", "link")
+    assert works(pair)
+    assert pair.h1.reconcile(pair.s1) == []
+    assert errors(pair.h1.do(pair.h1.kernel.teardown)) == []
+    if not others:
+        assert "netns/vxnet" not in pair.h1.run("cat", "/proc/thread-self/mountinfo")
+
+
 def test_somebody_elses_namespace_took_the_name(pair: Pair) -> None:
     before = picture(pair)
     pair.h1.sh("ip netns del vxnet; ip netns add vxnet")

@@ -1,7 +1,10 @@
 """Many: 10,000 endpoints on other hosts, and 1,000 networks on one.
 
+Times are CPU times of this process, the kernel's part included: one thread does it all and waits for nothing. On a
+machine without other work they are the wall's; on a busy one they still mean something.
+
 The endpoints: the objects that the daemon wires together (tests/perf/crowd.py) and a real kernel, in this process, fed
-with signed rows of 100 nodes that it has not heard of before. The networks: the same kernel part, 10 containers on 100
+with the signed rows of 100 nodes that have just joined. The networks: the same kernel part, 10 containers on 100
 networks each. Memory: the process's, before and after, in one of its own.
 """
 
@@ -30,9 +33,9 @@ PER_CONTAINER = 100
 
 
 def timed(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
-    began = time.perf_counter()
+    began = time.process_time()
     result = function(*arguments)
-    return time.perf_counter() - began, result
+    return time.process_time() - began, result
 
 
 def endpoints() -> None:
@@ -64,8 +67,8 @@ def endpoints() -> None:
         finally:
             crowd.close()
     rows = [
-        ("received: 1,500 signed batches checked and kept", "–", "received"),
-        ("judged: certificates, leases, addresses", "–", "judged"),
+        ("received: 1,400 signed batches checked and kept", "–", "received"),
+        ("judged: leases, addresses, places", "–", "judged"),
         ("planned", "–", "planned"),
         ("written to the kernel: 30,100 rows", "–", "written"),
         ("**programmed**: judged, planned and written", "150", "programmed"),
@@ -89,12 +92,12 @@ def one_change(crowd: Crowd, number: int) -> float:
     other = crowd.others[number]
     other.author.put("endpoint", "one more", other.endpoint(EACH))
     batches = other.author.flush()
-    began = time.perf_counter()
+    began = time.process_time()
     crowd.receive(batches)
     wanted = crowd.plan()
     changes = crowd.reconcile(wanted, [])
     crowd.tell(wanted)
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     assert len(changes) == 3, changes
     return seconds
 

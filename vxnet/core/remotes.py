@@ -88,10 +88,14 @@ class Groups:
 
 def _group(owner: str, rows: Iterable[Fact]) -> Mapping[NetworkKey, tuple[Group, ...]]:
     endpoints: dict[NetworkKey, dict[IPAddress, list[Endpoint]]] = {}
+    last, group = None, []
     for _key, _version, value in rows:
         if isinstance(value, Endpoint):
-            by_vtep = endpoints.setdefault((value.network, value.vni), {})
-            by_vtep.setdefault(value.vtep, []).append(value)
+            if last is None or value.vtep is not last.vtep or value.network != last.network or value.vni != last.vni:
+                # Looked up where it changes: an address takes long to hash.
+                by_vtep = endpoints.setdefault((value.network, value.vni), {})
+                last, group = value, by_vtep.setdefault(value.vtep, [])
+            group.append(value)
     return {
         key: tuple(_make(owner, vtep, by_vtep[vtep]) for vtep in sorted(by_vtep, key=lambda one: one.packed))
         for key, by_vtep in endpoints.items()

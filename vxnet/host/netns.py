@@ -7,6 +7,7 @@ short-lived thread enters it; sockets opened and processes started there stay in
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import threading
@@ -32,6 +33,8 @@ _thread = threading.local()
 
 NAMED = Path("/run/netns")
 """Where ``ip netns`` keeps its names."""
+LAYERS = 8
+"""Mounts of that directory upon itself."""
 
 
 def _check(result: int, what: str) -> int:
@@ -217,6 +220,20 @@ def hidden_from_host() -> bool:
     return "master:" in fields
 
 
+def _unlink(path: Path) -> bool:
+    """Whether it is gone; False: it is mounted where nobody sees it, and a new name may well be mounted upon it."""
+    with contextlib.suppress(OSError):  # not mounted: a leftover file
+        while True:
+            umount(str(path))
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return False
+    return True
+
+
 def remove_name(name: str) -> bool:
     """Take the name away; whether there was one. The namespace dies with its last process, socket and descriptor.
 
@@ -225,11 +242,12 @@ def remove_name(name: str) -> bool:
     path = NAMED / name
     if not path.exists():
         return False
-    with contextlib.suppress(OSError):  # not mounted: a leftover file
-        while True:
-            umount(str(path))
-    path.unlink(missing_ok=True)
-    if not any(NAMED.iterdir()):
+    layers = 0
+    while not _unlink(path) and layers < LAYERS and [*NAMED.iterdir()] == [path]:
+        # Whoever mounts the directory upon itself, as ip-netns(8) does, may leave it mounted beneath, out of sight.
+        layers += 1
+        umount(str(NAMED))
+    if NAMED.exists() and not any(NAMED.iterdir()):
         with contextlib.suppress(OSError):  # not a mount of its own, or somebody is in it
             umount(str(NAMED), 0)
             NAMED.rmdir()
