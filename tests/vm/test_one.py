@@ -128,6 +128,7 @@ def test_killed_daemon(vm: Vm, lab: Lab) -> None:
     assert lost == 0, f"{lost} of {sent}"
 
 
+@pytest.mark.vms  # a minute that `make test` saves
 def test_upgrade(vm: Vm, lab: Lab) -> None:
     web = inspect(vm, "web")["pid"]
     pings = Pings(lab, inspect(vm, "web")["attachments"][0]["addresses"][0].split("/")[0])
