@@ -155,6 +155,7 @@ def test_info(server: Daemon, vxnet_: Vxnet) -> None:
         "Cluster: none; `vxnet init` makes one, `vxnet join` joins one\n"
         "Networks: 0 (0 live on this host)\n"
         "Containers: 0 (0 running)\n"
+        "Tunnels: the kernel's\n"
         "Kernel state mended: 0\n"
     )
     vxnet_("init", "--advertise-addr", "192.168.56.11")
