@@ -60,7 +60,8 @@ class FastNames:
     def _run(self) -> None:
         # Before the daemon's other threads: it takes microseconds, and somebody waits for each.
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+            thread = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, thread, min(NICE, os.getpriority(os.PRIO_PROCESS, thread)))
         lib.dnsfast_run(self._server)
 
     def _close(self) -> None:
