@@ -229,7 +229,7 @@ def test_guests(vxnet_: Vxnet) -> None:
     ]
     assert vxnet_("network", "guests", "-q").stdout.split() == ["pid-77", "vm"]
     assert json.loads(vxnet_("inspect", "vm").stdout)[0]["netns"] == "/run/netns/vm"
-    vxnet_("network", "disconnect", "--netns", "/run/netns/vm", "my-net")
+    vxnet_("network", "disconnect", "--netns", "vm", "my-net")
     assert json.loads(vxnet_("network", "guests", "--format", "json").stdout)["name"] == "pid-77"
 
 

@@ -270,10 +270,23 @@ def peer_rm(client: Client, network: str, peers: tuple[str, ...]) -> None:
 # Containers
 
 
+def _netns_path(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """A bare name is one of ``ip netns``."""
+    if not value:
+        return ""
+    return os.path.abspath(value) if "/" in value else f"/run/netns/{value}"
+
+
 def guest_options(command: F) -> F:
     """Whom ``connect`` and ``disconnect`` mean beside a container."""
     for option in (
-        click.option("--netns", default="", metavar="PATH", help="A network namespace, such as /run/netns/NAME."),
+        click.option(
+            "--netns",
+            default="",
+            metavar="PATH|NAME",
+            callback=_netns_path,
+            help="A network namespace, by its path or as `ip netns` calls it.",
+        ),
         click.option("--pid", type=click.IntRange(1), metavar="PID", help="The network namespace of a process."),
     ):
         command = option(command)
@@ -320,8 +333,7 @@ def connect(
             raise CallerError("--name and --ifname are for guests", hint="a container has its name already")
         client.connect(network, NetworkConnect(container=container or "", ip=ip, ip6=ip6, aliases=aliases))
         return
-    path = os.path.abspath(netns) if netns else ""
-    wish = GuestWish(pid=pid or 0, netns=path, name=name, ip=ip, ip6=ip6, aliases=aliases, ifname=ifname)
+    wish = GuestWish(pid=pid or 0, netns=netns, name=name, ip=ip, ip6=ip6, aliases=aliases, ifname=ifname)
     guest = client.connect_guest(network, wish)
     click.echo(guest.name)
     if not guest.asks_resolver:
@@ -338,7 +350,7 @@ def connect(
 def disconnect(client: Client, pid: int | None, netns: str, force: bool, network: str, container: str | None) -> None:
     """Disconnect a container or a guest from a network."""
     if _is_guest(container, pid, netns):
-        client.disconnect_guest(network, GuestWish(pid=pid or 0, netns=os.path.abspath(netns) if netns else ""))
+        client.disconnect_guest(network, GuestWish(pid=pid or 0, netns=netns))
     else:
         client.disconnect(network, NetworkConnect(container=container or ""), force=force)
 

@@ -343,14 +343,15 @@ class Guests:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Lets go of them: they stay connected."""
-        if self._watch is not None:
-            self._watch.cancel()
-        await self._group.__aexit__(kind, error, trace)
+        """Lets go of them: they stay connected. Their descriptors go with this process: the kernel's thread may be at
+        work in a namespace that it opened by the number of one.
+        """
         for held in self._held.values():
             if held.process >= 0:
                 asyncio.get_running_loop().remove_reader(held.process)
-            foreign.release(held)
+        if self._watch is not None:
+            self._watch.cancel()
+        await self._group.__aexit__(kind, error, trace)
 
 
 def _check_ifname(name: str) -> None:
