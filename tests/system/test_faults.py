@@ -31,10 +31,13 @@ ip link add foreign type bridge; ip link set foreign up; ip addr add 10.99.0.1/2
 ip route add 10.98.0.0/16 via 10.99.0.2 metric 77; ip rule add fwmark 7 lookup 77
 nft add table inet other; nft add chain inet other input '{ type filter hook input priority 0; }'
 nft add rule inet other input udp dport 4789 counter accept
+"""
+"""What others have on a host, as near to vxnet's as can be, …"""
+INSIDE = """
 nsenter --net=/run/netns/vxnet ip link add br99 type bridge
 nsenter --net=/run/netns/vxnet bridge fdb add 02:00:00:00:00:01 dev br99 self
 """
-"""What others have on a host, as near to vxnet's as can be."""
+"""… and in vxnet's own namespace."""
 SEEN = """
 ip -o link show foreign | cut -d' ' -f2,4,5; ip -o addr show dev foreign scope global | cut -d' ' -f2-
 ip route show 10.98.0.0/16; ip rule
@@ -68,7 +71,7 @@ class Faults:
             self._place(host, addresses[other], other) for host, other in zip(HOSTS, HOSTS[::-1], strict=True)
         ]
         for place in self.places:
-            self.session.say(place.host, FOREIGN)
+            self.session.say(place.host, FOREIGN + INSIDE)
             self.script(place, "--save", PICTURE)
         self.foreign = {host: self.session.say(host, SEEN) for host in HOSTS}
         self.descriptors = {host: self.open_descriptors(host) for host in HOSTS}
@@ -123,6 +126,9 @@ class Faults:
             self.session.run(place.host, "\n".join(lines))
         if kind in ("killed", "while dead"):
             self.lab.start(place.host)
+        if kind == "while dead" and "ip netns del vxnet" in lines:
+            # Nobody held the namespace: it died with all that was in it. The bridge's owner makes it anew.
+            self.session.say(place.host, INSIDE)
         return f"{place.host}: {kind}: {lines if kind != 'killed' else ''}"
 
     def healed(self) -> None:
