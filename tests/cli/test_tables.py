@@ -31,10 +31,10 @@ def test_node_ls(server: Daemon, vxnet_: Vxnet) -> None:
     server.agent.add_node("h3", "manager", "192.168.56.13")
     h1, long, h3 = (make_id(name)[:12] for name in ("h1", "a-very-long-host-name", "h3"))
     assert vxnet_("node", "ls").stdout == (
-        "ID               HOSTNAME                STATUS    MANAGER STATUS   ADDRESS         VERSION\n"
-        f"{h1} *   h1                      Ready     Leader           192.168.56.11   0.1.0\n"
-        f"{long}     a-very-long-host-name   Down                       fd00::12        0.1.0\n"
-        f"{h3}     h3                      Down      Unreachable      192.168.56.13   0.1.0\n"
+        "ID               HOSTNAME                STATUS    AVAILABILITY   MANAGER STATUS   ADDRESS         VERSION\n"
+        f"{h1} *   h1                      Ready     Active         Leader           192.168.56.11   0.1.0\n"
+        f"{long}     a-very-long-host-name   Down      Active                          fd00::12        0.1.0\n"
+        f"{h3}     h3                      Down      Active         Unreachable      192.168.56.13   0.1.0\n"
     )
     assert vxnet_("node", "ls", "-q", "--filter", "role=manager").stdout == f"{h1}\n{h3}\n"
     assert vxnet_("node", "list", "-q", "--no-trunc", "-f", "name=h3").stdout == f"{make_id('h3')}\n"

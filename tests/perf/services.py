@@ -202,7 +202,9 @@ def deaths(lab: Lab, watches: Sequence[Watch]) -> tuple[list[float], list[float]
         kill = "import os,sys,time; print(time.monotonic()); os.kill(int(sys.argv[1]), 9)"
         killed = float(python(lab, host, kill, str(inspected["pid"])))
         dropped.append(all_at(watches, lambda found, gone=address: gone not in found, killed) - killed)  # type: ignore[misc]
-        replaced.append(all_at(watches, lambda found: len(found) == 6, killed) - killed)
+        # Six are known at the moment of the kill, too: the killed one must be gone from them.
+        whole = all_at(watches, lambda found, gone=address: len(found) == 6 and gone not in found, killed)  # type: ignore[misc]
+        replaced.append(whole - killed)
         time.sleep(11)  # so that no kill counts as one more in a row
     sh(lab, "h1", "vxnet service rm my-app")
     all_at(watches, lambda found: not found, time.monotonic())

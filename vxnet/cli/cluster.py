@@ -165,7 +165,7 @@ def node_ls(client: Client, quiet: bool, form: Format, no_trunc: bool, filters: 
     elif form == "json":
         output.json_lines(views)
     else:
-        headers = ("ID", "HOSTNAME", "STATUS", "MANAGER STATUS", "ADDRESS", "VERSION")
+        headers = ("ID", "HOSTNAME", "STATUS", "AVAILABILITY", "MANAGER STATUS", "ADDRESS", "VERSION")
         output.table(headers, (_node_row(view, no_trunc) for view in views))
 
 
@@ -186,7 +186,8 @@ def _node_row(view: NodeView, whole: bool) -> tuple[str, ...]:
     if node.role == "manager":
         managing = "Leader" if view.leader else "Reachable" if view.status == "ready" else "Unreachable"
     id = output.short(node.id, whole=whole) + mark
-    return id, node.name, view.status.capitalize(), managing, str(node.advertise_addr), node.version
+    available = node.availability.capitalize()
+    return id, node.name, view.status.capitalize(), available, managing, str(node.advertise_addr), node.version
 
 
 @click.command("inspect")

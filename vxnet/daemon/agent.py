@@ -283,6 +283,7 @@ class Agent:
             containers_running=sum(container.state == "running" for container in containers),
             segments=len(self._plan().state.segments),
             drift=self._reconciler.drift,
+            drain_timeouts=self._assigned.drain_timeouts,
         )
 
     async def measured(self) -> Measured:
@@ -303,7 +304,9 @@ class Agent:
     async def leave(self, force: bool) -> None:
         """Out of the cluster, and every trace of vxnet's off this host."""
         self._membership.check_leave(force)
-        names = [container.spec.name for container in self._containers.live() if container.attachments]
+        # Services' tasks go elsewhere by themselves: they are in nobody's way.
+        live = [container for container in self._containers.live() if container.task is None]
+        names = [container.spec.name for container in live if container.attachments]
         guests = [guest.spec.name for guest in self._guests.live()]
         if (names or guests) and not force:
             raise ConflictError(
@@ -313,7 +316,7 @@ class Agent:
         await self._remove_containers(names)
         await self._guests.disconnect_all()
         await self._membership.leave(force)
-        await self._remove_containers([c.spec.name for c in self._containers.all() if c.attachments])
+        await self._remove_containers([c.spec.name for c in self._containers.all() if c.attachments or c.task])
         # Without a cluster the plan is empty: the kernel's part goes.
         await self._reconciler.settle()
 

@@ -332,6 +332,8 @@ class GossipView(Record, frozen=True, kw_only=True):
     """Name of the one that is asked."""
     label: str = ""
     encrypted: bool = True
+    drain_timeouts: int = 0
+    """Tasks that were told to end before every other node had said that it sends them nothing new."""
     key_epoch: int = 0
     health: int = 0
     """Lifeguard's awareness score: 0 is healthy."""
@@ -462,6 +464,8 @@ class Info(Record, frozen=True, kw_only=True):
     datapath: TunnelKind = "kernel"
     drift: int = 0
     """Repairs since the daemon's start: how often the kernel was found different although no wish had changed."""
+    drain_timeouts: int = 0
+    """Tasks that were told to end before every other node had said that it sends them nothing new."""
     key_epoch: int = 0
     health: int = 0
     """Lifeguard's awareness score: 0 is healthy."""
