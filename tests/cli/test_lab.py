@@ -40,9 +40,17 @@ def vxnet(*words: str) -> Result:
     "words, function, given, returned, status, shown",
     [
         (
-            "up --name a --hosts 2 --outside 1 --mtu 9000 --ipv6 --no-join",
+            "up --name a --hosts 2 --outside 1 --mtu 9000 --ipv6 --no-join --datapath userspace --datapath h1=kernel",
             "up",
-            {"name": "a", "hosts": 2, "outside": 1, "mtu": 9000, "ipv6": True, "join": False},
+            {
+                "name": "a",
+                "hosts": 2,
+                "outside": 1,
+                "mtu": 9000,
+                "ipv6": True,
+                "join": False,
+                "datapath": ("userspace", "h1=kernel"),
+            },
             VIEW,
             0,
             f"{TABLE}\nTry: vxnet lab exec --name a h1 -- vxnet info\n",
@@ -50,7 +58,15 @@ def vxnet(*words: str) -> Result:
         (
             "up",
             "up",
-            {"name": "lab", "hosts": 3, "outside": 0, "mtu": 1500, "ipv6": False, "join": True},
+            {
+                "name": "lab",
+                "hosts": 3,
+                "outside": 0,
+                "mtu": 1500,
+                "ipv6": False,
+                "join": True,
+                "datapath": (),
+            },
             VIEW,
             0,
             f"{TABLE}\nTry: vxnet lab exec h1 -- vxnet node ls\n",
