@@ -12,6 +12,7 @@ import pytest
 
 from tests.host.rig import GATEWAY, Machine, errors
 from vxnet.host import datapath, facts, netns
+from vxnet.model.errors import HostError
 from vxnet.model.host import HostState
 
 
@@ -76,8 +77,19 @@ def test_a_kernel_that_refuses_vxlan(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "vxnet.host.facts.tunnel_wish", lambda segment, port: wish(segment, port)._replace(data=refused)
     )
-    (found,) = facts.missing()
-    assert found.startswith("vxlan devices (") and "modprobe vxlan" in found
+    found = facts.choose_tunnel("auto")
+    assert found.kind == "userspace" and found.reason
+    with pytest.raises(HostError, match=r"no vxlan devices \(.+modprobe vxlan, or datapath"):
+        facts.choose_tunnel("kernel")
+    monkeypatch.setattr("vxnet.host.tap.DEVICE", "/nowhere")
+    with pytest.raises(HostError, match=r"no vxlan devices \(.+\) and no TAPs.+modprobe tun"):
+        facts.choose_tunnel("auto")
+
+
+@pytest.mark.host
+def test_what_the_tunnels_are() -> None:
+    assert facts.choose_tunnel("auto") == facts.choose_tunnel("kernel") == ("kernel", "")
+    assert facts.choose_tunnel("userspace") == ("userspace", "")
 
 
 def test_without_root(monkeypatch: pytest.MonkeyPatch) -> None:

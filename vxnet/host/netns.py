@@ -211,13 +211,19 @@ def _share_directory() -> None:
 def hidden_from_host() -> bool:
     """Whether names given here are seen by nobody else: under a mount namespace that gets the host's mounts and passes
     none back (systemd's PrivateMounts=, ProtectSystem= and the like)."""
-    where, fields = "", ""
+    place = next(path for path in (NAMED, *NAMED.parents) if path.is_dir())
+    descriptor = os.open(place, os.O_PATH | os.O_CLOEXEC)
+    try:
+        # Asked of the directory itself: a mount may lie in the list and beneath another, out of reach.
+        about = dict(line.split(":", 1) for line in Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines())
+    finally:
+        os.close(descriptor)
+    mounted = about["mnt_id"].strip()
     for line in Path("/proc/thread-self/mountinfo").read_text().splitlines():
-        before = line.split(" - ")[0].split()
-        point = before[4]
-        if (NAMED.is_relative_to(point)) and len(point) >= len(where):
-            where, fields = point, " ".join(before[6:])
-    return "master:" in fields
+        number, *_, optional = line.split(" - ")[0].split(maxsplit=6)
+        if number == mounted:
+            return "master:" in optional
+    return False
 
 
 def _unlink(path: Path) -> bool:

@@ -90,6 +90,7 @@ class Task:
         self._exit: asyncio.Future[Exit] = self._loop.create_future()
         self._gone = asyncio.Event()
         self._shim = -1
+        self.udp = self.tcp = None
         connection.setblocking(False)
         self._loop.add_reader(connection, self._receive)
 
