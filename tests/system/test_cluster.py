@@ -28,7 +28,7 @@ def whole(session: Session) -> None:
 def test_what_a_cluster_says_of_itself(session: Session) -> None:
     whole(session)
     table = session.say("h1", "vxnet node ls")
-    assert re.search(r"h1 +Ready +Leader", table) and re.search(r"h3 +Ready +192\.168\.56\.13", table)
+    assert re.search(r"h1 +Ready +Active +Leader", table) and re.search(r"h3 +Ready +Active +192\.168\.56\.13", table)
     inspected = session.json("h1", "vxnet node inspect h2")[0]
     assert (inspected["node"]["role"], inspected["node"]["advertise_addr"]) == ("worker", "192.168.56.12")
     for host, role in (("h1", "manager"), ("h2", "worker")):

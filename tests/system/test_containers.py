@@ -239,7 +239,8 @@ def test_run_it_detach_and_attach(lab: Lab) -> None:
         os.write(master, b"\x10\x11")
         assert ended(master) == 0
     with terminal(lab, "h2", "vxnet attach shell") as master:
-        converse(master, "echo $kept; exit 5\n", "this\r\n")
+        converse(master, "echo $kept\n", "this\r\n")
+        os.write(master, b"exit 5\n")
         assert ended(master) == 5
     assert inspected(lab, "h2", "shell").exit_status == 5
 

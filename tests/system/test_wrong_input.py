@@ -61,7 +61,6 @@ WRONG = [
     ("h1", "vxnet leave", r"--force"),
     ("h1", "vxnet node rm h2", r"--force|leave"),
     ("h1", "vxnet node rm nobody", r"nobody"),
-    ("h1", "vxnet service ls", r"not built"),
     ("h2", "vxnet network create x", r"h1"),
     ("h2", "vxnet node rm h1", r"h1"),
     ("h2", "vxnet join-token worker", r"h1"),
