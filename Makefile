@@ -21,7 +21,7 @@ export PIP_ROOT_USER_ACTION := ignore
 # An argument of $(call) cannot hold one.
 comma := ,
 
-.PHONY: help demo test test-fast fault-test test-vm deb lint bench fuzz sim ext clean
+.PHONY: help demo test test-fast fault-test test-vm deb lint bench bench-datapath fuzz sim ext clean
 .DELETE_ON_ERROR:
 
 help:
@@ -33,6 +33,7 @@ help:
 	@echo "make fault-test 500 random damages to the kernel's state and kills of daemons (root, about ten minutes)"
 	@echo "make lint       ruff, mypy --strict, C compiled with warnings as errors"
 	@echo "make bench      the figures of docs/performance.md, on this machine (root, about ten minutes)"
+	@echo "make bench-datapath   tunnels in user space against the kernel's (root)"
 	@echo "make fuzz       ten minutes of octets that nobody meant, at every decoder of the gossip"
 	@echo "make sim        the gossip in virtual time, up to 10,000 nodes: tables of docs/performance.md (an hour or two)"
 	@echo "                SIM='NAME… [--seed N] [--hours N]' for some of them: .venv/bin/python -m tests.sim --help"
@@ -69,6 +70,9 @@ fuzz: $(VENV)/test.stamp
 
 fault-test: $(VENV)/test.stamp ext
 	VXNET_FAULTS=$(or $(FAULTS),500) $(ROOTED) $(BIN)/python -m pytest tests/system/test_faults.py -o log_cli=true
+
+bench-datapath: $(VENV)/test.stamp ext
+	$(ROOTED) $(BIN)/python -m tests.perf datapath
 
 bench: $(VENV)/test.stamp ext
 	$(ROOTED) $(BIN)/python -m tests.perf

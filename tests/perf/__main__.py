@@ -13,6 +13,7 @@ BENCHES = (
     "run_latency",
     "name_latency",
     "throughput",
+    "datapath",
     "dns",
     "vips",
     "many_containers",
