@@ -127,6 +127,30 @@ def test_blocks_start_small_and_grow_with_use():
     assert_disjoint(net, leases)
 
 
+def test_in_a_small_network_nobody_has_more_than_it_needs():
+    """Five addresses and three nodes: whoever asks before there is need would have them all."""
+    net = network("10.0.0.0/29")
+    nodes = ["a", "b", "c"]
+    leases = [lease(net, node, block) for node, block in allocate.first_blocks(net, (), nodes)]
+    assert [one.prefix.num_addresses for one in leases] == [1, 1, 1]
+    for left in (2, 1):
+        with pytest.raises(ExhaustedError, match="few addresses left"):
+            allocate.lease_blocks(net, leases, "a", 1, 3, early=True)
+        assert grant(net, leases, "b", nodes=3)[0].num_addresses == 1, left
+    with pytest.raises(ExhaustedError, match="no address left"):
+        allocate.lease_blocks(net, leases, "a", 1, 3, early=True)
+
+
+def test_what_is_asked_for_early_leaves_a_first_block_for_another():
+    net, leases = network("10.0.0.0/26"), []
+    for _ in range(5):
+        leases.extend(lease(net, "a", block) for block in allocate.lease_blocks(net, leases, "a", 1, 3, early=True))
+    assert [one.prefix.num_addresses for one in leases] == [8] * 5
+    with pytest.raises(ExhaustedError, match="few addresses left"):
+        allocate.lease_blocks(net, leases, "a", 1, 3, early=True)
+    assert [block.num_addresses for block in grant(net, leases, "b", nodes=3)] == [8]
+
+
 def test_every_node_of_a_small_cluster_has_a_first_block():
     net = network("10.0.0.0/20")
     given = allocate.first_blocks(net, (), ["a", "b", "c"])

@@ -27,18 +27,23 @@ class OneHost:
         self.asked: list[LeaseRequest] = []
         self.containers: list[Container] = []
         self._blocks = [*blocks]
+        self._chosen: list[str] = []
         self._spare = [*spare]
         self.attachments = Attachments(self, self.gateway, lambda: self.containers)
 
     def blocks(self, network: str) -> tuple[Lease, ...]:
         return tuple(
-            Lease(network=network, vni=65536, prefix=ip_network(block), node="me", epoch=1) for block in self._blocks
+            Lease(
+                network=network, vni=65536, prefix=ip_network(block), node="me", epoch=1, chosen=block in self._chosen
+            )
+            for block in self._blocks
         )
 
     async def lease(self, request: LeaseRequest) -> None:
         self.asked.append(request)
         if request.address is not None:
             self._blocks.append(f"{request.address}/32")
+            self._chosen.append(f"{request.address}/32")
         elif self._spare:
             self._blocks.append(self._spare.pop(0))
 
@@ -150,7 +155,7 @@ async def test_a_further_block_is_asked_for_before_it_is_needed() -> None:
     assert host.attachments.running_short() == []
     for name in "abcde":
         await host.place(name, NetworkWish(network="blue"))
-    assert host.attachments.running_short() == [LeaseRequest(network="n1", addresses=5, family=4)]
+    assert host.attachments.running_short() == [LeaseRequest(network="n1", addresses=5, family=4, early=True)]
 
 
 async def test_an_unused_chosen_address_may_go_back() -> None:
@@ -159,3 +164,11 @@ async def test_an_unused_chosen_address_may_go_back() -> None:
     assert host.attachments.idle() == []
     host.containers.clear()
     assert [str(lease.prefix) for lease in host.attachments.idle()] == ["10.0.20.7/32"]
+    assert [str(lease.prefix) for lease in host.attachments.idle_chosen()] == ["10.0.20.7/32"]
+
+
+async def test_a_first_block_of_one_is_kept() -> None:
+    """In a small network it is all that this host can start a container with when no manager is in reach."""
+    host = OneHost("10.0.16.8/32")
+    assert host.attachments.idle_chosen() == set()
+    assert host.attachments.idle() == []

@@ -114,7 +114,8 @@ def test_a_subnet_is_added_under_way(session: Session) -> None:
             assert "no address left" in done.stderr and "--subnet-add" in done.stderr
             break
         taken.append(f"more{number}")
-    assert 1 <= len(taken) <= 5
+    # Of five addresses, two are theirs: nobody is refused before all are used.
+    assert len(taken) == 3
     session.say("h1", "vxnet network update --subnet-add 10.68.0.0/24 --subnet-add fd00:68::/64 grown")
     new = eventually(lambda: session.container("h1", "new", "grown"))
     ip4, ip6 = addresses(session, "h1", "new")

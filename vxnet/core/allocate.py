@@ -129,22 +129,33 @@ def gateway_subnet(routes: Collection[IPNetwork]) -> IPNetwork:
 
 
 def lease_blocks(
-    network: Network, leases: Collection[Lease], node: str, addresses: int, nodes: int, family: int = 0
+    network: Network,
+    leases: Collection[Lease],
+    node: str,
+    addresses: int,
+    nodes: int,
+    family: int = 0,
+    *,
+    early: bool = False,
 ) -> tuple[IPNetwork, ...]:
     """A further block for ``node`` in each address family of ``network`` (or only in IP version ``family``).
 
     ``leases`` are all of this network, ``nodes`` counts the cluster's. Size, in addresses:
     min(max(first block, what the node already has, ``addresses``), fair share of what is free), where the share leaves
-    something for every node that has none yet; at least 1. Raises :class:`ExhaustedError`.
+    something for every node that has none yet; at least 1. ``early``, before there is need, only where the share is a
+    first block: in a small network the one that asks again and again would have everything. Raises
+    :class:`ExhaustedError`.
     """
     versions = sorted({subnet.prefix.version for subnet in network.subnets})
     return tuple(
-        _lease_block(network, leases, node, addresses, nodes, version) for version in versions if family in (0, version)
+        _lease_block(network, leases, node, addresses, nodes, version, early=early)
+        for version in versions
+        if family in (0, version)
     )
 
 
 def _lease_block(
-    network: Network, leases: Collection[Lease], node: str, addresses: int, nodes: int, version: int
+    network: Network, leases: Collection[Lease], node: str, addresses: int, nodes: int, version: int, *, early: bool
 ) -> IPNetwork:
     leases = [lease for lease in leases if lease.prefix.version == version]
     free = [FreeSpace(subnet, leases) for subnet in network.subnets if subnet.prefix.version == version]
@@ -152,7 +163,13 @@ def _lease_block(
     with_some = {lease.node for lease in leases if lease.node} - {node}
     waiting = max(nodes - 1 - len(with_some), 1)
     wanted = min(max(FIRST_BLOCK[version], held, addresses), LARGEST_BLOCK[version])
-    share = sum(space.size for space in free) // (waiting + 1)
+    left = sum(space.size for space in free)
+    share = left // (waiting + 1)
+    if early and left and share < FIRST_BLOCK[version]:
+        raise ExhaustedError(
+            f"network {network.name} has few addresses left: they are given when a container needs one",
+            hint=f"give it one more subnet: `vxnet network update --subnet-add CIDR {network.name}`",
+        )
     size = min(_power_at_least(wanted), _power_at_most(max(share, 1)))
     while size:
         for space in free:

@@ -295,10 +295,12 @@ def lease(wishes: Wishes, node_id: str, request: LeaseRequest) -> tuple[Decision
     if request.address is not None:
         blocks = _chosen(wishes, network, leases, node_id, request.address)
     else:
-        blocks = allocate.lease_blocks(network, leases, node_id, request.addresses, len(wishes.nodes), request.family)
+        blocks = allocate.lease_blocks(
+            network, leases, node_id, request.addresses, len(wishes.nodes), request.family, early=request.early
+        )
     if not blocks:
         return Decision({}), None
-    changes = _leases(wishes, network, [(node_id, block) for block in blocks])
+    changes = _leases(wishes, network, [(node_id, block) for block in blocks], chosen=request.address is not None)
     return Decision(changes | {"set/lease": Counter()}, ["set/lease", f"network/{network.id}", f"node/{node_id}"]), None
 
 
@@ -333,11 +335,15 @@ def mend(wishes: Wishes, now: float) -> tuple[Decision, bool]:
     return Decision(changes | {"set/lease": Counter()}, guards), True
 
 
-def _leases(wishes: Wishes, network: Network, given: Iterable[tuple[str, IPNetwork]]) -> dict[str, object | None]:
+def _leases(
+    wishes: Wishes, network: Network, given: Iterable[tuple[str, IPNetwork]], *, chosen: bool = False
+) -> dict[str, object | None]:
     """Their epoch is above that of every lease of the network before, as the guard of ``set/lease`` sees to."""
     epoch = wishes.revision + 1
     return {
-        lease_key(network.id, block): Lease(network=network.id, vni=network.vni, prefix=block, node=node, epoch=epoch)
+        lease_key(network.id, block): Lease(
+            network=network.id, vni=network.vni, prefix=block, node=node, epoch=epoch, chosen=chosen
+        )
         for node, block in given
     }
 

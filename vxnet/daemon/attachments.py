@@ -205,7 +205,7 @@ class Attachments:
                 blocks = _of_version(self._cluster.blocks(network.id), version)
                 used = sum(address.version == version for address in self._taken(network))
                 if used and sum(block.num_addresses for block in blocks) - used < SPARE_ADDRESSES:
-                    requests.append(LeaseRequest(network=network.id, addresses=used, family=version))
+                    requests.append(LeaseRequest(network=network.id, addresses=used, family=version, early=True))
         return requests
 
     def idle(self) -> list[Lease]:
@@ -220,10 +220,10 @@ class Attachments:
         return found
 
     def idle_chosen(self) -> set[Lease]:
-        """Addresses that were asked for by ``--ip``, blocks of one, and that nobody here has (any more)."""
+        """Addresses that were asked for by ``--ip`` and that nobody here has (any more)."""
         found = set()
         for network in self._cluster.networks.values():
-            leases = [lease for lease in self._cluster.blocks(network.id) if lease.prefix.num_addresses == 1]
+            leases = [lease for lease in self._cluster.blocks(network.id) if lease.chosen]
             taken = self._taken(network) if leases else ()
             found |= {lease for lease in leases if lease.prefix.network_address not in taken}
         return found

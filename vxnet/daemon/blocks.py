@@ -42,12 +42,15 @@ class Blocks:
         while True:
             await self._short.wait()
             self._short.clear()
+            refused = False
             for request in self._attachments.running_short():
                 try:
                     await self._membership.lease(request)
                 except VxnetError as error:
-                    log.warning("no further addresses", network=request.network, error=str(error))
-                    await asyncio.sleep(LEASE_RETRY_S)
+                    log.info("no further addresses yet", network=request.network, error=str(error))
+                    refused = True
+            if refused:
+                await asyncio.sleep(LEASE_RETRY_S)
 
     async def _return_chosen(self) -> None:
         """An address that somebody chose goes back when its container is gone: it may be wanted on another host."""

@@ -149,6 +149,8 @@ class LeaseRequest(Record, frozen=True, kw_only=True):
     """One chosen address (``--ip``): a block of one."""
     family: int = 0
     """IP version in which they are wanted; 0: in each that the network has."""
+    early: bool = False
+    """Nobody waits for them: they are refused where addresses are scarce, and left to those who need one."""
 
 
 class SubnetWish(Record, frozen=True, kw_only=True):

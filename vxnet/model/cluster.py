@@ -115,6 +115,8 @@ class Lease(Record, frozen=True, kw_only=True):
     """Grows with each lease of a network: of two that claim an address, the higher is right."""
     service: str = ""
     """Id of the service whose virtual IP this one address is; ``node`` is empty then."""
+    chosen: bool = False
+    """One address that somebody asked for (``--ip``): it goes back as soon as nobody has it."""
 
 
 class LeaseSet(Record, frozen=True, kw_only=True):
