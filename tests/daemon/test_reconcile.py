@@ -12,7 +12,7 @@ import pytest
 from vxnet.daemon.reconcile import Plan, Reconciler
 from vxnet.host.events import Look
 from vxnet.model.errors import HostError
-from vxnet.model.host import Change, HostState, Segment
+from vxnet.model.host import Change, HostState, Sandbox, Segment
 
 A = HostState(segments=(Segment(vni=65536, mtu=1450, local=ip_address("192.168.56.11")),))
 B = HostState()
@@ -115,6 +115,20 @@ async def test_a_look_is_limited_to_where_it_is_wanted() -> None:
         await reconciler.look(Look(everything=True))
         assert [asked[1] for asked in kernel.asked] == [None, frozenset({"c1"}), frozenset(), None]
         assert kernel.rows == [False, False, True, False]
+
+
+async def test_a_sandbox_that_is_to_be_otherwise_is_looked_at() -> None:
+    """Nobody names it: its network has one subnet more, for one."""
+    other = Sandbox(id="c2", netns="/proc/2/ns/net")
+    kernel = RecordingKernel()
+    wish = [HostState(sandboxes=(Sandbox(id="c1", netns="/proc/1/ns/net"), other))]
+    async with running(kernel, wish) as (reconciler, _):
+        await reconciler.settle()
+        await reconciler.settle()
+        wish[0] = HostState(sandboxes=(Sandbox(id="c1", netns="/proc/1/ns/net", dns_port=1), other))
+        await reconciler.settle()
+        await reconciler.settle()
+    assert [asked[1] for asked in kernel.asked] == [None, frozenset(), frozenset({"c1"}), frozenset()]
 
 
 async def test_a_look_needs_no_new_plan_and_a_wake_makes_one() -> None:

@@ -18,7 +18,7 @@ import structlog
 
 from vxnet.host.events import Look
 from vxnet.model.errors import HostError, VxnetError
-from vxnet.model.host import Change, HostState
+from vxnet.model.host import Change, HostState, Sandbox
 
 log = structlog.get_logger()
 
@@ -69,6 +69,8 @@ class Reconciler(Generic[S]):
         self._rows = False
         self._full = True
         self._last: HostState | None = None
+        self._looked: dict[str, Sandbox] = {}
+        """What each sandbox was to be when it was last looked at."""
         self._current: Plan[S] | None = None
         """None: something changed since it was made."""
         # One thread for good: netlink handles belong to the thread that made them.
@@ -146,16 +148,21 @@ class Reconciler(Generic[S]):
                 # What changed concerns names alone, which is what most wake-ups are about.
                 self._applied(plan.seen)
                 return
+            wanted = {box.id: box for box in plan.state.sandboxes}
+            if sandboxes is not None:
+                sandboxes |= {id for id, box in wanted.items() if self._looked.get(id) != box}
             changes = await loop.run_in_executor(
                 self._thread, lambda: self._kernel.reconcile(plan.state, sandboxes, rows=rows)
             )
         except VxnetError as error:
             log.error("reconcile failed", error=str(error))
             self._last = self._current = None
+            self._looked = {}
             for request in requests:
                 if not request.done.done():
                     request.done.set_exception(HostError(error.message, hint=error.hint))
             return
+        self._looked = wanted
         self._count(plan.state, changes)
         if known is None:
             self._applied(plan.seen)
