@@ -162,6 +162,36 @@ def test_a_restarted_node_speaks_for_itself_again(seed: int) -> None:
     assert sim.run(10, until=lambda: is_settled(sim, {"2-newer-4"})) < 6
 
 
+def test_a_quick_restart_takes_no_path_away(seed: int) -> None:
+    """What is put again and the word that nothing else is left come by different ways, in any order."""
+    sim = Simulation(seed, 6, weather=Weather(greatest_delay_s=0.05), acquainted=True)
+    sim.put(2, "kept", 2)
+    sim.put(2, "old", 1)
+    sim.run(3)
+
+    def without() -> list[int]:
+        return [
+            number
+            for number, node in sim.nodes.items()
+            if number != 2 and "kept" not in {key.id for key, _, _ in node.paths(sim.wall(number))}
+        ]
+
+    for _ in range(10):
+        known = list(sim.nodes[2].table.batches())
+        sim.kill(2)
+        sim.run(0.3)
+        assert without() == []
+        sim.start(2, remembering=known)
+        sim.join(2, 1)
+        sim.run(sim.rng.uniform(0, 0.2), until=lambda: bool(without()))
+        assert without() == []
+        sim.put(2, "kept", 2)
+        sim.act(2, lambda node: node.republished(sim.now))
+        sim.run(4, until=lambda: bool(without()))
+        assert without() == []
+    assert is_settled(sim, {"2-kept-2"})
+
+
 def test_the_dead_stay_dead(seed: int) -> None:
     """Nobody who was away brings a dead node back (memberlist#312)."""
     sim = Simulation(seed, 8)

@@ -43,6 +43,9 @@ RESTARTING_TAG = "restarting"
 RESTARTING_LIMIT_S = 600
 REPUBLISH_S = 60.0
 """A new life that never says it has published everything is taken to have after this."""
+COMPLETE_S = 2.0
+"""From the rows of a new life to the word that there are no others. Each batch goes its own way, and who hears that
+word before the certificate or a row has no path until they come: a few milliseconds, long enough for a packet."""
 
 
 class GossipNode:
@@ -175,9 +178,10 @@ class GossipNode:
         self._look_again("", self._settings.paths_kept_s)
 
     def republished(self, now: float) -> None:
-        """All rows of this life have been put: those of earlier ones are no more."""
+        """All rows of this life have been put: those of earlier ones are no more, which is told a little later."""
         self.swim.handle_timer(now)
-        self._say_republished()
+        if not self._republished:
+            self.swim.agenda.after(COMPLETE_S, "republished", self._say_republished)
 
     def restarting(self, seconds: int, now: float) -> None:
         """This daemon is about to fall silent for at most ``seconds``; its rows hold as they are. 0 takes it back."""
