@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
 from collections import Counter
 from typing import Any
@@ -14,11 +13,17 @@ from tests.system.operator import Session, eventually
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
-SERVER = f"{sys.executable} -m http.server 8080"
+SERVER = "python3 -m http.server 8080"
 
 
 def places(session: Session, name: str) -> Counter[str]:
     return Counter(task["node"] for task in session.tasks(name))
+
+
+def whole(session: Session, name: str, number: int, without: str) -> bool:
+    """Whether ``number`` tasks run, at one and the same moment, and ``without`` is none of them."""
+    ids = {task["id"] for task in session.tasks(name)}
+    return len(ids) == number and without not in ids
 
 
 def resolved(session: Session, host: str, client: str, name: str) -> set[str]:
@@ -83,13 +88,13 @@ def test_a_dead_task_is_replaced_in_its_slot(session: Session) -> None:
     session.service("web", "--replicas 2 --restart-delay 0s")
     task = session.tasks("web")[0]
     session.say(task["node"], f"vxnet kill {task['name']}")
-    eventually(lambda: len(session.tasks("web")) == 2 and task["id"] not in {one["id"] for one in session.tasks("web")})
+    eventually(lambda: whole(session, "web", 2, task["id"]))
     old = next(one for one in session.tasks("web", running=False) if one["id"] == task["id"])
     assert (old["state"], old["exit_status"], old["superseded"]) == ("failed", 137, True)
     # Taken away by hand is as good as dead.
     other = next(one for one in session.tasks("web") if one["id"] != task["id"])
     session.say(other["node"], f"vxnet rm -f {other['name']}")
-    eventually(lambda: len(session.tasks("web")) == 2)
+    eventually(lambda: whole(session, "web", 2, other["id"]))
     assert not session.table(other["node"], f"vxnet ps --filter name={other['name']}")
 
 
@@ -123,9 +128,7 @@ def test_a_manager_that_is_away_restarts_nothing_and_hears_it_later(session: Ses
     time.sleep(2)  # the silence that must not matter
     session.say("h2", f"vxnet kill {victim['name']}")
     session.lab.start("h1")
-    eventually(
-        lambda: len(session.tasks("web")) == 3 and victim["id"] not in {t["id"] for t in session.tasks("web")}, 30
-    )
+    eventually(lambda: whole(session, "web", 3, victim["id"]), 30)
     after = {task["id"]: task["container"] for task in session.tasks("web")}
     assert {id: one for id, one in before.items() if id != victim["id"]}.items() < after.items()
 
