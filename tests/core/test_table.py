@@ -148,6 +148,32 @@ def test_any_order_of_batches_makes_the_same_table(rng: random.Random, acts: lis
     assert ordered.root == shuffled.root
 
 
+def test_a_floor_that_comes_first_leaves_no_gap(cluster: Cluster) -> None:
+    """A row has changed, another is gone; the word that takes the tombstone's place overtakes the change."""
+    table, judge = Table(), Judge(cluster.roots)
+    node = Node(cluster, 1)
+    node.author.put("endpoint", "a", endpoint("10.0.1.1", "before"))
+    node.author.put("endpoint", "b", endpoint("10.0.1.2", "b"))
+    node.author.republished()
+    node.tell(table)
+    node.author.delete("endpoint", "b")
+    node.tell(table)
+    node.author.put("endpoint", "a", endpoint("10.0.1.1", "after"))
+    node.author.trim()
+    *changes, floor = node.tell()
+    assert table.receive(floor)
+    assert shown(judge, table)[0] == {"before"}
+    for batch in changes:
+        table.receive(batch)
+    assert shown(judge, table)[0] == {"after"}
+    # Once it is gone, no version of it is left alone.
+    node.author.delete("endpoint", "a")
+    node.tell()
+    node.author.trim()
+    assert table.receive(node.tell()[-1])
+    assert shown(judge, table)[0] == set()
+
+
 def test_a_floor_takes_tombstones_and_earlier_lives_away(cluster: Cluster) -> None:
     table, judge = Table(), Judge(cluster.roots)
     node = Node(cluster, 1)

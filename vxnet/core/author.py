@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -17,6 +19,9 @@ PLAIN_OCTETS = 3000
 ROW_OCTETS = 64 << 10
 TOMBSTONES = 64
 """So many deleted rows are carried along before a floor takes their place."""
+SUPERSEDED = 64
+"""So many versions of rows that have newer ones does a floor leave alone: it may get somewhere before the newer ones,
+and must not leave a gap until they come."""
 
 
 class Author:
@@ -29,6 +34,8 @@ class Author:
         self._rows: dict[tuple[str, str], Row] = {}
         self._changed: dict[tuple[str, str], bytes | None] = {}
         self._tombstones: dict[tuple[str, str], int] = {}
+        self._superseded: deque[tuple[int, tuple[str, str]]] = deque(maxlen=SUPERSEDED)
+        """Numbers of the last versions that have newer ones, and whose they were."""
         self._floor_wanted = False
         self._is_complete = False
 
@@ -85,6 +92,7 @@ class Author:
         self.incarnation, self.seq = incarnation, 0
         rows, self._rows = self._rows, {}
         self._tombstones.clear()
+        self._superseded.clear()
         again: dict[tuple[str, str], bytes | None] = {
             name: row.value for name, row in rows.items() if row.value is not None
         }
@@ -106,6 +114,8 @@ class Author:
                 batches += self._sign_rows(held)
                 held, size = [], 0
             self.seq += 1
+            if name not in new:
+                self._superseded.append((self._rows[name].seq, name))
             row = Row(kind, id_, self.seq, value)
             self._rows[kind, id_] = row
             if value is None:
@@ -130,7 +140,8 @@ class Author:
         for name in self._tombstones:
             del self._rows[name]
         self._tombstones.clear()
-        return self._sign((), self.seq, tuple(sorted(row.seq for row in self._rows.values())))
+        live = {row.seq for row in self._rows.values()} | {seq for seq, name in self._superseded if name in self._rows}
+        return self._sign((), self.seq, tuple(sorted(live)))
 
     def _sign_rows(self, rows: list[Row]) -> list[Batch]:
         batch = self._sign(tuple(rows))
