@@ -17,7 +17,8 @@ from vxnet.cli.confinement import volume
 from vxnet.cli.options import octets, pairs, seconds, signal_name
 from vxnet.cli.run import environment, network_wish
 from vxnet.model.errors import CallerError
-from vxnet.model.service import HealthCheck, PublishedPort, ServiceSpec
+from vxnet.model.published import PublishedPort
+from vxnet.model.service import HealthCheck, ServiceSpec
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -208,7 +209,7 @@ def port(text: str) -> PublishedPort:
     protocol, mode = fields.get("protocol", "tcp"), fields.get("mode", "ingress")
     if not 0 < target_port < 65536 or not 0 <= published_port < 65536:
         raise wrong
-    if protocol not in ("tcp", "udp", "sctp") or mode not in ("ingress", "host"):
+    if protocol not in ("tcp", "udp") or mode not in ("ingress", "host"):
         raise wrong
     return PublishedPort(target=target_port, published=published_port, protocol=protocol, mode=mode)  # type: ignore[arg-type]
 

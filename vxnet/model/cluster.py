@@ -96,6 +96,9 @@ class Network(Record, frozen=True, kw_only=True):
     subnets: tuple[Subnet, ...] = ()
     attachable: bool = False
     internal: bool = False
+    ingress: bool = False
+    """The routing mesh's: one a cluster. Each node has a foot in it (a row of kind ``gateway``), and each task of a
+    service with published ports an endpoint."""
     mtu: int | None = None
     """``--opt mtu=``: of the containers' interfaces. None: the path's less the encapsulation."""
     options: dict[str, str] = {}

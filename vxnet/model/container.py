@@ -6,6 +6,7 @@ from typing import Literal
 
 from vxnet.model.address import MAC, IPAddress, IPInterface
 from vxnet.model.cluster import Record
+from vxnet.model.published import PublishedPort
 
 ContainerState = Literal["created", "running", "restarting", "exited", "dead"]
 """``restarting``: it has ended, and will run again by itself. ``dead``: its shim vanished without telling an exit
@@ -83,6 +84,8 @@ class ContainerSpec(Record, frozen=True, kw_only=True):
     stop_timeout_s: float | None = None
     """From that to SIGKILL; None: 10."""
     networks: tuple[NetworkWish, ...] = ()
+    ports: tuple[PublishedPort, ...] = ()
+    """Of this host, all with mode host."""
     mounts: tuple[Mount, ...] = ()
     read_only: bool = False
     """The root takes no writes; /dev, /run, /tmp and ``mounts`` may."""
@@ -138,6 +141,8 @@ class Container(Record, frozen=True, kw_only=True):
     """It is to end: its rows are *draining*."""
     gateway: Attachment | None = None
     """On ``vxnet_gw``; None where every network is internal."""
+    published: tuple[PublishedPort, ...] = ()
+    """``spec.ports`` with the numbers that it has on this host. They lead to ``gateway``'s addresses while it runs."""
     state: ContainerState = "created"
     pid: int = 0
     """Of its first process, as this host counts; 0 unless running."""

@@ -20,14 +20,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from vxnet.model.address import IPAddress, IPNetwork
+from vxnet.model.address import IPAddress
 from vxnet.model.cluster import Record
 from vxnet.model.container import ContainerSpec
+from vxnet.model.published import PublishedPort
 
 ServiceMode = Literal["replicated", "global"]
 EndpointMode = Literal["vip", "dnsrr"]
 Affinity = Literal["", "client-ip"]
-Protocol = Literal["tcp", "udp", "sctp"]
 RestartCondition = Literal["none", "on-failure", "any"]
 UpdateOrder = Literal["stop-first", "start-first"]
 FailureAction = Literal["pause", "continue", "rollback"]
@@ -115,21 +115,6 @@ class TaskSpec(Record, frozen=True, kw_only=True):
     """Counts ``update --force``, which replaces tasks although nothing else changed."""
 
 
-class PublishedPort(Record, frozen=True, kw_only=True):
-    """``-p``: a port of every node (ingress) or of those with a task (host)."""
-
-    target: int
-    """In the task."""
-    published: int = 0
-    """On the nodes; in a stored service never 0 with mode ingress."""
-    protocol: Protocol = "tcp"
-    mode: Literal["ingress", "host"] = "ingress"
-    address: IPAddress | None = None
-    """Of the node, to which it is bound; None: all."""
-    allow: tuple[IPNetwork, ...] = ()
-    """Who may use it; empty: everybody."""
-
-
 class ServiceSpec(Record, frozen=True, kw_only=True):
     """What ``service create`` and ``update`` ask for."""
 
@@ -142,6 +127,7 @@ class ServiceSpec(Record, frozen=True, kw_only=True):
     affinity: Affinity = ""
     """``client-ip``: a client's connections go to one task, as long as the tasks are the same."""
     ports: tuple[PublishedPort, ...] = ()
+    """Published ones. Those with mode host stand in ``task.container.ports``, too: other ones are other tasks."""
     update: UpdateConfig = UpdateConfig()
     rollback: UpdateConfig = UpdateConfig()
     labels: dict[str, str] = {}
@@ -167,6 +153,8 @@ class PublicService(Record, frozen=True, kw_only=True):
     endpoint_mode: EndpointMode = "vip"
     affinity: Affinity = ""
     ports: tuple[PublishedPort, ...] = ()
+    """With one of mode ingress, the service's tasks have an endpoint on the network ``ingress`` as well, and every node
+    hears of the service."""
 
 
 UpdateState = Literal["updating", "paused", "completed", "rollback_started", "rollback_paused", "rollback_completed"]
