@@ -7,6 +7,7 @@ import contextlib
 import ipaddress
 import os
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from vxnet.daemon import place as places
 from vxnet.daemon.manager import Manager
 from vxnet.daemon.place import Place
 from vxnet.daemon.state import LocalNode, StateDirectory
+from vxnet.model.api import LeaseRequest, NetworkCreate
 from vxnet.model.cluster import CONTROL_PORT, GOSSIP_PORT
 from vxnet.model.errors import UnavailableError
 from vxnet.model.host import HostFacts
@@ -118,6 +120,75 @@ async def test_a_renewal_that_the_store_refuses_is_tried_again(place, monkeypatc
     async with running(place) as task:
         await wait(lambda: place.certificate != before, "the certificate is renewed")
         assert refusals and not task.done()
+
+
+class Disk:
+    """One that is busy: what is synced waits until :meth:`free`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[str] = []
+        self.late: list[str] = []
+        """What nobody freed, as the loop stood still."""
+        self._free = threading.Event()
+        monkeypatch.setattr(os, "fsync", self._sync)
+
+    def _sync(self, fd: int) -> None:
+        name = os.path.basename(os.readlink(f"/proc/self/fd/{fd}")).removesuffix(".new")
+        self.asked.append(name)
+        if not self._free.wait(5):
+            self.late.append(name)
+
+    def free(self) -> None:
+        self._free.set()
+
+
+async def test_a_disk_that_is_busy_holds_up_nothing_else(place, monkeypatch):
+    """Names, gossip and the ends of containers share the loop: they stood still for 16 s."""
+    async with running(place):
+        await wait(lambda: is_held(GOSSIP_PORT, socket.SOCK_DGRAM), "it runs")
+        disk = Disk(monkeypatch)
+        network = await place.manager.create_network(NetworkCreate(name="red"))
+        await wait(lambda: "assignment.json" in disk.asked, "the assignment is written")
+        monkeypatch.setattr(place, "vteps", lambda: {"n2": ipaddress.ip_address("192.0.2.2")})
+        place.gossip.changed.set()
+        await wait(lambda: "members.json" in disk.asked, "the members are written")
+        assert network.id not in place.networks, "kept before it is used"
+        disk.free()
+        await wait(lambda: network.id in place.networks, "the network is known")
+        assert not disk.late
+
+
+async def test_blocks_that_go_back_are_kept_before_it_is_said(place, monkeypatch):
+    async with running(place):
+        network = await place.manager.create_network(NetworkCreate(name="red"))
+        await place.lease(LeaseRequest(network=network.id))
+        (block,) = place.blocks[network.id]
+        await wait(lambda: place.assignment.revision == place.manager._wishes.revision, "nothing else is to be written")
+        disk = Disk(monkeypatch)
+        release = asyncio.create_task(place.release([block]))
+        await wait(lambda: "node.json" in disk.asked, "it is written")
+        assert network.id not in place.blocks, "nobody is given an address of it"
+        assert block in place.manager._wishes.leases_of_network(network.id)
+        disk.free()
+        await release
+        assert not disk.late
+        assert block not in place.manager._wishes.leases_of_network(network.id)
+
+
+async def test_nothing_is_written_after_the_end(place, monkeypatch, tmp_path):
+    """`vxnet leave` forgets secrets: a file that came back would hold them."""
+    async with running(place) as task:
+        await wait(lambda: is_held(GOSSIP_PORT, socket.SOCK_DGRAM), "it runs")
+        disk = Disk(monkeypatch)
+        await place.manager.create_network(NetworkCreate(name="red"))
+        await wait(lambda: "assignment.json" in disk.asked, "the assignment is written")
+        task.cancel()
+        await asyncio.wait([task], timeout=0.2)
+        assert not task.done()
+        disk.free()
+        await asyncio.wait([task])
+    assert not disk.late
+    assert not list(tmp_path.glob("*.new"))
 
 
 async def test_the_clusters_label_is_the_gossips(place):

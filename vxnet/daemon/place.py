@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import ipaddress
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 
 import structlog
 from msgspec.structs import replace
@@ -33,6 +33,7 @@ from vxnet.core.facts import Facts
 from vxnet.core.members import Member
 from vxnet.core.timing import LAN
 from vxnet.daemon.absences import Absences
+from vxnet.daemon.keeping import in_thread, keep, or_later
 from vxnet.daemon.manager import Manager
 from vxnet.daemon.managers import Here, Managers
 from vxnet.daemon.state import LastMembers, LocalNode, StateDirectory
@@ -63,17 +64,6 @@ KNOWN_S = 0.5
 daemon that hangs is waited for until it counts as dead."""
 
 
-@contextlib.contextmanager
-def _or_later(what: str) -> Iterator[None]:
-    """A full disk ends no daemon: what was to be kept is used, and written with the next change. A restart before that
-    goes on from what is on disk, which is older and not wrong.
-    """
-    try:
-        yield
-    except HostError as error:
-        log.error("not kept", what=what, error=str(error))
-
-
 class Place:
     """Made by :meth:`open`; lives while :meth:`run` runs."""
 
@@ -93,6 +83,10 @@ class Place:
         self.networks: dict[str, Network] = {}
         self.blocks: dict[str, tuple[Lease, ...]] = {}
         self._local = local
+        self._kept_local = local
+        """As on disk."""
+        self._learning = asyncio.Lock()
+        """Held from a word of the managers to its use: in between it is kept."""
         self._state = state
         self._facts = facts
         self._changed = changed
@@ -150,7 +144,14 @@ class Place:
             label=assignment.cluster.gossip_label,
             journal=Journal(state.rows_path),
         )
-        self._learn(assignment)
+        with or_later("assignment"):
+            state.save_assignment(assignment)
+            self._saved = assignment
+        with or_later("returned blocks"):
+            if (kept := self._without_returned(assignment)) != local:
+                state.save_local_node(kept)
+                self._local = self._kept_local = kept
+        self._take(assignment)
         if manager is not None:
             manager.users_of = self.users_of
             manager.alive = self.is_alive
@@ -202,6 +203,7 @@ class Place:
             group.create_task(self._report())
             group.create_task(self._renew())
             group.create_task(self._watch_gossip())
+            group.create_task(keep("members", self._state.save_last_members, self._last_members, self._wait_moved))
 
     async def _gossip(self) -> None:
         """A port that is taken is tried again and again: whoever has it may go, and meanwhile what runs here is looked
@@ -227,26 +229,32 @@ class Place:
             async for update in self._managers.follow(self.assignment.revision):
                 for errand in assignments.errands(update):
                     self._errand(errand)
-                self._learn(assignments.apply(self.assignment, update))
+                await self._learn(lambda old, update=update: assignments.apply(old, update))  # type: ignore[misc]
         except ForbiddenError as error:
             if self._leaving:
                 return
             self.removed = True
             log.error("this node was removed from the cluster; what runs here goes on", error=str(error))
 
-    def _learn(self, assignment: Assignment) -> None:
-        if assignment != self._saved:
-            with _or_later("assignment"):
-                self._state.save_assignment(assignment)
-                self._saved = assignment
+    async def _learn(self, change: Callable[[Assignment], Assignment]) -> None:
+        """Kept before it is used."""
+        async with self._learning:
+            assignment = change(self.assignment)
+            if assignment != self._saved:
+                with or_later("assignment"):
+                    await in_thread(self._state.save_assignment, assignment)
+                    self._saved = assignment
+            with or_later("returned blocks"):
+                await self._keep_local(self._without_returned(assignment))
+                self._local = self._without_returned(assignment)
+            self._take(assignment)
+
+    def _take(self, assignment: Assignment) -> None:
         self.assignment = assignment
         self.networks = {network.id: network for network in assignment.networks}
         self.blocks = {}
         if assignment.leases is not None:
-            leases = assignments.lease_set(assignment.leases).leases
-            with _or_later("returned blocks"):
-                self._remember_returning([lease for lease in self._local.returning if lease in leases])
-            for lease in leases:
+            for lease in assignments.lease_set(assignment.leases).leases:
                 if lease not in self._local.returning:
                     self.blocks[lease.network] = (*self.blocks.get(lease.network, ()), lease)
         if self._client is not None:
@@ -264,26 +272,37 @@ class Place:
     async def lease(self, request: LeaseRequest) -> None:
         """Further addresses of a network; they are in ``blocks`` when this returns."""
         signed = await self._managers.lease(request)
-        self._learn(assignments.with_leases(self.assignment, signed))
+        await self._learn(lambda old: assignments.with_leases(old, signed))
 
     async def release(self, leases: Collection[Lease]) -> None:
         """Give blocks back that nobody here has an address of, and those whose return failed.
 
-        Remembered before it is said: an answer that is lost must not leave this host and the managers with different
-        minds about an address.
+        From now on nobody is given an address of them. Remembered before it is said: an answer that is lost must not
+        leave this host and the managers with different minds about an address.
         """
-        self._remember_returning({*self._local.returning, *leases})
-        if not self._local.returning:
+        returning = {*self._local.returning, *leases}
+        if not returning:
             return
-        self._learn(self.assignment)
+        if returning != {*self._local.returning}:
+            self._local = replace(self._local, returning=tuple(returning))
+        self._take(self.assignment)
+        async with self._learning:
+            await self._keep_local(self._local)
         signed = await self._managers.release(self._local.returning)
-        self._learn(assignments.with_leases(self.assignment, signed))
+        await self._learn(lambda old: assignments.with_leases(old, signed))
 
-    def _remember_returning(self, leases: Collection[Lease]) -> None:
-        if {*self._local.returning} != {*leases}:
-            local = replace(self._local, returning=tuple(leases))
-            self._state.save_local_node(local)
-            self._local = local
+    def _without_returned(self, assignment: Assignment) -> LocalNode:
+        """Us, without the blocks that the managers have back."""
+        if assignment.leases is None:
+            return self._local
+        leases = assignments.lease_set(assignment.leases).leases
+        returning = tuple(lease for lease in self._local.returning if lease in leases)
+        return replace(self._local, returning=returning)
+
+    async def _keep_local(self, local: LocalNode) -> None:
+        if local != self._kept_local:
+            await in_thread(self._state.save_local_node, local)
+            self._kept_local = local
 
     def facts_changed(self) -> None:
         self._report_due.set()
@@ -331,8 +350,8 @@ class Place:
 
     async def _use(self, certificate: bytes) -> None:
         """Raises what the store does, on a manager: then it is not in use everywhere, and another is to be had."""
-        with _or_later("certificate"):
-            self._state.save_credentials(trust.certificate_to_pem(certificate))
+        with or_later("certificate"):
+            await in_thread(self._state.save_credentials, trust.certificate_to_pem(certificate))
         if self._client is not None:
             self._client.update(certificate=certificate)
         if self.manager is not None:
@@ -405,7 +424,6 @@ class Place:
         """Managers and last members are where to begin; from then on, whatever changes is passed on."""
         seeds = {manager.addr for manager in self.assignment.managers} | {*self._state.last_members().addresses}
         self.gossip.join([(str(address), GOSSIP_PORT) for address in seeds - {self.node.advertise_addr}])
-        known = LastMembers()
         while True:
             await self.gossip.changed.wait()
             self.gossip.changed.clear()
@@ -413,12 +431,13 @@ class Place:
             self._moved = asyncio.Event()
             self._absences.look(self.members())
             self._changed()
-            addresses = {member.address for member in self.members() if member.present}
-            last = LastMembers(addresses=tuple(sorted(addresses, key=str)), vteps=self.vteps())
-            if last != known:
-                with _or_later("members"):
-                    self._state.save_last_members(last)
-                    known = last
+
+    async def _wait_moved(self) -> None:
+        await self._moved.wait()
+
+    def _last_members(self) -> LastMembers:
+        addresses = {member.address for member in self.members() if member.present}
+        return LastMembers(addresses=tuple(sorted(addresses, key=str)), vteps=self.vteps())
 
     async def caught_up(self) -> None:
         """Until somebody of those who were there before has told what it knows, and that has been passed on here."""

@@ -63,7 +63,9 @@ class GatewayChoice(Record, frozen=True, kw_only=True):
 
 
 class StateDirectory:
-    """Typed access to the files. All methods block (small files) and raise :class:`HostError`."""
+    """Typed access to the files. All methods block and raise :class:`HostError`; those that sync may take many seconds,
+    see :mod:`vxnet.daemon.keeping`.
+    """
 
     def __init__(self, path: Path = STATE_DIRECTORY) -> None:
         self.path = path
