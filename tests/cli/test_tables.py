@@ -157,6 +157,7 @@ def test_info(server: Daemon, vxnet_: Vxnet) -> None:
         "Containers: 0 (0 running)\n"
         "Tunnels: the kernel's\n"
         "Kernel state mended: 0\n"
+        "Drains cut short: 0\n"
     )
     vxnet_("init", "--advertise-addr", "192.168.56.11")
     server.agent.info_warnings = ("the clock of h2 is 90 s ahead",)

@@ -30,6 +30,7 @@ MEMBER = Measured(
         rows=7,
         rows_refused={"no certificate": 2},
         drift=4,
+        drain_timeouts=6,
         key_epoch=9,
         health=1,
     ),
@@ -58,6 +59,7 @@ def test_everything_is_told_of_a_member() -> None:
     own = {name: values for name, values in found.items() if name.startswith("vxnet_")}
     assert own.keys() == METRICS.keys()
     assert own["vxnet_kernel_repairs_total"] == {"": 4}
+    assert own["vxnet_drain_timeouts_total"] == {"": 6}
     assert own["vxnet_nodes"] == {"alive": 2, "dead": 1}
     assert own["vxnet_containers"] == {"running": 5, "exited": 1}
     assert own["vxnet_rows_refused"] == {"no certificate": 2}

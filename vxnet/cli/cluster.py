@@ -146,6 +146,7 @@ def _info_lines(info: Info) -> list[tuple[str, object]]:
         ("Containers", f"{info.containers} ({info.containers_running} running)"),
         ("Tunnels", {"kernel": "the kernel's", "userspace": "in user space"}[info.datapath]),
         ("Kernel state mended", info.drift),
+        ("Drains cut short", info.drain_timeouts),
     ]
 
 

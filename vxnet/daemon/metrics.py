@@ -45,6 +45,9 @@ METRICS: Mapping[str, Kind] = {
     "vxnet_kernel_repairs_total": Kind(
         "counter", "Drift: how often the kernel was found other than planned although no wish had changed, and mended."
     ),
+    "vxnet_drain_timeouts_total": Kind(
+        "counter", "Tasks that were told to end before every other node had said that it sends them nothing new."
+    ),
     "vxnet_rows": Kind("gauge", "Endpoints and other rows of the cluster that count."),
     "vxnet_rows_refused": Kind("gauge", "Rows kept without effect.", "reason"),
     "vxnet_gossip_health_score": Kind(
@@ -115,6 +118,7 @@ def samples(measured: Measured) -> dict[str, Mapping[str, float]]:
         "vxnet_segments": {"": info.segments},
         "vxnet_containers": measured.containers,
         "vxnet_kernel_repairs_total": {"": info.drift},
+        "vxnet_drain_timeouts_total": {"": info.drain_timeouts},
         "vxnet_rows": {"": info.rows},
         "vxnet_rows_refused": info.rows_refused,
         "vxnet_gossip_health_score": {"": info.health} if member else {},

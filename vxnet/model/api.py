@@ -334,8 +334,6 @@ class GossipView(Record, frozen=True, kw_only=True):
     """Name of the one that is asked."""
     label: str = ""
     encrypted: bool = True
-    drain_timeouts: int = 0
-    """Tasks that were told to end before every other node had said that it sends them nothing new."""
     key_epoch: int = 0
     health: int = 0
     """Lifeguard's awareness score: 0 is healthy."""
