@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ipaddress
 import random
+import re
 from collections import Counter
 
 import pytest
@@ -15,6 +16,7 @@ from vxnet.core import trust
 from vxnet.core.assignment import apply, lease_set
 from vxnet.daemon.manager import Manager
 from vxnet.model.api import JoinClaim, LeaseRequest, NetworkCreate, NodeReport, RotateKeys, Rotation
+from vxnet.model.container import ContainerSpec
 from vxnet.model.errors import (
     CallerError,
     ConflictError,
@@ -26,6 +28,7 @@ from vxnet.model.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from vxnet.model.service import ServiceSpec, TaskSpec
 
 DEADLINE_S = 20
 START = 1_800_000_000.0
@@ -695,6 +698,12 @@ async def test_a_manager_with_a_new_certificate_signs_all_leases_anew(cluster, m
     cluster.time += 80 * 86400
     assert len(cluster.leases(current.leases).leases) == 1
     await events.aclose()
+
+
+async def test_a_service_without_a_name_is_given_one(manager):
+    spec = ServiceSpec(name="", task=TaskSpec(container=ContainerSpec(argv=("true",))))
+    names = {(await manager.services.create(spec)).name for _ in range(5)}
+    assert len(names) == 5 and all(re.fullmatch("[a-z]+_[a-z]+", name) for name in names)
 
 
 async def test_a_full_disk_refuses_and_the_manager_lives_on(cluster, manager, monkeypatch):

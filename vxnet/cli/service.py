@@ -39,7 +39,7 @@ _NOT_BUILT_FLAGS = ["--init", "--no-resolve-image", "-t --tty", "--with-registry
 
 
 @click.command("create", context_settings={"allow_interspersed_args": False})
-@click.option("--name", default="", metavar="NAME", help="Others find it by this name.")
+@click.option("--name", default="", metavar="NAME", help="Others find it by this name; without, one is made up.")
 @click.option(
     "--mode", type=click.Choice(["replicated", "global"]), default="replicated", help="global: on every node."
 )
@@ -56,8 +56,6 @@ def create(
 
     Ends when as many tasks run as were asked for.
     """
-    if not name:
-        raise CallerError("a service needs a --name: others find it by that")
     if mode == "global" and options["replicas"] is not None:
         raise CallerError("--replicas and --mode global exclude each other: it has a task on every node")
     base = ServiceSpec(name=name, mode=mode, task=TaskSpec(container=ContainerSpec(argv=command_of(command))))

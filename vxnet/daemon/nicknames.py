@@ -1,4 +1,4 @@
-"""A name for a container that was given none: two words that can be said over a telephone."""
+"""A name for a container or service that was given none: two words that can be said over a telephone."""
 
 from __future__ import annotations
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from typing import Protocol, TypeVar
 
 import structlog
+from msgspec.structs import replace
 
 from vxnet.core import networks, services
 from vxnet.core.decisions import Decision
@@ -15,6 +17,7 @@ from vxnet.core.wishes import Wishes
 from vxnet.daemon import service_views as views
 from vxnet.daemon.errands import Errands
 from vxnet.daemon.mirror import Mirror
+from vxnet.daemon.nicknames import nickname
 from vxnet.daemon.scheduler import Scheduler, Write
 from vxnet.model.api import LogRequest, ServiceProgress, ServiceUpdate, ServiceView, TaskReport, TaskView
 from vxnet.model.errors import VxnetError
@@ -141,7 +144,13 @@ class Services:
 
     async def create(self, spec: ServiceSpec) -> Service:
         id, now = self._new_id(), self._now()
-        service = await self._decide(lambda wishes: services.create(wishes, spec, id, now))
+
+        def decide(wishes: Wishes) -> tuple[Decision, Service]:
+            taken = {service.name for service in wishes.services.values()}
+            name = spec.name or nickname(secrets.choice, taken)
+            return services.create(wishes, replace(spec, name=name), id, now)
+
+        service = await self._decide(decide)
         log.info("service created", service=service.id, name=service.name)
         return service
 
