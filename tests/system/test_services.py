@@ -144,6 +144,23 @@ def test_a_workers_daemon_that_comes_back_keeps_its_tasks(session: Session) -> N
     assert {task["id"] for task in session.tasks("web")} == before
 
 
+def test_a_finished_task_never_runs_again(session: Session) -> None:
+    """Not even when its container was taken away, and the daemon knows of it only what it kept."""
+    session.network("svc")
+    done = "--restart-condition none --constraint node.hostname==h2"
+    session.say("h2", "rm -f /tmp/runs")
+    session.say("h1", f"vxnet service create -d --name once {done} -v /tmp:/tmp -- sh -c 'echo run >>/tmp/runs'")
+    session._services.append("once")
+    eventually(lambda: [task["state"] for task in session.tasks("once", running=False)] == ["complete"])
+    session.say("h2", "vxnet prune -f")
+    assert not session.table("h2", "vxnet ps -a --filter name=once")
+    session.lab.kill("h2", daemon=True)
+    session.lab.start("h2")
+    session.service("later", "--constraint node.hostname==h2")  # looked after at the same time, or later
+    assert session.say("h2", "cat /tmp/runs") == "run\n"
+    assert [task["state"] for task in session.tasks("once", running=False)] == ["complete"]
+
+
 def test_only_healthy_tasks_have_names_and_sick_ones_are_replaced(session: Session) -> None:
     session.network("svc")
     session.container("h1", "client", "svc")

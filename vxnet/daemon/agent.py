@@ -133,7 +133,7 @@ class Agent:
             self._changed,
             self._settle,
         )
-        self._assigned = Assigned(self._containers, lambda: self._membership.place, self._reconciler.settle)
+        self._assigned = Assigned(self._containers, lambda: self._membership.place, self._reconciler.settle, state)
 
     @classmethod
     @contextlib.asynccontextmanager

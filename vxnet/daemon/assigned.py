@@ -22,7 +22,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import NamedTuple
 
 import structlog
 from msgspec.structs import replace
@@ -30,7 +29,9 @@ from msgspec.structs import replace
 from vxnet.core.lifecycle import ENDED
 from vxnet.daemon.containers import Containers
 from vxnet.daemon.health import watch_health
+from vxnet.daemon.keeping import keep
 from vxnet.daemon.place import Place
+from vxnet.daemon.state import EndedTasks, StateDirectory, TaskFact
 from vxnet.host.processes import open_connections
 from vxnet.model.api import Errand, TaskReport
 from vxnet.model.container import Container, TaskRef
@@ -49,17 +50,6 @@ QUIET_LOOK_S = 0.02
 log = structlog.get_logger()
 
 
-class _Fact(NamedTuple):
-    """What is known of a task, for the managers."""
-
-    state: TaskState
-    since: float
-    started_at: float | None = None
-    message: str = ""
-    exit_status: int | None = None
-    container: str = ""
-
-
 class Assigned:
     """Works while :meth:`run` runs. ``settle`` waits until this host's kernel carries the rows as they are."""
 
@@ -68,6 +58,7 @@ class Assigned:
         containers: Containers,
         place: Callable[[], Place | None],
         settle: Callable[[], Awaitable[object]],
+        state: StateDirectory,
     ) -> None:
         self._containers = containers
         self._place = place
@@ -76,8 +67,11 @@ class Assigned:
         self._report_due = asyncio.Event()
         self._wakers: dict[str, asyncio.Event] = {}
         """One a caretaker, by task."""
-        self._facts: dict[str, _Fact] = {}
-        self._told: dict[str, _Fact] = {}
+        self._state = state
+        self._facts = dict(state.ended_tasks().facts)
+        self._moved = asyncio.Event()
+        """Set when facts are others than before."""
+        self._told: dict[str, TaskFact] = {}
         self._group = asyncio.TaskGroup()
         self._watched: dict[str, asyncio.Task[None]] = {}
         """The health checks, by task."""
@@ -93,6 +87,7 @@ class Assigned:
     async def run(self) -> None:
         async with self._group:
             self._group.create_task(self._report())
+            self._group.create_task(keep("ended tasks", self._state.save_ended_tasks, self._ended, self._wait_moved))
             while True:
                 for id in self._known() - self._wakers.keys():
                     self._wakers[id] = asyncio.Event()
@@ -105,9 +100,8 @@ class Assigned:
     def _known(self) -> set[str]:
         if self._place() is None:
             return set()
-        return self._tasks().keys() | {
-            container.task.task for container in self._containers.all() if container.task is not None
-        }
+        with_container = {one.task.task for one in self._containers.all() if one.task is not None}
+        return self._tasks().keys() | with_container | self._facts.keys()
 
     def _tasks(self) -> Mapping[str, Task]:
         place = self._place()
@@ -138,6 +132,7 @@ class Assigned:
                     await self._pause(waker)
                 else:
                     await waker.wait()
+            self._drop(id)  # no longer in a cluster
         finally:
             del self._wakers[id]
             self._due.set()
@@ -156,7 +151,7 @@ class Assigned:
                 await self._forget(id)
                 return False
             if (fact := self._facts.get(id)) is None or fact.state not in ENDED:
-                self._say(id, _Fact("shutdown", time.time(), container=container.id if container else ""))
+                self._say(id, TaskFact("shutdown", time.time(), container=container.id if container else ""))
         elif container is None:
             await self._create(task)
         elif container.state == "created" and task.desired == "running":
@@ -173,9 +168,9 @@ class Assigned:
         if task.id in self._facts:
             # It had one, and somebody took it away; or it could not be made.
             if self._facts[task.id].state not in ENDED:
-                self._say(task.id, _Fact("failed", time.time(), message="its container was removed by hand"))
+                self._say(task.id, TaskFact("failed", time.time(), message="its container was removed by hand"))
             return
-        self._say(task.id, _Fact("preparing", time.time()))
+        self._say(task.id, TaskFact("preparing", time.time()))
         try:
             container = await self._containers.create(
                 replace(
@@ -196,7 +191,7 @@ class Assigned:
             del self._facts[task.id]
             raise
         except VxnetError as error:
-            self._say(task.id, _Fact("rejected", time.time(), message=str(error)))
+            self._say(task.id, TaskFact("rejected", time.time(), message=str(error)))
             return
         log.info("task prepared", task=task.id[:12], name=task.name, container=container.id[:12])
         self._wakers[task.id].set()
@@ -207,7 +202,7 @@ class Assigned:
         except ConflictError:
             raise
         except VxnetError as error:
-            self._say(task.id, _Fact("rejected", time.time(), message=str(error), container=container.id))
+            self._say(task.id, TaskFact("rejected", time.time(), message=str(error), container=container.id))
             return
         self._wakers[task.id].set()
 
@@ -216,7 +211,7 @@ class Assigned:
         if check is not None and task.id not in self._watched:
             self._watched[task.id] = self._group.create_task(self._watch(task.id, container, check))
         state: TaskState = "starting" if container.unready else "running"
-        self._say(task.id, _Fact(state, time.time(), container.started_at or time.time(), container=container.id))
+        self._say(task.id, TaskFact(state, time.time(), container.started_at or time.time(), container=container.id))
 
     async def _watch(self, id: str, container: Container, check: HealthCheck) -> None:
         try:
@@ -244,7 +239,7 @@ class Assigned:
             message = "its process vanished: the host was restarted, or it was killed from outside"
         self._say(
             id,
-            _Fact(
+            TaskFact(
                 state,
                 container.finished_at or time.time(),
                 container.started_at,
@@ -284,8 +279,12 @@ class Assigned:
         if container is not None:
             with contextlib.suppress(NotFoundError):
                 await self._containers.remove(container.id, force=True)
+        self._drop(id)
+
+    def _drop(self, id: str) -> None:
         for table in (self._facts, self._told, self._sick):
             table.pop(id, None)
+        self._moved.set()
 
     def deliver(self, errand: Errand) -> None:
         """The log of a task, to the manager that asks for it."""
@@ -302,12 +301,23 @@ class Assigned:
 
     # What the managers hear
 
-    def _say(self, id: str, fact: _Fact) -> None:
+    def _say(self, id: str, fact: TaskFact) -> None:
         old = self._facts.get(id)
-        if old is not None and old._replace(since=0.0) == fact._replace(since=0.0):
+        if old is not None and replace(old, since=0.0) == replace(fact, since=0.0):
             return
         self._facts[id] = fact
         self._report_due.set()
+        self._moved.set()
+
+    # What outlives this daemon
+
+    def _ended(self) -> EndedTasks:
+        """A task runs once: its container may be taken away by hand, and then nothing else tells that it did."""
+        return EndedTasks(facts={id: fact for id, fact in self._facts.items() if fact.state in ENDED})
+
+    async def _wait_moved(self) -> None:
+        await self._moved.wait()
+        self._moved.clear()
 
     async def _report(self) -> None:
         pause_s = REPORT_RETRY_S[0]
@@ -334,7 +344,7 @@ async def _in_use(pid: int) -> bool:
     return await asyncio.to_thread(open_connections, pid) > 0
 
 
-def _report(id: str, fact: _Fact) -> TaskReport:
+def _report(id: str, fact: TaskFact) -> TaskReport:
     now = time.time()
     until = fact.since if fact.state in ENDED else now
     return TaskReport(

@@ -6,6 +6,7 @@
      assignment.json  the managers' last word                      members.json         where the others were
      gateway.json     subnet of vxnet_gw                           store.db             on managers
      rows             of the other hosts, as received
+     tasks.json       ended ones
      containers/ID/   container.json and what the shim keeps    guests/ID.json   namespaces of others
 
 A file is replaced whole or not at all: written beside, synced, renamed. What cannot be read is an error that names the
@@ -29,6 +30,7 @@ from vxnet.model.codec import from_json, to_json
 from vxnet.model.container import Container
 from vxnet.model.errors import HostError
 from vxnet.model.guest import Guest
+from vxnet.model.service import TaskState
 
 T = TypeVar("T")
 
@@ -36,6 +38,9 @@ log = structlog.get_logger()
 
 STATE_DIRECTORY = Path("/var/lib/vxnet")
 RUN_DIRECTORY = Path("/run/vxnet")
+_OF_THE_CLUSTER = (
+    *("node.json", "assignment.json", "members.json", "rows", "tasks.json", "node.crt", "node.key", "gateway.json"),
+)
 
 
 class LocalNode(Record, frozen=True, kw_only=True):
@@ -54,6 +59,24 @@ class LastMembers(Record, frozen=True, kw_only=True):
     addresses: tuple[IPAddress, ...] = ()
     vteps: dict[str, IPAddress] = {}
     """By node id."""
+
+
+class TaskFact(Record, frozen=True):
+    """What is known of a task that was given to this host, for the managers."""
+
+    state: TaskState
+    since: float
+    started_at: float | None = None
+    message: str = ""
+    exit_status: int | None = None
+    container: str = ""
+    """Id."""
+
+
+class EndedTasks(Record, frozen=True, kw_only=True):
+    """Tasks that ran here and never will again, also when their containers were taken away: by id."""
+
+    facts: dict[str, TaskFact] = {}
 
 
 class GatewayChoice(Record, frozen=True, kw_only=True):
@@ -100,6 +123,15 @@ class StateDirectory:
     def save_last_members(self, members: LastMembers) -> None:
         self._write("members.json", to_json(members))
 
+    def ended_tasks(self) -> EndedTasks:
+        return self._read("tasks.json", EndedTasks) or EndedTasks()
+
+    def save_ended_tasks(self, ended: EndedTasks) -> None:
+        if ended.facts:
+            self._write("tasks.json", to_json(ended))
+        else:
+            self._remove("tasks.json")
+
     @property
     def certificate_path(self) -> Path:
         return self.path / "node.crt"
@@ -135,7 +167,7 @@ class StateDirectory:
 
     def forget_cluster(self) -> None:
         """After ``leave``: no secret and no name of the cluster stays."""
-        for name in ("node.json", "assignment.json", "members.json", "rows", "node.crt", "node.key", "gateway.json"):
+        for name in _OF_THE_CLUSTER:
             (self.path / name).unlink(missing_ok=True)
         for path in self.path.glob("store.db*"):
             path.unlink(missing_ok=True)
@@ -219,6 +251,12 @@ class StateDirectory:
                 f"{path} is damaged ({error})",
                 hint=f"restore it from a backup, or move {path} away",
             ) from error
+
+    def _remove(self, name: str) -> None:
+        try:
+            (self.path / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise HostError(f"cannot remove {self.path / name}: {error.strerror}") from error
 
     def _write(self, name: str, data: bytes, *, mode: int = 0o644, sync: bool = True) -> None:
         path = self.path / name
