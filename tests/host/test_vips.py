@@ -50,10 +50,16 @@ class Site:
         assert errors(changes) == []
         return changes
 
-    def put_backends(self, *backends: Container, draining: Sequence[Container] = ()) -> list[Change]:
+    def put_backends(
+        self, *backends: Container, draining: Sequence[Container] = (), look: bool = False
+    ) -> list[Change]:
         """Of the VIP, in both families."""
         return self.put(
-            *(VirtualService(address=vip, backends=own(vip, backends), draining=own(vip, draining)) for vip in (V4, V6))
+            *(
+                VirtualService(address=vip, backends=own(vip, backends), draining=own(vip, draining))
+                for vip in (V4, V6)
+            ),
+            look=look,
         )
 
     def keep(self, opened: socket.socket) -> socket.socket:
@@ -276,6 +282,26 @@ def test_more_backends_than_chains(site: Site) -> None:
     listening = [site.listen(one, socket.AF_INET, 80) for one in site.servers]
     site.connect(site.client, V4, 80)
     site.accept(listening)
+
+
+def test_rules_that_nft_has_loaded_once_are_loaded_without_it(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As nft would have done it: its own list is the same, and says nothing of numbers that the kernel gave."""
+    site.put_backends(*site.servers)
+    listed = site.client.run("nft", "list", "table", "inet", "vxnet")
+    monkeypatch.setattr(nft, "Running", None)  # no process is started
+    site.client.run("nft", "flush", "ruleset")
+    assert [change.verb for change in site.put_backends(*site.servers, look=True)] == ["add"]
+    assert site.client.run("nft", "list", "table", "inet", "vxnet") == listed
+    site.client.run("nft", "flush", "chain", "inet", "vxnet", "lb1")
+    assert [change.verb for change in site.put_backends(*site.servers, look=True)] == ["replace"]
+    assert site.client.run("nft", "list", "table", "inet", "vxnet") == listed
+    site.client.run("nft", "delete", "table", "inet", "vxnet")
+    site.machine.stop()
+    site.machine.start()  # the next daemon learns it from the first container that has it
+    site.state = replace(site.state, sandboxes=(*site.state.sandboxes[1:], site.state.sandboxes[0]))
+    monkeypatch.undo()  # the host's own table
+    assert [change.verb for change in site.machine.reconcile(site.state)] == ["add"]
+    assert site.client.run("nft", "list", "table", "inet", "vxnet") == listed
 
 
 def test_a_change_of_backends_is_one_transaction_of_a_few_elements(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

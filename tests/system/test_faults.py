@@ -34,15 +34,15 @@ nft add rule inet other input udp dport 4789 counter accept
 """
 """What others have on a host, as near to vxnet's as can be, …"""
 INSIDE = """
-nsenter --net=/run/netns/vxnet ip link add br99 type bridge
+nsenter --net=/run/netns/vxnet ip link add br99 address 02:00:00:00:00:99 type bridge
 nsenter --net=/run/netns/vxnet bridge fdb add 02:00:00:00:00:01 dev br99 self
 """
-"""… and in vxnet's own namespace."""
+"""… and in vxnet's own namespace. The bridge can be made anew, so that nothing of it is left to chance."""
 SEEN = """
 ip -o link show foreign | cut -d' ' -f2,4,5; ip -o addr show dev foreign scope global | cut -d' ' -f2-
 ip route show 10.98.0.0/16; ip rule
 nft -s list table inet other
-nsenter --net=/run/netns/vxnet ip -o link show br99
+nsenter --net=/run/netns/vxnet ip -o link show br99 | cut -d' ' -f2-
 nsenter --net=/run/netns/vxnet bridge fdb show dev br99 | grep 02:00:00:00:00:01
 """
 

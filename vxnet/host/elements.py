@@ -32,18 +32,21 @@ _VALUE, _VERDICT = 1, 2
 _CODE, _CHAIN = 1, 2
 _GOTO = struct.pack("!i", -4)
 
+PORT_OCTETS = 2
 ELEMENTS_MAX = 500
 """Of one message: its attributes' lengths have 16 bits."""
 
 Elements = Mapping[bytes, bytes | str]
-"""Key → data: an address, the name of a chain to go to, or nothing (of a set)."""
+"""Key → data: an address or a port, the name of a chain to go to, or nothing (of a set)."""
 
 _HEAD = struct.pack("!BBH", NFPROTO_INET, 0, 0)
 _TABLE = attribute(_LIST_TABLE, NFT_TABLE.encode() + b"\0")
 
 
 def as_text(key: bytes, data: bytes | str) -> str:
-    """In nft's grammar: addresses, each with a number behind it or not."""
+    """In nft's grammar: ports; or addresses, each with a number behind it or not."""
+    if len(key) == PORT_OCTETS and isinstance(data, bytes):
+        return f"{int.from_bytes(key, 'big')} : {int.from_bytes(data, 'big')}"
     size = 16 if len(key) >= 16 else 4
     text = str(ipaddress.ip_address(key[:size]))
     if size < len(key):

@@ -13,7 +13,7 @@ import socket
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from vxnet.host import addresses, gateway, links, netns, nft, sandbox, tap, vips
+from vxnet.host import addresses, gateway, links, netns, nft, sandbox, tap
 from vxnet.host.datapath import bridge_wish, tunnel_wish
 from vxnet.host.links import Peer, Wish
 from vxnet.host.netlink import Netlink
@@ -21,11 +21,11 @@ from vxnet.model.address import IPAddress, IPNetwork
 from vxnet.model.errors import HostError
 from vxnet.model.host import (
     GATEWAY_BRIDGE,
+    RESOLVER,
     GatewayBridge,
     HostAddress,
     HostFacts,
     HostState,
-    Sandbox,
     Segment,
     TunnelKind,
 )
@@ -196,8 +196,7 @@ def _missing_nft() -> list[str]:
     """Load the very tables that will be needed."""
     bridge = GatewayBridge(addresses=(ipaddress.ip_interface("172.19.0.1/16"),), mtu=1500)
     host = gateway.ruleset(HostState(gateway=bridge)).text()
-    box = Sandbox(id="", netns="", dns_port=1, foreign=True)
-    inside = f"table {nft.TABLE} {{\n{vips.structure(1)}{sandbox.chains(box, services=True)}}}\n"
+    inside = f"table {nft.TABLE} {{\n{sandbox.body(RESOLVER, True, 1)}}}\n"
 
     def try_all() -> str:
         netns.unshare(netns.CLONE_NEWNET)

@@ -3,8 +3,8 @@
 The grammar is nft's text, spoken through ``nft -f -``; rule sets are written in the very form in which ``nft list``
 prints them, so that what is there can be compared with what shall be. Listing takes a process (4 ms), so it happens
 only when the namespace's rule set generation (a counter that every commit moves) is not the one of vxnet's own last
-commit. Where only elements change they are packed and sent without nft (:mod:`vxnet.host.elements`): a tenth of a
-millisecond instead of 16.
+commit. Where only elements change they are packed and sent without nft (:mod:`vxnet.host.elements`), a tenth of a
+millisecond instead of 16; so is a table with the rules of one that nft has loaded before (:mod:`vxnet.host.stencil`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import subprocess
 from collections.abc import Callable, Hashable, Mapping
 from typing import Literal, NamedTuple, TypeVar
 
-from vxnet.host import elements, netns
+from vxnet.host import elements, netns, stencil
 from vxnet.host.elements import NFPROTO_INET, Elements
 from vxnet.host.netlink import Failure, Netlink, attribute, attributes, message, split
 from vxnet.model.errors import HostError
@@ -33,6 +33,8 @@ NFPROTO_UNSPEC = 0
 
 TABLE = f"inet {NFT_TABLE}"
 TIMEOUT_S = 10.0
+STENCILS_MAX = 16
+"""Containers differ in their rules by little: whether they have names, and how many backends there may be."""
 
 
 class Ruleset(NamedTuple):
@@ -165,8 +167,10 @@ class Tables:
 
     def __init__(self) -> None:
         self._known: dict[Hashable, _Known] = {}
-        self._steps: dict[tuple[int, int], tuple[_Elements, _Elements, list[bytes], list[str]]] = {}
+        self._steps: dict[tuple[int, int], tuple[Elements, Elements, list[bytes]]] = {}
         """Differences by what they are between: a hundred sandboxes on one network need the same."""
+        self._stencils: dict[str, stencil.Stencil | None] = {}
+        """By the body of the rule set; None: there can be none."""
 
     def is_last(self, key: Hashable, wanted: Ruleset | None) -> bool:
         """Whether this is what was last seen or made there, as far as that can be told without comparing elements."""
@@ -176,7 +180,7 @@ class Tables:
         there = known.ruleset
         if there is None or wanted is None:
             return there is wanted
-        return there.body == wanted.body and there.elements is wanted.elements
+        return _same_shape(there, wanted) and all(one is wanted.elements[name] for name, one in there.elements.items())
 
     def generation(self, key: Hashable) -> int:
         """Of the last commit or look there; -1: not known."""
@@ -206,6 +210,8 @@ class Tables:
             found = known.ruleset
         else:
             found = read(namespace, netlink) if _exists(netlink) else None
+            if found is not None and wanted is not None and found.body == wanted.body:
+                self._learn(wanted.body, netlink, generation)
         settled = _Known(identity, generation, wanted)
         committed = settled._replace(generation=(generation + 1) & 0xFFFFFFFF)
         if found is None or wanted is None or not _same_shape(found, wanted):
@@ -214,7 +220,10 @@ class Tables:
                 return None
             verb, text = _transition(found, wanted)
             change = Change(verb=verb, object=f"nft table {TABLE} in {where}")
-            return Pending(change, Running(text, namespace), committed, netlink, key)
+            drawn = self._drawn(found, wanted)
+            if drawn is None:
+                return Pending(change, Running(text, namespace), committed, netlink, key)
+            return Pending(change, Done(elements.commit(netlink, drawn, generation)), committed, netlink, key)
         messages, names = self._steps_between(found.elements, wanted.elements)
         if not messages:
             self._known[key] = settled
@@ -222,16 +231,48 @@ class Tables:
         change = Change(verb="replace", object=f"nft table {TABLE} set {' and '.join(names)} in {where}")
         return Pending(change, Done(elements.commit(netlink, messages, generation)), committed, netlink, key)
 
-    def _steps_between(self, found: _Elements, wanted: _Elements) -> tuple[list[bytes], list[str]]:
-        if found is wanted:
-            return [], []
-        between = id(found), id(wanted)
-        if between not in self._steps:
-            steps = {name: elements.difference(name, wanted[name], found[name]) for name in wanted}
-            messages = [one for some in steps.values() for one in some]
-            # With the records themselves, so that what has their ids later is not taken for them.
-            self._steps[between] = found, wanted, messages, [name for name, some in steps.items() if some]
-        return self._steps[between][2:]
+    def _drawn(self, found: Ruleset | None, wanted: Ruleset | None) -> list[bytes] | None:
+        """The messages that make ``wanted`` in the place of ``found``; None: nft has not loaded these rules yet."""
+        messages = [] if found is None else [stencil.DELETE]
+        if wanted is None:
+            return messages
+        made = self._stencils.get(wanted.body)
+        if made is None:
+            return None
+        messages += made
+        for name, members in wanted.elements.items():
+            messages += elements.difference(name, members, {})
+        return messages
+
+    def _learn(self, body: str, netlink: Netlink, generation: int) -> None:
+        """The rules are in the namespace of ``netlink``, if its rule set is of this generation still."""
+        if body in self._stencils:
+            return
+        taken = stencil.take(netlink)
+        if _generation(netlink) == generation:
+            self._stencils[body] = taken
+            for old in list(self._stencils)[:-STENCILS_MAX]:
+                del self._stencils[old]
+
+    def _steps_between(
+        self, found: Mapping[str, Elements], wanted: Mapping[str, Elements]
+    ) -> tuple[list[bytes], list[str]]:
+        """Messages, and the names of the sets that they are about."""
+        messages: list[bytes] = []
+        names = []
+        for name, one in wanted.items():
+            there = found[name]
+            if there is one:
+                continue
+            between = id(there), id(one)
+            if between not in self._steps:
+                # With the records themselves, so that what has their ids later is not taken for them.
+                self._steps[between] = there, one, elements.difference(name, one, there)
+            steps = self._steps[between][2]
+            messages += steps
+            if steps:
+                names.append(name)
+        return messages, names
 
     def finish(self, pending: Pending) -> Change:
         error = pending.running.error()
@@ -241,10 +282,9 @@ class Tables:
         # Further on than by one commit: somebody else was at it too. The next look will read the table.
         if _generation(pending.netlink) == pending.known.generation:
             self._known[pending.key] = pending.known
+            if pending.known.ruleset is not None:
+                self._learn(pending.known.ruleset.body, pending.netlink, pending.known.generation)
         return pending.change
-
-
-_Elements = Mapping[str, Elements]
 
 
 def _same_shape(found: Ruleset, wanted: Ruleset) -> bool:

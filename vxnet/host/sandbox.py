@@ -13,19 +13,23 @@ fails because of that is not reported. No socket of it is kept: that would keep 
 
 from __future__ import annotations
 
+import functools
 import os
+import struct
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from vxnet.host import addresses, conntrack, elements, links, netns, vips
 from vxnet.host.addresses import Route
 from vxnet.host.datapath import CONTAINER_PORT, MARK, bridge_name
+from vxnet.host.elements import Elements
 from vxnet.host.gateway import GATEWAY_PORT, address_steps
 from vxnet.host.links import Link, Peer, Wish
 from vxnet.host.netlink import Closer, Netlink
 from vxnet.host.nft import Pending, Ruleset, Tables
 from vxnet.host.steps import Step, carry_out, mend, mend_port, present, unless_new
 from vxnet.host.vips import Services
+from vxnet.model.address import IPAddress
 from vxnet.model.host import GATEWAY_BRIDGE, Change, Interface, Sandbox
 
 SYSCTLS = {
@@ -63,35 +67,54 @@ def alias_owner(alias: str) -> str:
     return alias.removeprefix(MARK).split(" ")[0] if alias.startswith(MARK) and " " in alias else ""
 
 
+DNS_PORT = 53
+RESOLVER = "resolver"
+"""The map that says where the name server listens. Apart from the rules, so that all containers have the same."""
+
+
 def ruleset(sandbox: Sandbox, services: Services) -> Ruleset | None:
     """The resolver listens on a port of its own, so that a container may serve on :53 itself; conntrack turns the
     answers' source back. And the virtual IPs of the networks that it is on."""
     vnis = [one.vni for one in sandbox.interfaces if one.vni is not None]
-    if not vnis:
-        return Ruleset(chains(sandbox, services=False), {}) if sandbox.dns_port else None
-    made = services.on(vnis)
-    return Ruleset(vips.structure(made.chains) + chains(sandbox, services=True), made.elements)
+    if not vnis and not sandbox.dns_port:
+        return None
+    chains = 0
+    filled: dict[str, Elements] = {}
+    if vnis:
+        made = services.on(vnis)
+        chains = made.chains
+        filled.update(made.elements)
+    if sandbox.dns_port:
+        filled[RESOLVER] = _listening(sandbox.dns_port)
+    return Ruleset(body(sandbox.resolver if sandbox.dns_port else None, sandbox.foreign, chains), filled)
 
 
-def chains(sandbox: Sandbox, *, services: bool) -> str:
-    """What local output meets where destinations are translated."""
-    address, port = sandbox.resolver, sandbox.dns_port
-    resolver = "".join(
-        f"\t\tip daddr {address} {protocol} dport 53 dnat ip to {address}:{port}\n"
+@functools.lru_cache(maxsize=4096)
+def _listening(port: int) -> Elements:
+    """The very same record for the same port: what is the same need not be compared."""
+    return {struct.pack("!H", DNS_PORT): struct.pack("!H", port)}
+
+
+@functools.lru_cache
+def body(resolver: IPAddress | None, foreign: bool, chains: int) -> str:
+    """The rules. ``chains``: how many backends a service may have; 0: there are no services."""
+    declared = f"\tmap {RESOLVER} {{\n\t\ttype inet_service : inet_service\n\t}}\n\n" if resolver else ""
+    names = "".join(
+        f"\t\tip daddr {resolver} {protocol} dport {DNS_PORT} dnat ip to {resolver}:{protocol} dport map @{RESOLVER}\n"
         for protocol in ("udp", "tcp")
-        if port
+        if resolver
     )
     rules = f"""\
-\tchain output {{
+{vips.MAPS if chains else ""}{declared}{vips.chains(chains) if chains else ""}\tchain output {{
 \t\ttype nat hook output priority -100; policy accept;
-{resolver}{vips.LOOKUP if services else ""}\t}}
+{names}{vips.LOOKUP if chains else ""}\t}}
 """
-    if sandbox.foreign and port:
+    if foreign and resolver:
         # The daemon alone holds these sockets. While none runs, a question is to wait and be asked again, not to fail.
         rules += f"""
 \tchain silence {{
 \t\ttype filter hook output priority filter; policy accept;
-\t\tip saddr {address} icmp type destination-unreachable drop
+\t\tip saddr {resolver} icmp type destination-unreachable drop
 \t}}
 """
     return rules

@@ -29,11 +29,7 @@ UDP_COUNTER = "udp_flows"
 """Of flows that began here: where there are none, conntrack need not be looked through."""
 
 
-@functools.lru_cache
-def structure(chains: int) -> str:
-    """Maps and chains, as ``nft list table`` prints them."""
-    balance = "".join(_chain(f"lb{number}", f"numgen random mod {number}", "") for number in range(1, chains + 1))
-    return f"""\
+MAPS = f"""\
 \tcounter {UDP_COUNTER} {{
 \t}}
 
@@ -53,6 +49,15 @@ def structure(chains: int) -> str:
 \t\ttypeof ip6 daddr . numgen random mod 65536 : ip6 daddr
 \t}}
 
+"""
+"""As ``nft list table`` prints them, …"""
+
+
+@functools.lru_cache
+def chains(most: int) -> str:
+    """… and the chains that they lead to, for services with up to so many backends."""
+    balance = "".join(_chain(f"lb{number}", f"numgen random mod {number}", "") for number in range(1, most + 1))
+    return f"""\
 \tchain none {{
 \t\tmeta l4proto tcp reject with tcp reset
 \t\treject
