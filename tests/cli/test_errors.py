@@ -80,7 +80,8 @@ TABLE: list[tuple[str, int, str]] = [
     ("run --network name=taken,ip6=x true", 125, "--network name=taken,ip6=x: expected an address such as 10.0.16.5, found 'x'"),
     ("run --network name=taken,alias=a --alias b true", 125, "address or alias on taken is given twice, within --network and beside it"),
     ("run --name web true", 125, "the name web is taken by another container of this host"),
-    ("run -p 8080:80 true", 125, "`vxnet run --publish` is not built yet"),
+    ("run -p 8080:http true", 125, "--publish '8080:http': 'http' is no port; a port is a number from 1 to 65535, or a range such as 80-83"),
+    ("run -p published=80,target=80,mode=ingress true", 125, "mode=ingress is for services: a container's port is one of its host alone; leave mode= out, or make a service"),
     ("run --mount type=bind true", 125, "`vxnet run --mount` is not built yet"),
     ("run --group-add nobody true", 125, "`vxnet run --group-add` is not built yet"),
     ("run --ulimit 1 true", 125, "`vxnet run --ulimit` is not built yet"),
@@ -105,7 +106,7 @@ def test_wrong_input(vxnet_: Vxnet, words: str, status: int, line: str) -> None:
 
 
 def test_nothing_is_made_by_a_wrong_run(server: Daemon, vxnet_: Vxnet) -> None:
-    for words in ("run --detach-keys ctrl-ä true", "run -it true", "run -p 80:80 true", "run --ip 10.0.0.1 true"):
+    for words in ("run --detach-keys ctrl-ä true", "run -it true", "run -p 80:http true", "run --ip 10.0.0.1 true"):
         assert vxnet_(*words.split()).exit_code == 125
     assert not server.agent.container_table
 

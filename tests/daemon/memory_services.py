@@ -9,13 +9,14 @@ import itertools
 from collections.abc import AsyncIterator, Callable, Mapping
 
 from vxnet.core import networks, schedule, services
+from vxnet.core.allocate import DEFAULT_POOL
 from vxnet.core.decisions import Decision
 from vxnet.core.lifecycle import ENDED, advance, state_of
 from vxnet.core.schedule import State
 from vxnet.core.wishes import Wishes
 from vxnet.daemon import service_views as views
 from vxnet.model.api import LogRequest, ServiceProgress, ServiceUpdate, ServiceView, TaskReport, TaskView
-from vxnet.model.cluster import Network, Node
+from vxnet.model.cluster import Cluster, Network, Node
 from vxnet.model.codec import to_json
 from vxnet.model.service import Service, ServiceSpec, Task
 
@@ -27,6 +28,7 @@ class MemoryServices:
 
     def __init__(self, act: Callable[[Task], TaskReport] | None = None) -> None:
         self.wishes = Wishes()
+        self.wishes.cluster = Cluster(id="cluster", pools=(DEFAULT_POOL,), created_at=0.0)
         self.now = 1_700_000_000.0
         self.lost: dict[str, float] = {}
         self._act = act or (lambda task: TaskReport(task=task.id, state="running", ran_s=0.0, container="c" * 64))

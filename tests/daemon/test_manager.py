@@ -10,12 +10,14 @@ import re
 from collections import Counter
 
 import pytest
+from msgspec.structs import replace
 
 from vxnet.cluster.sqlite_store import SqliteStore
 from vxnet.core import trust
 from vxnet.core.assignment import apply, lease_set
 from vxnet.daemon.manager import Manager
 from vxnet.model.api import JoinClaim, LeaseRequest, NetworkCreate, NodeReport, RotateKeys, Rotation
+from vxnet.model.cluster import Signed
 from vxnet.model.container import ContainerSpec
 from vxnet.model.errors import (
     CallerError,
@@ -108,10 +110,17 @@ class Cluster:
         return await self.manager.join(self.claim(number, **changes), "test")
 
     def leases(self, signed):
-        """The set, as everybody checks it."""
+        """The set, as everybody checks it, without those of the ingress network, which each node has."""
         identity = trust.verify_signed(signed, trust.LEASES_PURPOSE, self.manager.roots, self.time)
         assert identity == trust.Identity(node=self.manager.node_id, role="manager")
-        return lease_set(signed)
+        found = lease_set(signed)
+        ingress = {one.id for one in self.manager.networks() if one.ingress}
+        return replace(found, leases=tuple(lease for lease in found.leases if lease.network not in ingress))
+
+    @property
+    def networks(self):
+        """But ``ingress``."""
+        return tuple(one for one in self.manager.networks() if not one.ingress)
 
 
 @pytest.fixture
@@ -197,7 +206,7 @@ async def test_everything_survives_a_restart(cluster, manager):
     before = manager.assignment_of(grant.node.id)
     again = await cluster.reopen()
     after = again.assignment_of(grant.node.id)
-    assert again.networks() == (made,) and again.join_token("worker") == token
+    assert cluster.networks == (made,) and again.join_token("worker") == token
     assert (after.keys, after.networks, after.roots) == (before.keys, before.networks, before.roots)
     assert cluster.leases(after.leases).leases == cluster.leases(before.leases).leases
     assert cluster.leases(after.leases).revision > cluster.leases(before.leases).revision
@@ -208,12 +217,12 @@ async def test_everything_survives_a_restart(cluster, manager):
 
 async def test_networks_get_subnets_and_vnis_of_their_own(cluster, manager):
     made = [await manager.create_network(network(f"n{number}")) for number in range(3)]
-    assert [one.vni for one in made] == [65536, 65537, 65538]
-    assert [str(one.subnets[0].prefix) for one in made] == ["10.0.0.0/20", "10.0.16.0/20", "10.0.32.0/20"]
-    assert str(made[0].subnets[0].gateway) == "10.0.0.1"
+    assert [one.vni for one in made] == [65537, 65538, 65539]
+    assert [str(one.subnets[0].prefix) for one in made] == ["10.0.16.0/20", "10.0.32.0/20", "10.0.48.0/20"]
+    assert str(made[0].subnets[0].gateway) == "10.0.16.1"
     assert all(len(one.id) == 25 for one in made)
     await manager.remove_network("n2")
-    assert (await manager.create_network(network("n3"))).vni == 65539
+    assert (await manager.create_network(network("n3"))).vni == 65540
 
 
 async def test_a_network_is_found_by_name_id_and_beginning(manager):
@@ -226,12 +235,12 @@ async def test_a_network_is_found_by_name_id_and_beginning(manager):
     assert "one" in caught.value.hint
 
 
-async def test_a_network_in_use_names_its_users(manager):
+async def test_a_network_in_use_names_its_users(cluster, manager):
     made = await manager.create_network(network())
     manager.users_of = lambda network_id: ["web (h2)", "db (h1)"] if network_id == made.id else []
     with pytest.raises(ConflictError, match=r"net is still in use by db \(h1\), web \(h2\)"):
         await manager.remove_network("net")
-    assert manager.networks() == (made,)
+    assert cluster.networks == (made,)
 
 
 REFUSED = [
@@ -240,10 +249,8 @@ REFUSED = [
     ({"name": ""}, CallerError, "cannot be a network's name"),
     ({"name": "n\n"}, CallerError, "cannot be a network's name"),
     ({"name": "x" * 65}, CallerError, "at most 64"),
-    *(
-        ({"name": name}, ConflictError, "vxnet makes itself")
-        for name in ("bridge", "host", "none", "vxnet_gw", "ingress")
-    ),
+    *(({"name": name}, ConflictError, "vxnet makes itself") for name in ("bridge", "host", "none", "vxnet_gw")),
+    ({"name": "ingress"}, ConflictError, "kept for the routing mesh's network"),
     ({"name": "taken"}, ConflictError, "there is a network 'taken' already"),
     ({"driver": "bridge"}, UnsupportedError, "driver bridge"),
     ({"options": {"encrypted": ""}}, UnsupportedError, "not built yet"),
@@ -303,8 +310,7 @@ async def test_a_used_up_pool(tmp_path):
     cluster = Cluster(tmp_path / "store.db")
     manager = await cluster.create(pools=[prefix("10.3.0.0/19")])
     await manager.create_network(network("a"))
-    await manager.create_network(network("b"))
-    with pytest.raises(ExhaustedError, match=r"10\.3\.0\.0/19.*2 subnets are in use"):
+    with pytest.raises(ExhaustedError, match=r"10\.3\.0\.0/19.*2 of their subnets are in use"):
         await manager.create_network(network("c"))
     await manager.create_network(network("c", subnets=(prefix("10.4.0.0/24"),)))
     await cluster.stop()
@@ -465,7 +471,7 @@ async def test_blocks_of_all_nodes_when_a_network_is_made(cluster, manager):
     await manager.create_network(network("services", attachable=False))
     for node_id in (manager.node_id, *(grant.node.id for grant in grants)):
         leases = cluster.leases(manager.assignment_of(node_id).leases).leases
-        assert [lease.vni for lease in leases] == [65536]
+        assert [lease.vni for lease in leases] == [65537]
 
 
 async def test_lease_and_release(cluster, manager):
@@ -524,12 +530,8 @@ async def test_no_block_twice_when_all_ask_at_once(cluster, manager):
     await cluster.reopen()
     for node_id in nodes:
         after = cluster.leases(cluster.manager.assignment_of(node_id).leases).leases
-        assert (
-            after
-            == lease_set(
-                type(manager.assignment_of(node_id).leases)(content=before[node_id], signature=b"", certificate=b"")
-            ).leases
-        )
+        signed = Signed(content=before[node_id], signature=b"", certificate=b"")
+        assert after == tuple(lease for lease in lease_set(signed).leases if lease.network == made.id)
 
 
 async def test_what_a_crash_left_over_is_mended(cluster, manager):
@@ -542,7 +544,7 @@ async def test_what_a_crash_left_over_is_mended(cluster, manager):
     await manager.remove_node("h2")
     again = await cluster.reopen()
     await wait_until(lambda: not again._wishes.leases_of_node(grant.node.id))
-    assert len(again._wishes.leases_of_node(again.node_id)) == 100
+    assert len(cluster.leases(again.assignment_of(again.node_id).leases).leases) == 100
 
 
 # Streams
@@ -562,7 +564,7 @@ async def test_a_stream_follows(cluster, manager):
     assert current == manager.assignment_of(grant.node.id)
     made = await manager.create_network(network())
     await manager.create_network(network("other", attachable=False))
-    current = await collect(events, current, lambda current: len(current.networks) == 2)
+    current = await collect(events, current, lambda current: len(current.networks) == 3)
     assert current == manager.assignment_of(grant.node.id)
     await manager.lease(grant.node.id, LeaseRequest(network=made.id))
     await manager.remove_network("other")
@@ -589,7 +591,7 @@ async def test_a_stream_resumes_and_repeats_nothing(cluster, manager):
     assert not waiting.done()
     await manager.remove_network("net")
     current = apply(current, await asyncio.wait_for(waiting, DEADLINE_S))
-    assert current.networks == () and lease_set(current.leases).leases == ()
+    assert current.networks == grant.assignment.networks and cluster.leases(current.leases).leases == ()
     await events.aclose()
 
 
@@ -717,7 +719,7 @@ async def test_a_full_disk_refuses_and_the_manager_lives_on(cluster, manager, mo
         patch.setattr(cluster.store, "commit", refuse)
         with pytest.raises(HostError, match="full"):
             await manager.create_network(network("two"))
-        assert manager.networks() == (made,)
+        assert cluster.networks == (made,)
     assert (await manager.create_network(network("two"))).vni == made.vni + 1
     assert not cluster.tasks[0].done()
 
@@ -726,4 +728,41 @@ async def test_a_deposed_manager_commits_nothing(cluster, manager):
     await cluster.store.lead("somebody else")
     with pytest.raises(UnavailableError, match="no longer leads"):
         await manager.create_network(network())
-    assert manager.networks() == ()
+    assert cluster.networks == ()
+
+
+# The routing mesh's network
+
+
+async def test_each_cluster_has_an_ingress_network(cluster, manager):
+    (ingress,) = manager.networks()
+    assert (ingress.name, ingress.ingress, ingress.vni, ingress.attachable) == ("ingress", True, 65536, False)
+    assert [subnet.prefix.version for subnet in ingress.subnets] == [4, 6]
+    grant = await cluster.join(2)
+    for node_id in (manager.node_id, grant.node.id):
+        leases = lease_set(manager.assignment_of(node_id).leases).leases
+        assert [(lease.network, lease.prefix.version) for lease in leases] == [(ingress.id, 4), (ingress.id, 6)]
+
+
+async def test_an_older_cluster_gets_it_at_the_first_start(cluster, manager):
+    grant = await cluster.join(2)
+    (ingress,) = manager.networks()
+    await manager.remove_network("ingress")
+    await wait_until(lambda: not manager._wishes.leases_of_network(ingress.id))
+    await cluster.store.commit({"set/ingress": None})
+    again = await cluster.reopen()
+    await wait_until(lambda: len(again._wishes.leases_of_network(ingress.id)) == 4)
+    assert again.networks() == (replace(ingress, vni=ingress.vni + 1),)
+    assert lease_set(again.assignment_of(grant.node.id).leases).leases
+
+
+async def test_another_ingress_network_in_place_of_the_first(cluster, manager):
+    own = network("doors", attachable=False, ingress=True, subnets=(prefix("10.77.0.0/16"),), options={"mtu": "1400"})
+    with pytest.raises(ConflictError, match="there is an ingress network already: ingress"):
+        await manager.create_network(own)
+    await manager.remove_network("ingress")
+    with pytest.raises(CallerError, match="neither --attachable nor --internal"):
+        await manager.create_network(network("doors", ingress=True))
+    made = await manager.create_network(own)
+    await cluster.reopen()
+    assert cluster.manager.networks() == (made,) and made.mtu == 1400

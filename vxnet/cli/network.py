@@ -74,6 +74,7 @@ def _auxiliary(texts: dict[str, str]) -> dict[str, IPAddress]:
 @click.option("-d", "--driver", default="overlay", show_default=True, help="overlay, bridge, host or none.")
 @click.option("--attachable", is_flag=True, help="Let `vxnet run --network` use it, not only services.")
 @click.option("--internal", is_flag=True, help="No way out of it.")
+@click.option("--ingress", is_flag=True, help="The routing mesh's, in place of the one that was removed.")
 @subnet_options("--subnet")
 @click.option("--ipv4/--no-ipv4", default=None, help="Default: unless only IPv6 subnets are given.")
 @click.option("--ipv6", is_flag=True, help="With IPv6, from the cluster's own pool if no --subnet of it is given.")
@@ -83,13 +84,14 @@ def _auxiliary(texts: dict[str, str]) -> dict[str, IPAddress]:
 )  # fmt: skip
 @click.option("--label", "labels", multiple=True, callback=pairs, metavar="KEY=VALUE")
 @click.argument("name")
-@not_built(*("--config-from", "--ipam-driver", "--ipam-opt", "--scope"), flags=["--ingress", "--config-only"])
+@not_built(*("--config-from", "--ipam-driver", "--ipam-opt", "--scope"), flags=["--config-only"])
 @click.pass_obj
 def create(
     client: Client,
     driver: str,
     attachable: bool,
     internal: bool,
+    ingress: bool,
     subnets: tuple[IPNetwork, ...],
     gateways: tuple[IPAddress, ...],
     ranges: tuple[IPNetwork, ...],
@@ -112,6 +114,7 @@ def create(
         driver=_DRIVERS[driver],
         attachable=attachable,
         internal=internal,
+        ingress=ingress,
         subnets=subnets,
         gateways=gateways,
         ranges=ranges,

@@ -14,6 +14,7 @@ from vxnet.cli.complete import network_names
 from vxnet.cli.confinement import confinement, confinement_options
 from vxnet.cli.group import FAILURES, report, usage_text
 from vxnet.cli.options import address, command_of, not_built, pairs, session_options
+from vxnet.cli.publish import SHORT, container_ports
 from vxnet.cluster.client import Client
 from vxnet.model.address import IPAddress
 from vxnet.model.container import ContainerSpec, NetworkWish
@@ -70,11 +71,17 @@ def _failing_as_run() -> Iterator[None]:
 @click.option("-e", "--env", "env", multiple=True, metavar="KEY[=VALUE]", help="KEY alone: its value here.")
 @click.option("--env-file", "env_files", multiple=True, type=click.Path(exists=True, dir_okay=False), metavar="FILE")
 @click.option("-w", "--workdir", default="", metavar="DIRECTORY", help="Default: /.")
+@click.option(
+    *("-p", "--publish", "ports"),
+    multiple=True,
+    metavar=SHORT,
+    help="A port of this host, or published=N,target=N,ip=ADDRESS,…; repeatable.",
+)
 @click.option("-l", "--label", "labels", multiple=True, callback=pairs, metavar="KEY=VALUE")
 @confinement_options
 @session_options
 @not_built(
-    *("-p --publish", "--mount", "--memory-swap"),
+    *("--mount", "--memory-swap"),
     *(
         "--cpuset-cpus",
         "-c --cpu-shares",
@@ -107,6 +114,7 @@ def run(
     env: tuple[str, ...],
     env_files: tuple[str, ...],
     workdir: str,
+    ports: tuple[str, ...],
     labels: dict[str, str],
     sig_proxy: bool,
     detach_keys: str,
@@ -127,6 +135,7 @@ def run(
         stdin=interactive,
         remove=remove,
         networks=network_wishes(networks, ip, aliases, ip6),
+        ports=container_ports(ports),
         labels=labels,
         **confinement(bounds),
     )

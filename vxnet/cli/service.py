@@ -22,6 +22,7 @@ from vxnet.cli.options import (
     not_built,
 )
 from vxnet.cli.progress import wait_converged, wait_gone
+from vxnet.cli.publish import show
 from vxnet.cli.service_spec import create_options, update_options, with_changed_lists, with_lists, with_options
 from vxnet.cluster.client import Client
 from vxnet.model.api import ServiceUpdate, ServiceView, TaskView
@@ -204,9 +205,6 @@ def _wanted(view: ServiceView, filters: dict[str, list[str]]) -> bool:
 
 def _row(view: ServiceView, whole: bool) -> tuple[str, ...]:
     spec = view.service.spec
-    ports = ",".join(
-        f"{f'*:{port.published}->' if port.published else ''}{port.target}/{port.protocol}" for port in spec.ports
-    )
     return (
         output.short(view.service.id, whole=whole),
         spec.name,
@@ -214,7 +212,7 @@ def _row(view: ServiceView, whole: bool) -> tuple[str, ...]:
         f"{view.running}/{view.wanted}",
         ",".join(view.networks.values()),
         _command(spec.task.container.argv, whole),
-        ports,
+        show(spec.ports),
     )
 
 

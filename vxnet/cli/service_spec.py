@@ -15,9 +15,9 @@ from msgspec.structs import replace
 
 from vxnet.cli.confinement import volume
 from vxnet.cli.options import octets, pairs, seconds, signal_name
+from vxnet.cli.publish import SHORT, with_ports
 from vxnet.cli.run import environment, network_wish
 from vxnet.model.errors import CallerError
-from vxnet.model.published import PublishedPort
 from vxnet.model.service import HealthCheck, ServiceSpec
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -103,7 +103,7 @@ _LISTS: Final = (
     _List("-e --env", "env", "KEY[=VALUE]", "KEY alone: its value here. May hold templates."),
     _List("-v --volume", "volume", "SOURCE:TARGET[:ro]", "Show a directory or file of the host."),
     _List("--network", "network", "NETWORK", "NAME, or name=NAME,alias=NAME,…"),
-    _List("-p --publish", "publish", "[PUBLISHED:]TARGET[/PROTOCOL]", "A port of all nodes."),
+    _List("-p --publish", "publish", SHORT, "A port of all nodes; or published=N,target=N,…"),
     _List("--expose", "expose", "[NAME:]PORT[/PROTOCOL]", "For SRV: _NAME._PROTOCOL.SERVICE."),
     _List("--constraint", "constraint", "KEY==VALUE", "Where tasks may be: node.labels.zone==a, node.hostname!=h1 …"),
     _List("--placement-pref", "placement-pref", "spread=KEY", "Spread over the values of node.labels.…"),
@@ -123,7 +123,8 @@ def update_options(command: F) -> F:
     for one in reversed(_LISTS):
         for ending, text in (("rm", "Take it away."), ("add", one.help)):
             name = f"{one.name}-{ending}"
-            metavar = one.metavar.partition("=")[0].partition("[")[0] if ending == "rm" else one.metavar
+            key = one.metavar.partition("=")[0].partition("[")[0] or "PORT"
+            metavar = key if ending == "rm" else one.metavar
             command = click.option(f"--{name}", _variable(name), multiple=True, metavar=metavar, help=text)(command)
     command = click.option("--args", metavar="COMMAND", help="The command, as a shell would split it.")(command)
     return _shared(command)
@@ -188,32 +189,6 @@ def _variable_of(text: str) -> str:
     return next(iter(environment((text,), (), os.environ)), "")
 
 
-def port(text: str) -> PublishedPort:
-    """``8080:80/tcp``, or ``published=8080,target=80,protocol=tcp,mode=ingress``. Raises :class:`CallerError`."""
-    wrong = CallerError(f"-p takes [PUBLISHED:]TARGET[/PROTOCOL], found {text!r}")
-    fields: dict[str, str] = {}
-    if "=" in text:
-        for part in text.split(","):
-            key, _, value = part.partition("=")
-            if key not in ("published", "target", "protocol", "mode"):
-                raise CallerError(f"-p has published=, target=, protocol= and mode=, found {part!r}")
-            fields[key] = value
-    else:
-        ports, _, protocol = text.partition("/")
-        published, _, target = ports.rpartition(":")
-        fields = {"published": published or "0", "target": target, "protocol": protocol or "tcp"}
-    try:
-        target_port, published_port = int(fields.get("target", "")), int(fields.get("published") or 0)
-    except ValueError:
-        raise wrong from None
-    protocol, mode = fields.get("protocol", "tcp"), fields.get("mode", "ingress")
-    if not 0 < target_port < 65536 or not 0 <= published_port < 65536:
-        raise wrong
-    if protocol not in ("tcp", "udp") or mode not in ("ingress", "host"):
-        raise wrong
-    return PublishedPort(target=target_port, published=published_port, protocol=protocol, mode=mode)  # type: ignore[arg-type]
-
-
 def exposed(text: str) -> str:
     """``http:80/tcp`` of ``[NAME:]PORT[/PROTOCOL]``; without a name the number is the name."""
     name, _, rest = text.rpartition(":")
@@ -273,7 +248,7 @@ def with_changed_lists(base: ServiceSpec, options: dict[str, Any]) -> ServiceSpe
     return replace(
         base,
         task=task,
-        ports=changed("publish", base.ports, port, lambda one: f"{one.target}/{one.protocol}"),
+        ports=with_ports(base.ports, options["publish_rm"], options["publish_add"]),
         labels=_changed_pairs("label", base.labels, options),
     )
 

@@ -87,7 +87,8 @@ def pick_subnet(
     blocking = sorted({str(route) for pool in pools if (route := overlap(pool, routes)) is not None})
     raise ExhaustedError(
         f"no free /{prefixlen} is left in the address pools ({', '.join(map(str, pools))}): "
-        f"{len(taken)} subnets are in use" + (f", and hosts have routes to {', '.join(blocking)}" if blocking else ""),
+        f"{sum(overlap(one, pools) is not None for one in taken)} of their subnets are in use"
+        + (f", and hosts have routes to {', '.join(blocking)}" if blocking else ""),
         hint="name a free one with --subnet, or remove networks that nobody uses",
     )
 

@@ -7,24 +7,27 @@ it has nothing to do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from vxnet.core import allocate, networks, rotation, trust
 from vxnet.core.nodes import check_claim
+from vxnet.core.ports import in_mesh
 from vxnet.core.rotation import GossipKeys
 from vxnet.core.wishes import Counter, JoinSecret, RemovedNode, Wishes, lease_key
 from vxnet.model.address import IPAddress, IPNetwork
 from vxnet.model.api import JoinClaim, LeaseRequest, NetworkCreate, NetworkPrune, NetworkUpdate, NodeReport, NodeUpdate
 from vxnet.model.cluster import Cluster, ForeignPeer, GossipKey, Lease, Network, Node
-from vxnet.model.errors import CallerError, ConflictError, ForbiddenError, NotFoundError
+from vxnet.model.errors import CallerError, ConflictError, ExhaustedError, ForbiddenError, NotFoundError
 
 BLOCKS_AT_ONCE = 90
 """Leases in a commit, which takes at most 100 records."""
 FORGOTTEN_S = (trust.CERTIFICATE_DAYS + 1) * 86400
 """After its removal no certificate of a node can be valid any more: it need not be called revoked."""
+FIRST_INGRESS_BLOCKS = 60
+"""The rest follow: its own records stand in the commit, too."""
 _SHOWN_USERS = 10
 
 
@@ -58,6 +61,7 @@ def found(
         ),
         f"node/{node.id}": node,
     }
+    changes |= _first_ingress(cluster, {node.id: node}, {}, 0, 0)
     return Founding(Decision(changes, ["cluster"]), node, certify(ca, node, csr, serial, cluster.created_at))
 
 
@@ -85,9 +89,36 @@ def create_network(wishes: Wishes, request: NetworkCreate, id: str, now: float) 
         now=now,
     )
     changes: dict[str, object | None] = {f"network/{id}": network, "set/vni": Counter(last=network.vni)}
-    if network.attachable:
-        changes |= _leases(wishes, network, allocate.first_blocks(network, (), wishes.nodes)[:BLOCKS_AT_ONCE])
-    return Decision(changes, ["set/vni", "set/node"]), network
+    guards = ["set/vni", "set/node"]
+    if has_first_blocks(network):
+        changes |= _leases(network, allocate.first_blocks(network, (), wishes.nodes)[:BLOCKS_AT_ONCE], wishes.revision)
+    if network.ingress:
+        changes["set/ingress"] = Counter()
+        guards.append("set/ingress")
+    return Decision(changes, guards), network
+
+
+def has_first_blocks(network: Network) -> bool:
+    """Whether each node is leased addresses of it before it asks: for containers, or for its foot in the ingress."""
+    return network.attachable or network.ingress
+
+
+def _first_ingress(
+    cluster: Cluster, nodes: Mapping[str, Node], known: Mapping[str, Network], last_vni: int, revision: int
+) -> dict[str, object | None]:
+    """The ingress network that a cluster is given once; nothing as long as the pools or its name are taken."""
+    try:
+        vni = allocate.next_vni({network.vni for network in known.values()}, last_vni)
+        network = networks.first_ingress(cluster, nodes.values(), known.values(), vni)
+    except (ExhaustedError, ConflictError):
+        return {}
+    blocks = allocate.first_blocks(network, (), nodes)[:FIRST_INGRESS_BLOCKS]
+    return {
+        f"network/{network.id}": network,
+        "set/vni": Counter(last=vni),
+        "set/ingress": Counter(),
+        **_leases(network, blocks, revision),
+    }
 
 
 def update_network(wishes: Wishes, ref: str, request: NetworkUpdate) -> tuple[Decision, Network]:
@@ -120,7 +151,9 @@ def _changed(
 
 
 def is_prunable(network: Network, request: NetworkPrune) -> bool:
-    """Whether `network prune` means it, if nobody uses it."""
+    """Whether `network prune` means it, if nobody uses it. The ingress network is for ports that are to come."""
+    if network.ingress:
+        return False
     held = {*network.labels, *(f"{key}={value}" for key, value in network.labels.items())}
     return held.issuperset(request.labels) and (request.until is None or network.created_at < request.until)
 
@@ -138,6 +171,11 @@ def remove_network(wishes: Wishes, ref: str, users_of: Callable[[str], list[str]
             f"network {network.name} is still in use by service {', '.join(services[:_SHOWN_USERS])}",
             hint="remove it with `vxnet service rm`, or `vxnet service update --network-rm`",
         )
+    if network.ingress and (using := sorted(one.name for one in wishes.services.values() if in_mesh(one.spec.ports))):
+        raise ConflictError(
+            f"network {network.name} is still in use by the published ports of {', '.join(using[:_SHOWN_USERS])}",
+            hint="remove these services, or `vxnet service update --publish-rm`",
+        )
     if users := sorted(users_of(network.id)):
         more = f" and {len(users) - _SHOWN_USERS} more" if len(users) > _SHOWN_USERS else ""
         raise ConflictError(
@@ -145,7 +183,11 @@ def remove_network(wishes: Wishes, ref: str, users_of: Callable[[str], list[str]
             hint="remove those containers, or `vxnet network disconnect` them",
         )
     changes = _end(wishes.leases_of_network(network.id)) | {f"network/{network.id}": None}
-    return Decision(changes, [f"network/{network.id}"]), network
+    guards = [f"network/{network.id}"]
+    if network.ingress:
+        changes["set/ingress"] = Counter()
+        guards += ["set/ingress", "set/service"]
+    return Decision(changes, guards), network
 
 
 # Nodes
@@ -180,10 +222,10 @@ def join(
     changes: dict[str, object | None] = {f"node/{node.id}": node, "set/node": Counter(), "set/lease": Counter()}
     guards = ["set/node", "set/lease", f"node/{node.id}", f"token/{role}"]
     for network in wishes.networks.values():
-        if network.attachable and len(changes) < BLOCKS_AT_ONCE:
+        if has_first_blocks(network) and len(changes) < BLOCKS_AT_ONCE:
             leases = wishes.leases_of_network(network.id)
             given = allocate.first_blocks(network, leases, {*wishes.nodes, node.id})
-            changes |= _leases(wishes, network, [(one, block) for one, block in given if one == node.id])
+            changes |= _leases(network, [(one, block) for one, block in given if one == node.id], wishes.revision)
             guards.append(f"network/{network.id}")
     return Decision(changes, guards), (node, certificate)
 
@@ -300,7 +342,8 @@ def lease(wishes: Wishes, node_id: str, request: LeaseRequest) -> tuple[Decision
         )
     if not blocks:
         return Decision({}), None
-    changes = _leases(wishes, network, [(node_id, block) for block in blocks], chosen=request.address is not None)
+    given = [(node_id, block) for block in blocks]
+    changes = _leases(network, given, wishes.revision, chosen=request.address is not None)
     return Decision(changes | {"set/lease": Counter()}, ["set/lease", f"network/{network.id}", f"node/{node_id}"]), None
 
 
@@ -316,8 +359,14 @@ def release(wishes: Wishes, node_id: str, leases: Sequence[Lease]) -> tuple[Deci
 
 def mend(wishes: Wishes, now: float) -> tuple[Decision, bool]:
     """End the leases of removed nodes and networks, give first blocks to nodes that have none, forget removed nodes
-    whose certificates have expired. Whether there was anything to do.
+    whose certificates have expired, make the ingress network of a cluster that is older than those. Whether there was
+    anything to do.
     """
+    assert wishes.cluster is not None
+    if not wishes.version("set/ingress"):
+        made = _first_ingress(wishes.cluster, wishes.nodes, wishes.networks, wishes.counter("vni"), wishes.revision)
+        if made:
+            return Decision(made, ["set/vni", "set/node", "set/ingress"]), True
     lost = [one for one in wishes.leases() if one.network not in wishes.networks or not _has_holder(wishes, one)]
     changes = _end(lost)
     for one in list(wishes.removed.values())[: BLOCKS_AT_ONCE - len(changes)]:
@@ -326,9 +375,9 @@ def mend(wishes: Wishes, now: float) -> tuple[Decision, bool]:
     guards = ["set/lease", "set/node"]
     for network in wishes.networks.values():
         room = BLOCKS_AT_ONCE - len(changes)
-        if network.attachable and room > 0:
+        if has_first_blocks(network) and room > 0:
             given = allocate.first_blocks(network, wishes.leases_of_network(network.id), wishes.nodes)[:room]
-            changes |= _leases(wishes, network, given)
+            changes |= _leases(network, given, wishes.revision)
             guards += [f"network/{network.id}"] if given else []
     if not changes:
         return Decision({}), False
@@ -336,10 +385,12 @@ def mend(wishes: Wishes, now: float) -> tuple[Decision, bool]:
 
 
 def _leases(
-    wishes: Wishes, network: Network, given: Iterable[tuple[str, IPNetwork]], *, chosen: bool = False
+    network: Network, given: Iterable[tuple[str, IPNetwork]], revision: int, *, chosen: bool = False
 ) -> dict[str, object | None]:
-    """Their epoch is above that of every lease of the network before, as the guard of ``set/lease`` sees to."""
-    epoch = wishes.revision + 1
+    """Their epoch is above that of every lease of the network before, as the guard of ``set/lease`` sees to.
+    ``revision``: of the wishes.
+    """
+    epoch = revision + 1
     return {
         lease_key(network.id, block): Lease(
             network=network.id, vni=network.vni, prefix=block, node=node, epoch=epoch, chosen=chosen

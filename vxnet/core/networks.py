@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -23,7 +24,10 @@ LOCAL_NETWORKS = (
     Network(id="vxnet_gw", name="vxnet_gw", driver="bridge", scope="local"),
 )
 """Every host has them, in a cluster or not."""
-RESERVED_NAMES = ("bridge", "host", "none", "vxnet_gw", "ingress")
+RESERVED_NAMES = ("bridge", "host", "none", "vxnet_gw")
+"""Of the networks above."""
+INGRESS = "ingress"
+"""What the routing mesh's network is called, unless somebody makes another."""
 SMALLEST_SUBNET = 8
 """Addresses: a /29 has five to give."""
 MTU_RANGE = (576, 65535)
@@ -53,6 +57,12 @@ def decide_network(
     Raises :class:`CallerError`, :class:`ConflictError` (a name or address that is taken), :class:`UnsupportedError`,
     :class:`ExhaustedError` (pools).
     """
+    if request.ingress:
+        _check_ingress(request, networks)
+    elif request.name == INGRESS:
+        raise ConflictError(
+            f"the name {INGRESS!r} is kept for the routing mesh's network", hint="choose another, or add --ingress"
+        )
     _check_name(request.name, networks)
     if request.driver != "overlay":
         raise UnsupportedError(
@@ -80,11 +90,42 @@ def decide_network(
         subnets=subnets,
         attachable=request.attachable,
         internal=request.internal,
+        ingress=request.ingress,
         mtu=_mtu(request.options, any(subnet.prefix.version == 6 for subnet in subnets)),
         options=request.options,
         labels=request.labels,
         peers=_peers_option(request.options, nodes),
         created_at=now,
+    )
+
+
+def _check_ingress(request: NetworkCreate, networks: Collection[Network]) -> None:
+    if (there := ingress_of(networks)) is not None:
+        raise ConflictError(
+            f"there is an ingress network already: {there.name} (id {there.id})",
+            hint=f"remove it first: `vxnet network rm {there.name}`",
+        )
+    if request.attachable or request.internal:
+        raise CallerError("an ingress network is neither --attachable nor --internal: it is the routing mesh's alone")
+    if request.driver != "overlay":
+        raise CallerError(f"an ingress network is an overlay, not of driver {request.driver}")
+
+
+def ingress_of(networks: Collection[Network]) -> Network | None:
+    """The routing mesh's."""
+    return next((network for network in networks if network.ingress), None)
+
+
+def first_ingress(cluster: Cluster, nodes: Collection[Node], networks: Collection[Network], vni: int) -> Network:
+    """What every cluster is given once, with both address families: a port answers on all addresses of a node. Its id
+    follows from the cluster's, so that managers who make it at the same time make the same. Raises
+    :class:`ExhaustedError` (pools), :class:`ConflictError` (the name, by a network that was made before there were
+    ingress networks).
+    """
+    request = NetworkCreate(name=INGRESS, ingress=True, ipv6=True)
+    id = hashlib.blake2s(f"{cluster.id}/{INGRESS}".encode(), digest_size=16).hexdigest()[:25]
+    return decide_network(
+        request, id=id, vni=vni, cluster=cluster, networks=networks, nodes=nodes, now=cluster.created_at
     )
 
 

@@ -88,6 +88,11 @@ def attribute(node: Node, key: str) -> str:
     return field(node) if field is not None else node.labels.get(key.removeprefix(_LABELS), "")
 
 
+def _ports_of(spec: TaskSpec) -> set[tuple[int, str]]:
+    """Of the node itself; whatever they are bound to there."""
+    return {(port.published, port.protocol) for port in spec.container.ports if port.published}
+
+
 @dataclass(slots=True)
 class Used:
     """What the tasks on a node take of it. Counts up while a plan is made, ten thousand times and more."""
@@ -95,9 +100,12 @@ class Used:
     tasks: int = 0
     cpus: float = 0.0
     memory: int = 0
+    ports: set[tuple[int, str]] | None = None
 
     def add(self, spec: TaskSpec) -> None:
         self.tasks += 1
+        if spec.container.ports:
+            self.ports = (self.ports or set()) | _ports_of(spec)
         self.cpus += spec.reserve_cpus
         self.memory += spec.reserve_memory
 
@@ -113,7 +121,8 @@ class Rules:
         self._spec = spec
         self._constraints = [parse_constraint(text) for text in spec.placement.constraints]
         self.max_per_node = spec.placement.max_per_node or None
-        self.reserves = bool(spec.reserve_cpus or spec.reserve_memory)
+        self._ports = _ports_of(spec)
+        self.reserves = bool(spec.reserve_cpus or spec.reserve_memory or self._ports)
 
     @property
     def bound(self) -> bool:
@@ -147,6 +156,9 @@ class Rules:
             return f"short of CPUs (of {spec.reserve_cpus:g} to be reserved)"
         if spec.reserve_memory and used.memory + spec.reserve_memory > node.memory:
             return f"short of memory (of {spec.reserve_memory >> 20} MiB to be reserved)"
+        if self._ports and used.ports and (taken := sorted(self._ports & used.ports)):
+            number, protocol = taken[0]
+            return f"with port {number}/{protocol} taken"
         return ""
 
 

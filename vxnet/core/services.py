@@ -9,7 +9,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from vxnet.core import allocate, networks, placement, rollout, templates
+from vxnet.core import allocate, networks, placement, ports, rollout, templates
 from vxnet.core.containers import check_aliases, check_spec
 from vxnet.core.decisions import Decision
 from vxnet.core.wishes import Counter, Wishes, lease_key
@@ -39,12 +39,12 @@ def create(wishes: Wishes, spec: ServiceSpec, id: str, now: float) -> tuple[Deci
     """Raises :class:`CallerError`, :class:`ConflictError` (the name), :class:`NotFoundError` (a network),
     :class:`UnsupportedError`, :class:`ExhaustedError` (a network's addresses).
     """
-    spec = _checked(wishes, spec)
+    spec = _checked(wishes, spec, id)
     _check_free(wishes, spec.name)
     places = _networks(wishes, spec, ())
     service = Service(id=id, spec=spec, networks=places, created_at=now, updated_at=now)
     changes: dict[str, object | None] = {f"service/{id}": service, "set/service": Counter()}
-    return _with_vips(wishes, changes, service, ()), service
+    return _guarded(_with_vips(wishes, changes, service, ()), spec), service
 
 
 def update(wishes: Wishes, ref: str, wish: ServiceUpdate, now: float) -> tuple[Decision, Service]:
@@ -52,7 +52,7 @@ def update(wishes: Wishes, ref: str, wish: ServiceUpdate, now: float) -> tuple[D
     service = networks.find(ref, wishes.services.values(), "service")
     if wish.base != service.spec:
         raise ConflictError(f"service {service.name} was changed meanwhile", hint="look at it, and try again")
-    spec = _checked(wishes, wish.spec)
+    spec = _checked(wishes, wish.spec, service.id)
     if spec.name != service.name:
         raise CallerError(f"service {service.name} cannot be renamed", hint="create another one, and remove this one")
     if spec.mode != service.spec.mode:
@@ -77,7 +77,10 @@ def update(wishes: Wishes, ref: str, wish: ServiceUpdate, now: float) -> tuple[D
         )
     if changed == replace(service, updated_at=now):
         return Decision({}), service
-    return _with_vips(wishes, {f"service/{service.id}": changed}, changed, service.networks), changed
+    changes: dict[str, object | None] = {f"service/{service.id}": changed}
+    if spec.ports != service.spec.ports:
+        changes["set/service"] = Counter()
+    return _guarded(_with_vips(wishes, changes, changed, service.networks), spec), changed
 
 
 def roll_back(wishes: Wishes, ref: str, now: float) -> tuple[Decision, Service]:
@@ -86,8 +89,10 @@ def roll_back(wishes: Wishes, ref: str, now: float) -> tuple[Decision, Service]:
     if service.previous is None:
         raise ConflictError(f"service {service.name} has no previous specification", hint="it was never updated")
     changed = rollout.back(service, now, "rolled back by request", and_forth=True)
-    changed = replace(changed, networks=_networks(wishes, changed.spec, service.networks))
-    return _with_vips(wishes, {f"service/{service.id}": changed}, changed, service.networks), changed
+    spec = _with_ports(wishes, changed.spec, service.id)
+    changed = replace(changed, spec=spec, networks=_networks(wishes, spec, service.networks))
+    changes: dict[str, object | None] = {f"service/{service.id}": changed, "set/service": Counter()}
+    return _guarded(_with_vips(wishes, changes, changed, service.networks), spec), changed
 
 
 def scale(wishes: Wishes, ref: str, replicas: int, now: float) -> tuple[Decision, Service]:
@@ -118,8 +123,8 @@ def _check_free(wishes: Wishes, name: str) -> None:
         )
 
 
-def _checked(wishes: Wishes, spec: ServiceSpec) -> ServiceSpec:
-    """With its networks by id."""
+def _checked(wishes: Wishes, spec: ServiceSpec, id: str) -> ServiceSpec:
+    """With its networks by id, and its ports numbered."""
     if not _NAME.fullmatch(spec.name):
         raise CallerError(
             f"{spec.name!r} cannot be a service's name",
@@ -127,8 +132,6 @@ def _checked(wishes: Wishes, spec: ServiceSpec) -> ServiceSpec:
         )
     if not 0 <= spec.replicas <= REPLICAS_MAX:
         raise CallerError(f"a service has from 0 to {REPLICAS_MAX} replicas, not {spec.replicas}")
-    if spec.ports:
-        raise UnsupportedError("published ports (-p) are not built yet", hint="leave -p out; names and VIPs work")
     if spec.affinity and spec.endpoint_mode != "vip":
         raise CallerError("--affinity needs --endpoint-mode vip: without a VIP the client chooses")
     _check_task(spec.task)
@@ -136,10 +139,27 @@ def _checked(wishes: Wishes, spec: ServiceSpec) -> ServiceSpec:
         _check_update(config)
     task = spec.task
     container = replace(task.container, networks=_wishes(wishes, task.container.networks), name="")
-    spec = replace(spec, task=replace(task, container=container))
+    spec = _with_ports(wishes, replace(spec, task=replace(task, container=container)), id)
     if (octets := len(to_json(spec))) > SPEC_MAX:
         raise CallerError(f"this service's description takes {octets} octets: at most {SPEC_MAX} are stored")
     return spec
+
+
+def _with_ports(wishes: Wishes, spec: ServiceSpec, id: str) -> ServiceSpec:
+    assert wishes.cluster is not None
+    if ports.in_mesh(spec.ports) and networks.ingress_of(wishes.networks.values()) is None:
+        raise ConflictError(
+            "there is no ingress network, which published ports need",
+            hint=f"`vxnet network create --ingress {networks.INGRESS}`, or publish with mode=host",
+        )
+    return ports.settle(spec, id, wishes.services, wishes.cluster.data_port)
+
+
+def _guarded(decision: Decision, spec: ServiceSpec) -> Decision:
+    """Ports are nobody else's, and lead somewhere, as long as services and the ingress network are as they were."""
+    if not spec.ports or not decision.changes:
+        return decision
+    return Decision(decision.changes, {*decision.guards, "set/service", "set/ingress"})
 
 
 def _wishes(wishes: Wishes, wanted: Iterable[NetworkWish]) -> tuple[NetworkWish, ...]:
@@ -152,6 +172,8 @@ def _wishes(wishes: Wishes, wanted: Iterable[NetworkWish]) -> tuple[NetworkWish,
         network = networks.find(wish.network, wishes.networks.values(), "network")
         if network.id in found:
             raise CallerError(f"network {network.name} is given twice")
+        if network.ingress:
+            raise CallerError(f"network {network.name} is the routing mesh's", hint="use --publish")
         if wish.ip is not None:
             raise UnsupportedError("a chosen address for a service's tasks is not built yet", hint="leave ip= out")
         found[network.id] = replace(wish, network=network.id)

@@ -112,8 +112,8 @@ def _containers(stage: Stage, lab: Lab) -> None:
 def _kernel(stage: Stage, lab: Lab) -> None:
     stage.chapter("What the kernel has of it: a VXLAN device, and a row for each container elsewhere")
     stage.type(lab, "h1", f"vxnet run -d --name iperf-client --network {NETWORK} -- sleep infinity")
-    stage.look(lab, "h1", "ip -n vxnet -d link show vx65536", r"vxlan id 65536 local 192\.168\.56\.11 .*nolearning")
-    stage.look(lab, "h1", "ip netns exec vxnet bridge fdb show dev vx65536", r"dst 192\.168\.56\.12")
+    stage.look(lab, "h1", "ip -n vxnet -d link show vx65537", r"vxlan id 65537 local 192\.168\.56\.11 .*nolearning")
+    stage.look(lab, "h1", "ip netns exec vxnet bridge fdb show dev vx65537", r"dst 192\.168\.56\.12")
 
 
 def _two_networks(stage: Stage, lab: Lab) -> None:

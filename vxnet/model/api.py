@@ -168,6 +168,8 @@ class NetworkCreate(SubnetWish, frozen=True, kw_only=True):
     driver: Driver = "overlay"
     attachable: bool = False
     internal: bool = False
+    ingress: bool = False
+    """The routing mesh's, of which there is one."""
     ipv4: bool | None = None
     """True: with a subnet of IPv4, from the cluster's pool if none is given. None: unless only IPv6 ones are given."""
     ipv6: bool = False
