@@ -179,7 +179,7 @@ def test_gateway_with_both_families(pair: Pair) -> None:
     pair.h1.sh("ip addr add fd00:9::1/64 dev eth0 nodad; echo 1 > /proc/sys/net/ipv6/conf/eth0/accept_ra")
     pair.h2.sh("ip addr add fd00:9::2/64 dev eth0 nodad")
     box = pair.c1.sandbox()
-    way_out = replace(box.interfaces[-1], addresses=interfaces("172.19.0.2/16", "fd00:19::2/64"))
+    way_out = replace(box.interfaces[-1], addresses=interfaces("172.19.0.2/16", "fd00:19::ac13:2/64"))
     wanted = replace(
         pair.s1,
         sandboxes=(

@@ -33,13 +33,10 @@ from vxnet.host.netlink import (
     SO_RCVBUFFORCE,
     SOL_NETLINK,
     Netlink,
-    attribute,
-    attribute_u32,
     attributes,
-    message,
     split,
 )
-from vxnet.model.host import GATEWAY_BRIDGE, NFT_TABLE
+from vxnet.model.host import BRIDGE_PREFIX, NFT_TABLE
 
 NETLINK_ADD_MEMBERSHIP = 1
 NETLINK_LISTEN_ALL_NSID = 8
@@ -53,11 +50,6 @@ RTNLGRP_IPV6_IFADDR = 9
 RTNLGRP_IPV6_ROUTE = 11
 NFNLGRP_NFTABLES = 7
 
-RTM_NEWNSID = 88
-RTM_GETNSID = 90
-NETNSA_NSID = 1
-NETNSA_FD = 3
-ANY_NSID = 0xFFFFFFFF
 
 BUFFER_OCTETS = 4 << 20
 """About two thousand events; more than that between two drains, and everything is looked at."""
@@ -74,6 +66,7 @@ _INDEX = struct.Struct("=4xi")
 """ifindex in ifinfomsg, ifaddrmsg and ndmsg alike."""
 _TABLE = NFT_TABLE.encode() + b"\0"
 _MARK = MARK.encode()
+_BRIDGE = BRIDGE_PREFIX.encode()
 
 HERE = -1
 """Stands for namespace ``vxnet`` itself, whose events carry no number."""
@@ -100,7 +93,7 @@ class Events:
         """By nsid."""
         self._owners: Mapping[bytes, str] = {}
         """Ids of sandboxes by the names of their ports."""
-        self._gateway = 0
+        self._bridges: Collection[int] = frozenset()
         self._echoes: set[bytes] = set()
         self._generations: dict[str, int] = {}
         """Of sandboxes' rule sets, as vxnet's own last change made them."""
@@ -129,7 +122,7 @@ class Events:
         if identity == self._followed:
             return False
         self.unfollow()
-        number = _number(netlink, host)
+        number = links.namespace_number(netlink, host)
         with self._lock:
             for listen in (_listen_everywhere, _listen_to_rows, _listen_to_tables):
                 self._sockets.append(listen(namespace))
@@ -142,16 +135,16 @@ class Events:
 
     def introduce(self, netlink: Netlink, sandbox: str, namespace: int) -> None:
         """Hear a sandbox, too. ``netlink``: of ``vxnet``. Raises OSError."""
-        number = _number(netlink, namespace)
+        number = links.namespace_number(netlink, namespace)
         if number is not None:
             with self._lock:
                 self._sandboxes[number] = sandbox
 
-    def know(self, owners: Mapping[bytes, str], living: Collection[str], gateway: int) -> None:
-        """``owners``: of ports by name; ``living``: ids of the sandboxes; ``gateway``: ifindex of vxnet_gw or 0."""
+    def know(self, owners: Mapping[bytes, str], living: Collection[str], bridges: Collection[int]) -> None:
+        """``owners``: of ports by name; ``living``: ids of the sandboxes; ``bridges``: ifindexes, in the host."""
         with self._lock:
             self._owners = owners
-            self._gateway = gateway
+            self._bridges = bridges
             if len(self._sandboxes) > len(living):
                 self._sandboxes = {number: one for number, one in self._sandboxes.items() if one in living}
             if len(self._generations) > len(living):
@@ -249,7 +242,7 @@ class _Heard:
             if kind in _LINK:
                 self._link(body, own=where == HERE)
             elif kind in _ADDRESS:
-                self._shared |= _INDEX.unpack_from(body)[0] == self._known._gateway
+                self._shared |= _INDEX.unpack_from(body)[0] in self._known._bridges
         else:
             self._sandbox(where)
 
@@ -259,7 +252,7 @@ class _Heard:
         owner = self._known._owners.get(name)
         if owner is not None:
             self._sandboxes.add(owner)
-        self._shared |= own or _MARK in body or name == GATEWAY_BRIDGE.encode()
+        self._shared |= own or _MARK in body or name.startswith(_BRIDGE)
 
     def _is_foreign(self, kind: int, body: bytes) -> bool:
         if neighbours.is_kernels_own(body):
@@ -284,18 +277,6 @@ def _signature(kind: bytes, body: bytes) -> bytes:
     if kind == _DELNEIGH and body[0] != socket.AF_BRIDGE:
         return head  # a neighbour that has gone has no MAC any more
     return head + parts.get(neighbours.NDA_LLADDR, b"")
-
-
-def _number(netlink: Netlink, namespace: int) -> int | None:
-    """The number of a namespace in the one of ``netlink``, given now if it has none."""
-    of_it = struct.pack("=Bxxx", socket.AF_UNSPEC) + attribute_u32(NETNSA_FD, namespace)
-    given = of_it + attribute(NETNSA_NSID, struct.pack("=I", ANY_NSID))
-    netlink.batch([message(RTM_NEWNSID, 0, given)])  # refused if it has one already
-    answer = netlink.ask([message(RTM_GETNSID, 0, of_it)])[0]
-    if answer is None:
-        return None
-    number = int(struct.unpack("=i", attributes(answer, 4)[NETNSA_NSID])[0])
-    return number if number >= 0 else None
 
 
 # Sockets

@@ -13,14 +13,14 @@ import socket
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from vxnet.host import addresses, gateway, links, netns, nft, sandbox, tap
+from vxnet.host import addresses, hosttable, links, netns, nft, sandbox, tap
 from vxnet.host.datapath import bridge_wish, tunnel_wish
 from vxnet.host.links import Peer, Wish
 from vxnet.host.netlink import Netlink
 from vxnet.model.address import IPAddress, IPNetwork
 from vxnet.model.errors import HostError
 from vxnet.model.host import (
-    GATEWAY_BRIDGE,
+    BRIDGE_PREFIX,
     RESOLVER,
     GatewayBridge,
     HostAddress,
@@ -42,7 +42,7 @@ def observe_host() -> HostFacts:
     try:
         with Netlink() as netlink:
             found = {link.ifindex: link for link in links.dump(netlink).values()}
-            own = {link.ifindex for link in found.values() if link.name == GATEWAY_BRIDGE}
+            own = {link.ifindex for link in found.values() if link.name.startswith(BRIDGE_PREFIX)}
             held = tuple(
                 HostAddress(interface=found[one.ifindex].name, address=one.interface)
                 for one in addresses.dump(netlink)
@@ -194,8 +194,9 @@ def _vxlan_refusal() -> str:
 
 def _missing_nft() -> list[str]:
     """Load the very tables that will be needed."""
-    bridge = GatewayBridge(addresses=(ipaddress.ip_interface("172.19.0.1/16"),), mtu=1500)
-    host = gateway.ruleset(HostState(gateway=bridge)).text()
+    own = tuple(ipaddress.ip_interface(text) for text in ("172.19.0.1/16", "fd00::1/64"))
+    bridge = GatewayBridge(addresses=own, mtu=1500)
+    host = hosttable.ruleset(HostState(gateway=bridge)).text()
     inside = f"table {nft.TABLE} {{\n{sandbox.body(RESOLVER, True, 1)}}}\n"
 
     def try_all() -> str:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from vxnet.host import addresses, datapath, elements, gateway, links, neighbours, netns, nft, sandbox
+from vxnet.host import addresses, datapath, elements, gateway, hosttable, links, neighbours, netns, nft, sandbox
 from vxnet.host.datapath import Datapath, Home, Resident, bridge_name, tunnel_name
 from vxnet.host.events import Events
 from vxnet.host.links import Link
@@ -29,7 +29,7 @@ from vxnet.host.tunnels import Options, Tunnels, split
 from vxnet.host.vips import Services
 from vxnet.model.address import IPAddress
 from vxnet.model.errors import HostError
-from vxnet.model.host import DATAPATH_NAMESPACE, GATEWAY_BRIDGE, Change, HostState, Remote, Segment
+from vxnet.model.host import DATAPATH_NAMESPACE, Change, HostState, Remote, Segment, host_bridges
 
 ORPHAN_GRACE_S = 3.0
 """How long the port of a container that is no more may stay. It dies with the container's namespace, at no cost to
@@ -74,8 +74,8 @@ class Kernel:
         self._learning: frozenset[int] = frozenset()
         """VNIs of the tunnels that learn."""
         self._orphans: dict[str, float] = {}
-        self._gateway_rows: tuple[int, Rows] | None = None
-        """Index of vxnet_gw, and what it was last made to know."""
+        self._bridge_rows: dict[int, Rows] = {}
+        """By index of the bridges in the host's namespace: what each was last made to know."""
 
     def __enter__(self) -> Kernel:
         return self
@@ -116,32 +116,32 @@ class Kernel:
         # Before the first look, so that nothing falls between the two.
         if self.events.follow(self._datapath.netlink, self._datapath.namespace, self._namespace):
             sandboxes = None
-        pending = self._tables.begin("host", self._namespace, self._nft, gateway.ruleset(state), "the host")
+        pending = self._tables.begin("host", self._namespace, self._nft, hosttable.ruleset(state), "the host")
         try:
             segments, found, made = self._datapath.ensure_segments(state.segments, state.data_port)
             changes += segments
             taps = {found[tunnel_name(one.vni)].ifindex: one.vni for one in state.segments if _is_tap(one, found)}
             if taps:
                 changes += self._datapath.tunnels.admit(_senders(state))
-            bridge, host_found = gateway.ensure(self._netlink, state.gateway)
-            changes += bridge
-            if state.gateway is not None and (sandboxes is None or bridge):
-                changes += gateway.forward(self._namespace, state.gateway)
+            bridges, host_found = gateway.ensure(self._netlink, host_bridges(state))
+            changes += bridges
+            if sandboxes is None or bridges:
+                changes += gateway.forward(self._namespace, host_bridges(state))
         finally:
             if pending is not None:
                 changes.append(self._tables.finish(pending))
         sides = Sides(
             Side(self._datapath.netlink, self._datapath.namespace, found),
             Side(self._netlink, self._namespace, host_found),
+            {bridge.name: bridge for bridge in host_bridges(state)},
         )
         chosen = self._with_lost_ports(state, sandboxes, sides)
         changes += netns.travelling(lambda: self._sandboxes(state, chosen, sides))
         changes += self._rows(state, found, made, taps, complete=rows or sandboxes is None)
-        changes += self._way_out(state, host_found)
+        changes += self._know_residents(state, host_found)
         changes += self._sweep(state, sides)
         owners = {one.port.encode(): box.id for box in state.sandboxes for one in box.interfaces}
-        way_out = host_found.get(GATEWAY_BRIDGE)
-        self.events.know(owners, {box.id for box in state.sandboxes}, 0 if way_out is None else way_out.ifindex)
+        self.events.know(owners, {box.id for box in state.sandboxes}, frozenset(self._bridge_rows))
         return changes
 
     # Sandboxes
@@ -254,24 +254,26 @@ class Kernel:
         self._learning = learning
         return changes
 
-    def _way_out(self, state: HostState, found: Mapping[str, Link]) -> list[Change]:
-        """vxnet_gw's own rows: behind which port each container is, as no frame tells it."""
-        bridge = found.get(GATEWAY_BRIDGE)
-        self._gateway_rows = None
-        if bridge is None or state.gateway is None:
-            return []
-        residents = [
-            Resident(interface, found[interface.port].ifindex)
-            for box in state.sandboxes
-            for interface in box.interfaces
-            if interface.vni is None and interface.port in found
-        ]
-        wanted = datapath.resident_rows(Home(bridge.ifindex, 0), residents)
-        there = neighbours.dump_bridge(self._netlink, bridge.ifindex)
+    def _know_residents(self, state: HostState, found: Mapping[str, Link]) -> list[Change]:
+        """The host's bridges' own rows: behind which port each container is, as no frame tells it."""
+        self._bridge_rows = {}
+        changes: list[Change] = []
         names = {link.ifindex: link.name for link in found.values()}
-        difference = neighbours.difference(wanted, there)
-        changes = neighbours.apply(self._netlink, difference, wanted, there, names)
-        self._gateway_rows = bridge.ifindex, wanted
+        for wish in host_bridges(state):
+            bridge = found.get(wish.name)
+            if bridge is None:
+                continue
+            residents = [
+                Resident(interface, found[interface.port].ifindex)
+                for box in state.sandboxes
+                for interface in box.interfaces
+                if sandbox.host_bridge(interface) == wish.name and interface.port in found
+            ]
+            wanted = datapath.resident_rows(Home(bridge.ifindex, 0), residents)
+            there = neighbours.dump_bridge(self._netlink, bridge.ifindex)
+            difference = neighbours.difference(wanted, there)
+            changes += neighbours.apply(self._netlink, difference, wanted, there, names)
+            self._bridge_rows[bridge.ifindex] = wanted
         return changes
 
     # What is too much
@@ -282,7 +284,7 @@ class Kernel:
         living = {box.id[:12] for box in state.sandboxes}
         changes: list[Change] = []
         seen: set[str] = set()
-        for side in sides:
+        for side in (sides.datapath, sides.host):
             doomed = []
             for link in side.found.values():
                 owner = sandbox.alias_owner(link.alias)
@@ -305,19 +307,19 @@ class Kernel:
         if _is_empty(state):
             return True
         try:
-            if not self._datapath.is_named() or not self._knows_the_way_out():
+            if not self._datapath.is_named() or not self._knows_residents():
                 return False
-            return state.gateway is None or gateway.forwards(self._namespace, state.gateway)
+            return gateway.forwards(self._namespace, host_bridges(state))
         except OSError as error:
             raise HostError(f"the kernel does not answer: {error.strerror or error}") from error
 
-    def _knows_the_way_out(self) -> bool:
+    def _knows_residents(self) -> bool:
         """Rows of the host's namespace raise events that are not listened to: it has too many of its own."""
-        if self._gateway_rows is None:
-            return True
-        bridge, wanted = self._gateway_rows
-        there = neighbours.dump_bridge(self._netlink, bridge)
-        return all(there.get(key) == value for key, value in wanted.items())
+        for bridge, wanted in self._bridge_rows.items():
+            there = neighbours.dump_bridge(self._netlink, bridge)
+            if any(there.get(key) != value for key, value in wanted.items()):
+                return False
+        return True
 
     def route_mtus(self, destinations: Iterable[IPAddress]) -> dict[IPAddress, int]:
         """The MTU of the route to each of these addresses, as configured; those without a route are left out."""
@@ -373,7 +375,7 @@ def _senders(state: HostState) -> list[IPAddress]:
 
 
 def _is_empty(state: HostState) -> bool:
-    return not (state.segments or state.sandboxes or state.gateway or state.vteps)
+    return not (state.segments or state.sandboxes or host_bridges(state) or state.vteps)
 
 
 def _to_carry(state: HostState, found: Mapping[str, Link]) -> dict[int, _Carried]:

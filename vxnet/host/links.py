@@ -27,6 +27,11 @@ RTM_NEWLINK = 16
 RTM_DELLINK = 17
 RTM_GETLINK = 18
 RTM_SETLINK = 19
+RTM_NEWNSID = 88
+RTM_GETNSID = 90
+NETNSA_NSID = 1
+NETNSA_FD = 3
+ANY_NSID = 0xFFFFFFFF
 
 IFF_UP = 1
 RTEXT_FILTER_SKIP_STATS = 1 << 3
@@ -105,6 +110,13 @@ class Peer(NamedTuple):
     """Descriptor."""
 
 
+class Upon(NamedTuple):
+    """What a macvlan lies upon: a link of another namespace, by that one's number in the one of the request."""
+
+    ifindex: int
+    namespace: int
+
+
 class _Form(NamedTuple):
     """How a value stands in an attribute."""
 
@@ -133,6 +145,7 @@ _DATA: dict[str, dict[str, tuple[int, _Form]]] = {
         "IFLA_VXLAN_PORT": (15, _BE16),
         "IFLA_VXLAN_LOCAL6": (17, _ADDRESS6),
     },
+    "macvlan": {"IFLA_MACVLAN_MODE": (1, _U32)},
     "bridge": {
         "IFLA_BR_FORWARD_DELAY": (1, _U32),
         "IFLA_BR_STP_STATE": (5, _U32),
@@ -244,11 +257,19 @@ def _u32(raw: bytes | None) -> int:
 
 
 def add(
-    wish: Wish, *, namespace: int | None = None, master: int = 0, peer: Peer | None = None, up: bool = True
+    wish: Wish,
+    *,
+    namespace: int | None = None,
+    master: int = 0,
+    peer: Peer | None = None,
+    upon: Upon | None = None,
+    up: bool = True,
 ) -> bytes:
     """Make a link. ``namespace``: descriptor of where it shall live, with what the kind opens (a vxlan's socket)
     staying where the request is made."""
     parts = _head(wish.name, wish.mtu, wish.mac, namespace)
+    if upon is not None:
+        parts += attribute_u32(IFLA_LINK, upon.ifindex) + attribute_u32(IFLA_LINK_NETNSID, upon.namespace)
     if master:
         parts += attribute_u32(IFLA_MASTER, master)
     if peer is not None:
@@ -337,6 +358,18 @@ def change_port(ifindex: int, flags: Mapping[str, int]) -> bytes:
     nested = b"".join(attribute(_PORT[name][0], bytes((value,))) for name, value in flags.items())
     body = _IFINFO.pack(socket.AF_BRIDGE, 0, ifindex, 0, 0) + attribute(IFLA_PROTINFO | NLA_F_NESTED, nested)
     return message(RTM_SETLINK, 0, body)
+
+
+def namespace_number(netlink: Netlink, namespace: int) -> int | None:
+    """The number of a namespace in the one of ``netlink``, given now if it has none."""
+    of_it = struct.pack("=Bxxx", socket.AF_UNSPEC) + attribute_u32(NETNSA_FD, namespace)
+    given = of_it + attribute(NETNSA_NSID, struct.pack("=I", ANY_NSID))
+    netlink.batch([message(RTM_NEWNSID, 0, given)])  # refused if it has one already
+    answer = netlink.ask([message(RTM_GETNSID, 0, of_it)])[0]
+    if answer is None:
+        return None
+    number = int(struct.unpack("=i", attributes(answer, 4)[NETNSA_NSID])[0])
+    return number if number >= 0 else None
 
 
 def delete(ifindexes: Iterable[int]) -> list[bytes]:

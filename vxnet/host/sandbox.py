@@ -5,7 +5,8 @@
     container                                      vxnet, or the host for vxnet_gw
     lo     127.0.0.1   127.0.0.11:53 ─DNAT─> 127.0.0.11:dns_port        virtual IPs ─DNAT─> backends
     eth0   10.0.16.3/20 ──────────── veth ──────── port on br<VNI>
-    eth1   172.19.0.3/16, default ── veth ──────── port on vxnet_gw (isolated)
+    eth1   172.19.0.3/16, default ── veth ──────── port on vxnet_gw (isolated), or on a network of the driver bridge
+    eth2   192.168.56.30/24 ─────── macvlan ────── upon the host's eth1
 
 A pair is born in place, the container's end with its final name and MAC. The namespace may vanish at any moment; what
 fails because of that is not reported. No socket of it is kept: that would keep it alive, and its links with it.
@@ -23,14 +24,14 @@ from vxnet.host import addresses, conntrack, elements, links, netns, vips
 from vxnet.host.addresses import Route
 from vxnet.host.datapath import CONTAINER_PORT, MARK, bridge_name
 from vxnet.host.elements import Elements
-from vxnet.host.gateway import GATEWAY_PORT, address_steps
-from vxnet.host.links import Link, Peer, Wish
+from vxnet.host.gateway import address_steps, port_flags
+from vxnet.host.links import Link, Peer, Upon, Wish
 from vxnet.host.netlink import Closer, Netlink
 from vxnet.host.nft import Pending, Ruleset, Tables
 from vxnet.host.steps import Step, carry_out, mend, mend_port, present, unless_new
 from vxnet.host.vips import Services
 from vxnet.model.address import IPAddress
-from vxnet.model.host import GATEWAY_BRIDGE, Change, Interface, Sandbox
+from vxnet.model.host import GATEWAY_BRIDGE, Change, HostBridge, Interface, Sandbox
 
 SYSCTLS = {
     # Networks have no routers, and a neighbour on one shall not pose as such.
@@ -53,9 +54,16 @@ class Side(NamedTuple):
 class Sides(NamedTuple):
     datapath: Side
     host: Side
+    bridges: Mapping[str, HostBridge]
+    """Of the host's namespace, by name."""
 
     def of(self, interface: Interface) -> Side:
         return self.host if interface.vni is None else self.datapath
+
+
+def host_bridge(interface: Interface) -> str:
+    """The bridge in the host's namespace that it joins; empty: it joins none there."""
+    return "" if interface.vni is not None or interface.parent else interface.bridge or GATEWAY_BRIDGE
 
 
 def port_alias(sandbox: Sandbox, interface: Interface) -> str:
@@ -210,7 +218,7 @@ def ensure(entered: Entered, sides: Sides) -> list[Change]:
     """Interfaces, addresses, routes. Raises OSError if the namespace cannot be read."""
     inner = entered.netlink
     found = links.dump(inner)
-    changes = _ensure_pairs(entered, sides, found)
+    changes = _sweep_macvlans(entered, found) + _ensure_pairs(entered, sides, found)
     before = found
     if changes:
         found = links.dump(inner)
@@ -224,9 +232,10 @@ def ensure(entered: Entered, sides: Sides) -> list[Change]:
     held = addresses.dump(inner)
     for interface in entered.sandbox.interfaces:
         link = found.get(interface.name)
-        if link is None or link.kind != "veth":
+        kind = "macvlan" if interface.parent else "veth"
+        if link is None or link.kind != kind:
             continue
-        wish = Wish(name=interface.name, kind="veth", mtu=interface.mtu, mac=interface.mac)
+        wish = Wish(name=interface.name, kind=kind, mtu=interface.mtu, mac=interface.mac)
         old = before.get(interface.name)
         steps = mends if old is not None and old.ifindex == link.ifindex else completions
         steps += present((mend(wish, link),))
@@ -236,6 +245,20 @@ def ensure(entered: Entered, sides: Sides) -> list[Change]:
     return changes + carry_out(inner, _inside(mends, entered.sandbox))
 
 
+def _sweep_macvlans(entered: Entered, found: dict[str, Link]) -> list[Change]:
+    """Those that nobody wants; nothing of them is outside."""
+    wanted = {one.name for one in entered.sandbox.interfaces if one.parent}
+    doomed = [
+        link
+        for link in found.values()
+        if link.kind == "macvlan" and link.alias.startswith(MARK) and link.name not in wanted
+    ]
+    for link in doomed:
+        del found[link.name]
+    gone = [Step("delete", f"link {link.name}", links.delete([link.ifindex])) for link in doomed]
+    return carry_out(entered.netlink, _inside(gone, entered.sandbox))
+
+
 def _inside(steps: list[Step], sandbox: Sandbox) -> list[Step]:
     return [step._replace(object=f"{step.object} in {sandbox.id[:12]}") for step in steps]
 
@@ -243,22 +266,67 @@ def _inside(steps: list[Step], sandbox: Sandbox) -> list[Step]:
 def _ensure_pairs(entered: Entered, sides: Sides, found: Mapping[str, Link]) -> list[Change]:
     changes: list[Change] = []
     for interface in entered.sandbox.interfaces:
+        if interface.parent:
+            changes += _ensure_macvlan(entered, interface, sides.host, found.get(interface.name))
+            continue
         side = sides.of(interface)
-        bridge = side.found.get(GATEWAY_BRIDGE if interface.vni is None else bridge_name(interface.vni))
+        bridge = side.found.get(bridge_name(interface.vni) if interface.vni is not None else host_bridge(interface))
         if bridge is None:
             continue
-        changes += _ensure_pair(entered, interface, side, sides.datapath, bridge, found.get(interface.name))
+        flags = CONTAINER_PORT if interface.vni is not None else port_flags(sides.bridges.get(bridge.name))
+        changes += _ensure_pair(entered, interface, side, sides.datapath, bridge, flags, found.get(interface.name))
     return changes
 
 
+def macvlan_wish(sandbox: Sandbox, interface: Interface) -> Wish:
+    return Wish(
+        name=interface.name,
+        kind="macvlan",
+        mtu=interface.mtu,
+        alias=port_alias(sandbox, interface),
+        mac=interface.mac,
+        data={"IFLA_MACVLAN_MODE": _MODES[interface.mode]},
+    )
+
+
+_MODES: Mapping[str, int] = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
+
+
+def _ensure_macvlan(entered: Entered, interface: Interface, host: Side, there: Link | None) -> list[Change]:
+    """It is asked for in the sandbox, upon a link of the host's: made in the host's namespace it could not be called
+    eth0 where the host has a link of that name. One that its parent took along is made again when that is back."""
+    wish = macvlan_wish(entered.sandbox, interface)
+    parent = host.found.get(interface.parent)
+    changes: list[Change] = []
+    if there is not None and there.kind == wish.kind:
+        same = parent is not None and there.peer == parent.ifindex
+        if same and not links.differing(wish.data, there.data, wish.kind):
+            return changes
+        gone = Step("delete", f"link {interface.name} in {entered.sandbox.id[:12]}", links.delete([there.ifindex]))
+        changes += carry_out(entered.netlink, [gone])
+    words = f"link {interface.name} upon {interface.parent} in {entered.sandbox.id[:12]}"
+    if parent is None:
+        return [*changes, Change(verb="add", object=words, error=f"this host has no link {interface.parent}")]
+    number = links.namespace_number(entered.netlink, host.namespace)
+    if number is None:
+        return [*changes, Change(verb="add", object=words, error="the host's namespace has no number there")]
+    request = links.add(wish, upon=Upon(parent.ifindex, number), up=False)
+    return changes + carry_out(entered.netlink, [Step("add", words, [request, links.set_alias(wish.name, wish.alias)])])
+
+
 def _ensure_pair(
-    entered: Entered, interface: Interface, side: Side, maker: Side, bridge: Link, inner: Link | None
+    entered: Entered,
+    interface: Interface,
+    side: Side,
+    maker: Side,
+    bridge: Link,
+    flags: Mapping[str, int],
+    inner: Link | None,
 ) -> list[Change]:
     """One pair. The request is always made in ``maker``, the data path's namespace, where no link is called eth0:
     Linux 6.1 refuses a peer's name that its maker's namespace has."""
     alias = port_alias(entered.sandbox, interface)
     wish = Wish(name=interface.port, kind="veth", mtu=interface.mtu, alias=alias)
-    flags = GATEWAY_PORT if interface.vni is None else CONTAINER_PORT
     port = side.found.get(interface.port)
     changes: list[Change] = []
     if port is not None and inner is not None and port.peer == inner.ifindex and inner.peer == port.ifindex:
@@ -287,14 +355,18 @@ def _ensure_pair(
 
 
 def _route_steps(inner: Netlink, sandbox: Sandbox, found: Mapping[str, Link]) -> list[Step]:
-    """Default routes through vxnet_gw and prefixes that are on an interface's link; vxnet's own others go."""
+    """Default routes, and prefixes that are on an interface's link; vxnet's own others go."""
     there = [route for route in addresses.dump_routes(inner) if route.ours]
     return _default_steps(there, sandbox, found) + _link_steps(there, sandbox, found)
 
 
 def _default_steps(there: Sequence[Route], sandbox: Sandbox, found: Mapping[str, Link]) -> list[Step]:
-    way_out = next((found.get(one.name) for one in sandbox.interfaces if one.vni is None), None)
-    wanted = {(via, way_out.ifindex) for via in sandbox.default_via} if way_out is not None else set()
+    wanted = {
+        (via, found[one.name].ifindex)
+        for via in sandbox.default_via
+        for one in sandbox.interfaces
+        if one.vni is None and one.name in found and any(via in address.network for address in one.addresses)
+    }
     defaults = [route for route in there if route.destination.prefixlen == 0]
     held = {(route.via, route.ifindex) for route in defaults}
     # Delete first where the place is taken: two default routes of one metric exclude each other.

@@ -4,6 +4,8 @@
 
      host namespace                namespace "vxnet"               sandbox (a container's namespace)
      vxnet_gw ──── veth ────────────────────────────────────────── ethN   Interface(vni=None)
+     HostBridge ── veth ────────────────────────────────────────── ethN   Interface(vni=None, bridge=…)
+     eth1 (parent) ─────────────────────────────────────────────── ethN   Interface(vni=None, parent="eth1")
      udp/4789 <─── vx<VNI> ── br<VNI> ──── veth ────────────────── eth0   Interface(vni=VNI)
                    └──── Segment ────┘                             Sandbox
 
@@ -20,7 +22,14 @@ from vxnet.model.cluster import DATA_PORT, Record
 
 DATAPATH_NAMESPACE = "vxnet"
 GATEWAY_BRIDGE = "vxnet_gw"
+BRIDGE_PREFIX = "vxnet_"
+"""Of all links in the host's namespace by which packets of containers come: what filters them goes by this."""
 NFT_TABLE = "vxnet"
+
+MacvlanMode = Literal["bridge", "private", "vepa", "passthru"]
+"""include/uapi/linux/if_link.h: with whom on the same parent a container may talk. ``bridge``: with all, directly;
+``private``: with none; ``vepa``: by way of the switch outside, if that sends frames back; ``passthru``: it is alone.
+"""
 
 TunnelKind = Literal["kernel", "userspace"]
 """The kernel's vxlan device, or a TAP and vxnet's own forwarder (csrc/vxlan). On the wire they are the same."""
@@ -75,13 +84,18 @@ class Segment(Record, frozen=True, kw_only=True):
 
 
 class Interface(Record, frozen=True, kw_only=True):
-    """A veth pair: ``name`` in the sandbox, ``port`` on the bridge."""
+    """A veth pair, ``name`` in the sandbox and ``port`` on the bridge; with a ``parent`` a macvlan upon it."""
 
     name: str
     port: str
-    """At most 15 characters, unique on the host."""
+    """At most 15 characters, unique on the host; of a veth pair."""
     vni: int | None
-    """Of the segment it joins; None: ``vxnet_gw``."""
+    """Of the segment it joins; None: something in the host's namespace."""
+    bridge: str = ""
+    """In the host's namespace; empty: ``vxnet_gw``."""
+    parent: str = ""
+    """The host's link that a macvlan is made upon."""
+    mode: MacvlanMode = "bridge"
     mac: MAC
     mtu: int
     addresses: tuple[IPInterface, ...]
@@ -96,7 +110,7 @@ class Sandbox(Record, frozen=True, kw_only=True):
     """Path to open: ``/proc/PID/ns/net``."""
     interfaces: tuple[Interface, ...] = ()
     default_via: tuple[IPAddress, ...] = ()
-    """Next hops of the default routes, one a family at most; they lie on the interface with ``vni`` None."""
+    """Next hops of the default routes, one a family at most; each on the interface whose prefix it is in."""
     dns_port: int = 0
     """``resolver``:53, UDP and TCP, lead to this port there; 0: no resolver."""
     resolver: IPAddress = RESOLVER
@@ -104,20 +118,59 @@ class Sandbox(Record, frozen=True, kw_only=True):
     """Somebody else's namespace: only what is vxnet's own is set in it."""
 
 
-class GatewayBridge(Record, frozen=True, kw_only=True):
-    """``vxnet_gw``: the way out, with NAT and without traffic between containers."""
+class HostBridge(Record, frozen=True, kw_only=True):
+    """A bridge in the host's namespace, which is its containers' router to the world, by NAT."""
 
+    name: str
+    """``vxnet_…``."""
     addresses: tuple[IPInterface, ...]
+    """The host's own on it."""
     mtu: int
+    isolated: bool = False
+    """No frame goes from one container to another."""
+    internal: bool = False
+    """No way out, and none in."""
+
+
+class GatewayBridge(HostBridge, frozen=True, kw_only=True):
+    """``vxnet_gw``: the way out, with NAT and without traffic between containers.
+
+    The last four octets of a container's address there, of either family, are those of its MAC.
+    """
+
+    name: str = GATEWAY_BRIDGE
+    isolated: bool = True
+
+
+class HostPort(Record, frozen=True, kw_only=True):
+    """A port of this host that leads to one container."""
+
+    protocol: Literal["tcp", "udp"]
+    published: int
+    target: int
+    to: tuple[IPAddress, ...]
+    """The container's, one a family at the most."""
+    addresses: tuple[IPAddress, ...] = ()
+    """Of the host, that it is bound to. The unspecified one means all of its family; none: all of both."""
+    sources: tuple[IPNetwork, ...] = ()
+    """Who may use it; empty: everybody."""
 
 
 class HostState(Record, frozen=True, kw_only=True):
     segments: tuple[Segment, ...] = ()
     sandboxes: tuple[Sandbox, ...] = ()
     gateway: GatewayBridge | None = None
+    bridges: tuple[HostBridge, ...] = ()
+    """Networks of the driver bridge, by name; ``gateway`` is not among them."""
+    ports: tuple[HostPort, ...] = ()
     data_port: int = DATA_PORT
     vteps: tuple[IPAddress, ...] = ()
     """The only sources from which the VXLAN port accepts packets."""
+
+
+def host_bridges(state: HostState) -> tuple[HostBridge, ...]:
+    """All of them, ``vxnet_gw`` first."""
+    return (*((state.gateway,) if state.gateway is not None else ()), *state.bridges)
 
 
 class HostAddress(Record, frozen=True, kw_only=True):

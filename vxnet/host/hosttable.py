@@ -1,0 +1,199 @@
+"""The host's own nftables table: what guards the VXLAN port, the bridges of the host's namespace, NAT and ports.
+
+::
+
+    raw          who may send to the VXLAN port: member VTEPs, the kernel's tunnels; no local user, no container
+    dstnat       ports of this host that lead to one container
+    filter       nothing into a bridge but answers and what was led there on purpose
+    srcnat       the way out: masquerade
+
+A drop in any table is final, so nothing here overrules what somebody else drops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from vxnet.host import uvxlan
+from vxnet.host.nft import Ruleset
+from vxnet.model.address import IPAddress, IPInterface, IPNetwork
+from vxnet.model.host import BRIDGE_PREFIX, GatewayBridge, HostBridge, HostPort, HostState, host_bridges
+
+_EQUAL_PAIRS = ", ".join(f"{octet:#x} . {octet:#x}" for octet in range(256))
+_OURS = f'iifname "{BRIDGE_PREFIX}*"'
+
+
+def ruleset(state: HostState) -> Ruleset:
+    """The host's table. Elements of its sets change alone; the rest depends on the data port, bridges and ports."""
+    body = "\n".join((_SETS, _prerouting(state), _input(state), _output(state), _forward(state), _nat(state)))
+    vteps = state.vteps
+    return Ruleset(
+        body,
+        {
+            "vteps4": {one.packed: b"" for one in vteps if one.version == 4},
+            "vteps6": {one.packed: b"" for one in vteps if one.version == 6},
+        },
+    )
+
+
+_SETS = """\
+\tset vteps4 {
+\t\ttype ipv4_addr
+\t}
+
+\tset vteps6 {
+\t\ttype ipv6_addr
+\t}
+"""
+
+
+def _chain(name: str, hook: str, rules: Iterable[str]) -> str:
+    lines = "".join(f"\t\t{rule}\n" for rule in rules)
+    return f"\tchain {name} {{\n\t\ttype {hook}; policy accept;\n{lines}\t}}\n"
+
+
+def _family(address: IPAddress | IPInterface | IPNetwork) -> str:
+    return "ip" if address.version == 4 else "ip6"
+
+
+# Who may send to the VXLAN port
+
+
+def _prerouting(state: HostState) -> str:
+    """A container that sends to the port would pass the list by the address that masquerading gives it, or by one that
+    it forges. Tunnel packets are not tracked: each flow has a source port of its own, and would fill the table."""
+    port = state.data_port
+    rules = [f"{_OURS} udp dport {port} drop", f"{_OURS} ip daddr 127.0.0.0/8 drop"]
+    if state.gateway is not None:
+        rules += _guard(state.gateway)
+    rules += [f"ip saddr @vteps4 udp dport {port} notrack", f"ip6 saddr @vteps6 udp dport {port} notrack"]
+    strangers = sorted({v for one in state.segments for v in one.foreign}, key=lambda one: (one.version, one.packed))
+    rules += [f"{_family(vtep)} saddr {vtep} udp dport {port} notrack" for vtep in strangers]
+    return _chain("prerouting", "filter hook prerouting priority raw", rules)
+
+
+def _input(state: HostState) -> str:
+    port = state.data_port
+    # A VTEP without vxnet may send into the networks that it is a peer of: behind the UDP header and the first word of
+    # VXLAN's stand the 24 bits of the identifier.
+    rules = [
+        f"ip saddr @vteps4 udp dport {port} accept",
+        f"ip6 saddr @vteps6 udp dport {port} accept",
+        *(
+            f"{_family(vtep)} saddr {vtep} udp dport {port} @th,96,24 {segment.vni:#x} accept"
+            for segment in state.segments
+            for vtep in segment.foreign
+        ),
+        f"udp dport {port} drop",
+    ]
+    return _chain("input", "filter hook input priority raw", rules)
+
+
+def _output(state: HostState) -> str:
+    """A socket of a user has an owner, the kernel's own tunnels have none, and one in user space its own user."""
+    port = state.data_port
+    rules = [f"udp dport {port} meta skuid != {uvxlan.UID} drop", f"udp dport {port} notrack"]
+    return _chain("output", "filter hook output priority raw", rules)
+
+
+def _guard(gateway: GatewayBridge) -> Iterator[str]:
+    """Rules that drop what a container sends in the name of another one.
+
+    The bridge lets each send from its own MAC alone, whose last four octets are those of its addresses
+    (:class:`GatewayBridge`). nft compares no two fields, so those octets that differ among the containers are looked up
+    in the set of all equal pairs.
+    """
+    name = f'iifname "{gateway.name}"'
+    for one in gateway.addresses:
+        source, width = (96, 4) if one.version == 4 else (64, 16)
+        for octet in range(4):
+            at = width - 4 + octet
+            if at < one.network.prefixlen // 8:
+                continue
+            pair = f"@ll,{64 + 8 * octet},8 . @nh,{source + 8 * at},8"
+            yield f"{name} {_family(one)} saddr {one.network} {pair} != {{ {_EQUAL_PAIRS} }} drop"
+    prefix = next((one.network for one in gateway.addresses if one.version == 6), None)
+    if prefix is not None:
+        # Who asks for the bridge's own MAC: from an address that follows from the MAC, which others' entries are not
+        # taken from (they are permanent). Nobody there is a router.
+        asks = "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert }"
+        yield f"{name} ip6 saddr {{ ::, fe80::/10 }} {asks} accept"
+        yield f"{name} ip6 saddr != {prefix.network_address}/{_V4_IN_V6} drop"
+        yield f"{name} icmpv6 type {{ nd-router-advert, nd-redirect }} drop"
+    else:
+        yield f"{name} meta nfproto ipv6 drop"
+
+
+_V4_IN_V6 = 96
+"""What containers' IPv6 addresses on vxnet_gw have in common; the rest is the IPv4 address."""
+
+
+# What is forwarded
+
+
+def _forward(state: HostState) -> str:
+    """What others send to containers by way of this host's routing is not for them. ``ct status dnat``: somebody has
+    led it there on purpose."""
+    rules: list[str] = []
+    for bridge in host_bridges(state):
+        into, out = f'oifname "{bridge.name}"', f'iifname "{bridge.name}"'
+        if not bridge.isolated:
+            rules.append(f"{out} {into} accept")  # only where br_netfilter hands bridged frames to the firewall
+            rules += _own_sources(bridge, out)
+        if bridge.internal:
+            rules.append(f"{out} drop")
+        else:
+            rules += [f"{into} ct state established,related accept", f"{into} ct status dnat accept"]
+        rules.append(f"{into} drop")
+    return _chain("forward", "filter hook forward priority filter", rules)
+
+
+def _own_sources(bridge: HostBridge, out: str) -> Iterator[str]:
+    prefixes = [one.network for one in bridge.addresses]
+    for version, family in ((4, "ipv4"), (6, "ipv6")):
+        own = next((prefix for prefix in prefixes if prefix.version == version), None)
+        yield f"{out} meta nfproto {family} drop" if own is None else f"{out} {_family(own)} saddr != {own} drop"
+
+
+# NAT
+
+
+def _nat(state: HostState) -> str:
+    leads = [rule for port in state.ports for rule in _lead(port, local=False)]
+    local = [rule for port in state.ports for rule in _lead(port, local=True)]
+    out: list[str] = []
+    for bridge in host_bridges(state):
+        for one in bridge.addresses if not bridge.internal else ():
+            source = f"{_family(one)} saddr {one.network}"
+            out.append(f'{source} oifname != "{bridge.name}" masquerade fully-random')
+            # By a port of this host to a neighbour on the same bridge: answers must come back by the host.
+            out.append(f'{source} oifname "{bridge.name}" ct status dnat masquerade')
+    if state.ports:
+        out.append(f'ip saddr 127.0.0.0/8 oifname "{BRIDGE_PREFIX}*" masquerade')
+    chains = [_chain("postrouting", "nat hook postrouting priority srcnat", out)]
+    if leads:
+        chains.append(_chain("ports", "nat hook prerouting priority dstnat", leads))
+        chains.append(_chain("ports_local", "nat hook output priority -100", local))
+    return "\n".join(chains)
+
+
+_LOCAL = "fib daddr type local"
+
+
+def _lead(port: HostPort, *, local: bool) -> Iterator[str]:
+    for to in port.to:
+        family = _family(to)
+        places = [one for one in port.addresses if one.version == to.version]
+        sources = [one for one in port.sources if one.version == to.version]
+        if (port.addresses and not places) or (port.sources and not sources):
+            continue
+        target = f"[{to}]:{port.target}" if to.version == 6 else f"{to}:{port.target}"
+        # From ::1 nothing can be sent on: the kernel takes its answers for forged.
+        everywhere = (
+            f"ip6 daddr != ::1 {_LOCAL}" if local and to.version == 6 else f"meta nfproto ipv{to.version} {_LOCAL}"
+        )
+        whole = not places or any(one.is_unspecified for one in places)
+        there = [everywhere] if whole else [f"{family} daddr {one}" for one in places]
+        lead = f"{port.protocol} dport {port.published} dnat {family} to {target}"
+        for source in [f"{family} saddr {one} " for one in sources] or [""]:
+            yield from (f"{source}{place} {lead}" for place in there)
