@@ -42,10 +42,15 @@ GATEWAY_CANDIDATES = tuple(
 
 def mac_of(vni: int, address: IPAddress) -> MAC:
     """Follows from both, so that an address that is given anew is no black hole in a neighbour's cache."""
-    if address.version == 4:
-        octets = bytes((0x02, vni & 0xFF)) + address.packed
+    return mac_of_packed(vni, address.packed)
+
+
+def mac_of_packed(vni: int, address: bytes) -> MAC:
+    """Of an address as its 4 or 16 octets."""
+    if len(address) == 4:
+        octets = bytes((0x02, vni & 0xFF)) + address
     else:
-        octets = b"\x02" + hashlib.blake2s(vni.to_bytes(4, "big") + address.packed, digest_size=5).digest()
+        octets = b"\x02" + hashlib.blake2s(vni.to_bytes(4, "big") + address, digest_size=5).digest()
     return octets.hex(":")
 
 

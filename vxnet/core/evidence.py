@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from vxnet.core import trust
-from vxnet.core.allocate import mac_of
+from vxnet.core.allocate import mac_of_packed
 from vxnet.core.facts import Distinct, Fact, Facts
 from vxnet.core.table import Entry, Ledger, Table
 from vxnet.model import codec
@@ -288,15 +288,14 @@ def _claims(
     follows = False
     for address in value.addresses:
         packed = address.packed
-        octets = len(packed)
         epoch = -1
-        for block in leased:
-            if block.first <= packed <= block.last and block.octets == octets and block.epoch > epoch:
-                epoch = block.epoch
+        for octets, first, last, granted in leased:
+            if first <= packed <= last and len(packed) == octets and granted > epoch:
+                epoch = granted
         if epoch < 0:
             return "address is not leased to the owner"
         claims.append((vni + packed, epoch))
-        follows = follows or value.mac == mac_of(value.vni, address)
+        follows = follows or value.mac == mac_of_packed(value.vni, packed)
     # Else a row could draw another container's frames to itself.
     if not follows:
         return "MAC does not follow from the address"
