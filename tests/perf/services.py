@@ -1,4 +1,9 @@
-"""Services: how soon they run, are known everywhere, and are whole again; and whether anybody notices an update."""
+"""Services: how soon they run, are known everywhere, and are whole again; and whether anybody notices an update.
+
+On each host a container watches: what the name server answers for ``tasks.my-app``, and who answers connections to the
+virtual IP (backends.c). A dead task is out of the VIP when the last connection that failed, or came to it, was begun;
+its replacement is in when the first one comes to that.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +11,12 @@ import contextlib
 import json
 import statistics
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 from tests.perf.measure import ms, python, sh, table
 from vxnet.lab import Lab
@@ -20,6 +27,9 @@ UPDATES = 3
 RATE = 200
 """Requests a second during an update, each a new connection."""
 ANSWERS_S = 60.0
+QUIET_S = 1.0
+"""So long without a failure, and the last one was the last."""
+PORT = "8080"
 
 # In a container on each host: says, every 3 ms, when tasks.my-app has other addresses than before.
 WATCH = r"""
@@ -114,35 +124,42 @@ class Change(NamedTuple):
     addresses: frozenset[str]
 
 
-class Watch:
-    """What the name server of one host answers for ``tasks.my-app``, and since when."""
+class Connection(NamedTuple):
+    at: float
+    """When it was begun."""
+    who: str
+    """``failed``: nobody answered."""
 
-    def __init__(self, lab: Lab, host: str) -> None:
-        argv = ["vxnet", "exec", f"watch-{host}", "python3", "-c", WATCH]
+
+T = TypeVar("T")
+
+
+class _Told:
+    """What a program in a container of one host tells, a line each."""
+
+    def __init__(self, lab: Lab, host: str, *argv: str) -> None:
+        argv = ("vxnet", "exec", f"watch-{host}", *argv)
         self._process = lab.popen(host, argv, stdout=subprocess.PIPE, text=True)
-        self._changes: list[Change] = []
-        self._told = threading.Condition()
+        self._news = threading.Condition()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 
     def _read(self) -> None:
         assert self._process.stdout
         for line in self._process.stdout:
-            at, *addresses = line.split()
-            with self._told:
-                self._changes.append(Change(float(at), frozenset(addresses)))
-                self._told.notify_all()
+            with self._news:
+                self.take(line)
+                self._news.notify_all()
 
-    def until(self, condition: Callable[[frozenset[str]], bool], after: float) -> float:
-        """When, from ``after`` on, the answer first was so."""
-        with self._told:
+    def take(self, line: str) -> None:
+        raise NotImplementedError
+
+    def wait(self, look: Callable[[], T | None], failing: str) -> T:
+        with self._news:
             deadline = time.monotonic() + ANSWERS_S
-            while True:
-                before = [change for change in self._changes if change.at <= after][-1:]
-                for change in (*before, *(change for change in self._changes if change.at > after)):
-                    if condition(change.addresses):
-                        return max(change.at, after)
-                assert self._told.wait(deadline - time.monotonic()), f"still {self._changes[-1:]}"
+            while (found := look()) is None:
+                assert self._news.wait(deadline - time.monotonic()), failing
+            return found
 
     def close(self) -> None:
         self._process.kill()
@@ -150,6 +167,79 @@ class Watch:
         self._reader.join()
         if self._process.stdout:
             self._process.stdout.close()
+
+
+class Watch(_Told):
+    """What the name server of one host answers for ``tasks.my-app``, and since when."""
+
+    def __init__(self, lab: Lab, host: str) -> None:
+        self._changes: list[Change] = []
+        super().__init__(lab, host, "python3", "-c", WATCH)
+
+    def take(self, line: str) -> None:
+        at, *addresses = line.split()
+        self._changes.append(Change(float(at), frozenset(addresses)))
+
+    def until(self, condition: Callable[[frozenset[str]], bool], after: float) -> float:
+        """When, from ``after`` on, the answer first was so."""
+
+        def look() -> float | None:
+            before = [change for change in self._changes if change.at <= after][-1:]
+            for change in (*before, *(change for change in self._changes if change.at > after)):
+                if condition(change.addresses):
+                    return max(change.at, after)
+            return None
+
+        return self.wait(look, "the name's answer stays as it was")
+
+    @property
+    def addresses(self) -> frozenset[str]:
+        return self.wait(lambda: self._changes[-1].addresses if self._changes else None, "no answer")
+
+
+class VipWatch(_Told):
+    """Who answers at the virtual IP, for a client on one host."""
+
+    def __init__(self, lab: Lab, host: str, program: Path, vip: str) -> None:
+        self._connections: list[Connection] = []
+        super().__init__(lab, host, str(program), "watch", vip, PORT)
+
+    def take(self, line: str) -> None:
+        at, who = line.split()
+        self._connections.append(Connection(float(at), who))
+
+    def free(self, gone: frozenset[str], after: float) -> float:
+        """When nobody was led to ``gone`` any more, who died at ``after``."""
+
+        def look() -> float | None:
+            later = [one for one in self._connections if one.at >= after]
+            bad = max((one.at for one in later if one.who == "failed" or one.who in gone), default=after)
+            return bad if any(one.at > bad + QUIET_S for one in later) else None
+
+        return self.wait(look, "connections go on failing")
+
+    def reached(self, wanted: frozenset[str], after: float) -> float:
+        """When the last of ``wanted`` answered for the first time."""
+
+        def look() -> float | None:
+            first: dict[str, float] = {}
+            for one in self._connections:
+                if one.at >= after and one.who in wanted:
+                    first.setdefault(one.who, one.at)
+            return max(first.values(), default=after) if first.keys() == wanted else None
+
+        return self.wait(look, f"not reached: {sorted(wanted)}")
+
+
+@contextlib.contextmanager
+def watching_vip(lab: Lab, hosts: Sequence[str], program: Path) -> Iterator[list[VipWatch]]:
+    vip = sh(lab, hosts[0], f"vxnet exec watch-{hosts[0]} dig +short my-app").strip()
+    watches = [VipWatch(lab, host, program, vip) for host in hosts]
+    try:
+        yield watches
+    finally:
+        for watch in watches:
+            watch.close()
 
 
 @contextlib.contextmanager
@@ -168,18 +258,22 @@ def timed(lab: Lab, *argv: str) -> tuple[float, float]:
     return float(begun), float(ended)
 
 
-def create(*options: str, argv: Sequence[str] = ("sleep", "infinity")) -> list[str]:
+def create(*options: str, argv: Sequence[str]) -> list[str]:
     return ["vxnet", "service", "create", "-q", "--name", "my-app", "--network", "blue", *options, "--", *argv]
+
+
+def serving(program: Path, *options: str) -> list[str]:
+    return create(*options, argv=(str(program), "serve", PORT))
 
 
 def all_at(watches: Sequence[Watch], condition: Callable[[frozenset[str]], bool], after: float) -> float:
     return max(watch.until(condition, after) for watch in watches)
 
 
-def births(lab: Lab, watches: Sequence[Watch]) -> tuple[list[float], list[float], list[float]]:
+def births(lab: Lab, watches: Sequence[Watch], program: Path) -> tuple[list[float], list[float], list[float]]:
     running, known, scaled = [], [], []
     for _ in range(RUNS):
-        begun, ended = timed(lab, *create("--replicas", "6"))
+        begun, ended = timed(lab, *serving(program, "--replicas", "6"))
         running.append(ended - begun)
         known.append(all_at(watches, lambda found: len(found) == 6, begun) - begun)
         begun, ended = timed(lab, "vxnet", "service", "scale", "my-app=12")
@@ -190,52 +284,78 @@ def births(lab: Lab, watches: Sequence[Watch]) -> tuple[list[float], list[float]
     return running, known, scaled
 
 
-def deaths(lab: Lab, watches: Sequence[Watch]) -> tuple[list[float], list[float]]:
+class Healing(NamedTuple):
+    """Seconds from a death, on the slowest host that is left."""
+
+    dns_free: list[float]
+    vip_free: list[float]
+    dns_whole: list[float]
+    vip_whole: list[float]
+
+    def note(
+        self,
+        watches: Sequence[Watch],
+        vips: Sequence[VipWatch],
+        before: frozenset[str],
+        gone: frozenset[str],
+        at: float,
+    ) -> None:
+        """``gone``, of ``before``, died ``at`` this moment."""
+        self.dns_free.append(all_at(watches, lambda found: not gone & found, at) - at)
+        # Six are known at the moment of the death, too: the dead must be gone from them.
+        whole = all_at(watches, lambda found: len(found) == 6 and not gone & found, at)
+        self.dns_whole.append(whole - at)
+        fresh = watches[0].addresses - before
+        self.vip_whole.append(max(watch.reached(fresh, at) for watch in vips) - at)
+        self.vip_free.append(max(watch.free(gone, at) for watch in vips) - at)
+
+
+def deaths(lab: Lab, watches: Sequence[Watch], program: Path) -> Healing:
     """A task's process is killed, on one host after the other."""
-    dropped, replaced = [], []
-    timed(lab, *create("--replicas", "6", "--restart-delay", "0s"))
+    found = Healing([], [], [], [])
+    timed(lab, *serving(program, "--replicas", "6", "--restart-delay", "0s"))
     all_at(watches, lambda found: len(found) == 6, time.monotonic())
-    for number in range(RUNS):
-        host = lab.hosts[number % len(lab.hosts)]
-        inspected = json.loads(sh(lab, host, "vxnet inspect $(vxnet ps -q --filter name=my-app | head -1)"))[0]
-        address = inspected["attachments"][0]["addresses"][0].partition("/")[0]
-        kill = "import os,sys,time; print(time.monotonic()); os.kill(int(sys.argv[1]), 9)"
-        killed = float(python(lab, host, kill, str(inspected["pid"])))
-        dropped.append(all_at(watches, lambda found, gone=address: gone not in found, killed) - killed)  # type: ignore[misc]
-        # Six are known at the moment of the kill, too: the killed one must be gone from them.
-        whole = all_at(watches, lambda found, gone=address: len(found) == 6 and gone not in found, killed)  # type: ignore[misc]
-        replaced.append(whole - killed)
-        time.sleep(11)  # so that no kill counts as one more in a row
+    with watching_vip(lab, lab.hosts, program) as vips:
+        for number in range(RUNS):
+            host = lab.hosts[number % len(lab.hosts)]
+            inspected = json.loads(sh(lab, host, "vxnet inspect $(vxnet ps -q --filter name=my-app | head -1)"))[0]
+            address = inspected["attachments"][0]["addresses"][0].partition("/")[0]
+            before = watches[0].addresses
+            max(watch.reached(before, time.monotonic()) for watch in vips)
+            kill = "import os,sys,time; print(time.monotonic()); os.kill(int(sys.argv[1]), 9)"
+            killed = float(python(lab, host, kill, str(inspected["pid"])))
+            found.note(watches, vips, before, frozenset([address]), killed)
+            time.sleep(11)  # so that no kill counts as one more in a row
     sh(lab, "h1", "vxnet service rm my-app")
     all_at(watches, lambda found: not found, time.monotonic())
-    return dropped, replaced
+    return found
 
 
-def losses(lab: Lab) -> tuple[list[float], list[float]]:
+def losses(lab: Lab, program: Path) -> Healing:
     """h3 is killed, and comes back."""
-    freed, healed = [], []
-    timed(lab, *create("--replicas", "6", "--restart-delay", "0s"))
-    with watching(lab, ["h1", "h2"]) as watches:
+    found = Healing([], [], [], [])
+    timed(lab, *serving(program, "--replicas", "6", "--restart-delay", "0s"))
+    left = ["h1", "h2"]
+    with watching(lab, left) as watches, watching_vip(lab, left, program) as vips:
         for _ in range(HOST_KILLS):
             all_at(watches, lambda found: len(found) == 6, time.monotonic())
             timed(lab, "vxnet", "service", "update", "-q", "--rebalance", "my-app")
             all_at(watches, lambda found: len(found) == 6, time.monotonic())
             lines = sh(lab, "h3", "vxnet ps --format json --filter name=my-app").splitlines()
-            lost = {address for line in lines for address in json.loads(line)["addresses"]}
+            lost = frozenset(address for line in lines for address in json.loads(line)["addresses"])
             assert lost, "nothing of it ran on h3"
+            before = watches[0].addresses
+            max(watch.reached(before, time.monotonic()) for watch in vips)
             killed = time.monotonic()
             lab.kill("h3")
-            freed.append(all_at(watches, lambda found, gone=lost: not gone & found, killed) - killed)  # type: ignore[misc]
-            healed.append(
-                all_at(watches, lambda found, gone=lost: len(found) == 6 and not gone & found, killed) - killed  # type: ignore[misc]
-            )
+            found.note(watches, vips, before, lost, killed)
             lab.start("h3")
             ready = time.monotonic() + ANSWERS_S
             while not all(view.status == "ready" for view in lab.client("h1").nodes()):
                 assert time.monotonic() < ready
                 time.sleep(0.1)
     sh(lab, "h1", "vxnet service rm my-app")
-    return freed, healed
+    return found
 
 
 class Update(NamedTuple):
@@ -273,25 +393,31 @@ def updates(lab: Lab, order: str) -> Update:
 
 
 def main() -> None:
-    with Lab(hosts=3) as lab:
+    # Not below /tmp: each host of a lab has its own.
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as directory, Lab(hosts=3) as lab:
+        program = Path(directory) / "backends"
+        Path(directory).chmod(0o755)
+        subprocess.run(["cc", "-O2", "-o", program, Path(__file__).parent / "backends.c"], check=True)
         sh(lab, "h1", "vxnet network create -d overlay --attachable blue")
         for host in lab.hosts:
             sh(lab, host, f"vxnet run -d --name watch-{host} --network blue -- sleep infinity")
         with watching(lab, lab.hosts) as watches:
-            running, known, scaled = births(lab, watches)
-            dropped, replaced = deaths(lab, watches)
+            running, known, scaled = births(lab, watches, program)
+            died = deaths(lab, watches, program)
         table(
-            "Services of `sleep` on three hosts; names are asked for on each",
+            "Services on three hosts; a client on each asks for names and connects to the VIP, every 3 ms",
             ["", "bound, ms", "Docker 20.10, ms", "median [range], ms"],
             [
                 ["`service create --replicas 6` → all run", "800", "1560", ms(running)],
                 ["… → all in DNS on every host", "1000", "1590", ms(known)],
                 ["`service scale` 6 → 12 → all run", "800", "1420", ms(scaled)],
-                ["task SIGKILLed → out of DNS on every host", "150", "156", ms(dropped)],
-                ["… → its replacement is in DNS on every host (`--restart-delay 0s`)", "500", "755", ms(replaced)],
+                ["task SIGKILLed → out of DNS on every host", "150", "156", ms(died.dns_free)],
+                ["… → out of the VIP on every host", "150", "156", ms(died.vip_free)],
+                ["… → replacement in DNS on every host (`--restart-delay 0s`)", "500", "755", ms(died.dns_whole)],
+                ["… → replacement answers at the VIP on every host", "500", "755", ms(died.vip_whole)],
             ],
         )
-        found = [updates(lab, order) for order in ("start-first", "stop-first")]
+        updated = [updates(lab, order) for order in ("start-first", "stop-first")]
         table(
             f"Rolling update of 6 replicas, 2 at once, under {RATE} requests/s by name, a new connection each",
             ["order", "updates", "one takes", "requests", "failed", "acknowledgements missed", "p99"],
@@ -305,15 +431,17 @@ def main() -> None:
                     str(one.drain_timeouts),
                     f"{one.p99 * 1000:.0f} ms",
                 ]
-                for one in found
+                for one in updated
             ],
         )
-        freed, healed = losses(lab)
+        lost = losses(lab, program)
         table(
             "A host is killed",
             ["", "bound (p50), ms", "Docker 20.10, ms", "median [range], ms"],
             [
-                ["out of DNS on the others", "3500", "5840", ms(freed)],
-                ["all 6 tasks run again, and are in DNS", "5000", "15600", ms(healed)],
+                ["out of DNS on the others", "3500", "5840", ms(lost.dns_free)],
+                ["out of the VIP on the others", "3500", "5840", ms(lost.vip_free)],
+                ["all 6 tasks run again, and are in DNS", "5000", "15600", ms(lost.dns_whole)],
+                ["… and the replacements answer at the VIP", "5000", "15600", ms(lost.vip_whole)],
             ],
         )
