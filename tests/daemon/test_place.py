@@ -22,7 +22,7 @@ from vxnet.daemon.place import Place
 from vxnet.daemon.state import LocalNode, StateDirectory
 from vxnet.model.api import LeaseRequest, NetworkCreate
 from vxnet.model.cluster import CONTROL_PORT, GOSSIP_PORT
-from vxnet.model.errors import UnavailableError
+from vxnet.model.errors import HostError, UnavailableError
 from vxnet.model.host import HostFacts
 
 ADDRESS = f"127.{os.getpid() % 200 + 20}.{os.getpid() // 200 % 250}.77"
@@ -173,6 +173,22 @@ async def test_blocks_that_go_back_are_kept_before_it_is_said(place, monkeypatch
         await release
         assert not disk.late
         assert block not in place.manager._wishes.leases_of_network(network.id)
+
+
+async def test_a_full_disk_does_not_forget_what_went_back(place, monkeypatch):
+    """The assignment on disk has the block as this node's: a daemon that starts from it would give its addresses."""
+    async with running(place):
+        network = await place.manager.create_network(NetworkCreate(name="red"))
+        await place.lease(LeaseRequest(network=network.id))
+        (block,) = place.blocks[network.id]
+
+        def full(assignment):
+            raise HostError("no space left on device")
+
+        monkeypatch.setattr(place._state, "save_assignment", full)
+        await place.release([block])
+        assert block not in place.manager._wishes.leases_of_network(network.id)
+        assert place._state.local_node().returning == (block,)
 
 
 async def test_nothing_is_written_after_the_end(place, monkeypatch, tmp_path):

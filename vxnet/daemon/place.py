@@ -147,7 +147,6 @@ class Place:
         with or_later("assignment"):
             state.save_assignment(assignment)
             self._saved = assignment
-        with or_later("returned blocks"):
             if (kept := self._without_returned(assignment)) != local:
                 state.save_local_node(kept)
                 self._local = self._kept_local = kept
@@ -240,11 +239,11 @@ class Place:
         """Kept before it is used."""
         async with self._learning:
             assignment = change(self.assignment)
-            if assignment != self._saved:
-                with or_later("assignment"):
+            with or_later("assignment"):
+                if assignment != self._saved:
                     await in_thread(self._state.save_assignment, assignment)
                     self._saved = assignment
-            with or_later("returned blocks"):
+                # Not before: the older assignment has blocks that went back as this node's.
                 await self._keep_local(self._without_returned(assignment))
                 self._local = self._without_returned(assignment)
             self._take(assignment)
