@@ -459,3 +459,14 @@ def test_a_machine_is_asked_anew(make_lab: Callable[..., Lab]) -> None:
     lab.start("h1")
     assert host.pid != first
     assert host.netns.exists() and (host.root / "etc/hostname").read_text() == "h1\n"
+
+
+def test_a_daemon_that_waits_to_be_reaped_is_none() -> None:
+    """Else `lab start`, just after `lab kill --daemon`, finds one and starts none."""
+    own = process.process(os.getpid())
+    assert own is not None
+    with subprocess.Popen(["sleep", "60"]) as child:
+        assert process.inside(own, child.pid) == process.process(child.pid)
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert process.inside(own, child.pid) is None

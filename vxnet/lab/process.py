@@ -57,7 +57,7 @@ def kill(wanted: Process | None, *, timeout_s: float = 10.0) -> bool:
 
 
 def inside(init: Process, inner_pid: int) -> Process | None:
-    """The process that has ``inner_pid`` in the pid namespace of ``init``."""
+    """The process that has ``inner_pid`` in the pid namespace of ``init``; not one that only waits to be reaped."""
     try:
         namespace = os.readlink(f"/proc/{init.pid}/ns/pid")
     except OSError:
@@ -66,7 +66,8 @@ def inside(init: Process, inner_pid: int) -> Process | None:
         try:
             inner = next(line for line in (path / "status").read_text().splitlines() if line.startswith("NSpid:"))
             if inner.split()[-1] == str(inner_pid) and os.readlink(path / "ns/pid") == namespace:
-                return process(int(path.name))
+                found = process(int(path.name))
+                return found if found is not None and found.alive else None
         except (OSError, StopIteration):  # it ended meanwhile
             continue
     return None
