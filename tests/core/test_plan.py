@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from ipaddress import ip_address, ip_interface, ip_network
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from msgspec.structs import replace
 
 from vxnet.core.facts import NO_FACTS, Facts
 from vxnet.core.plan import PORT_NAME_MAX, plan, port_name
+from vxnet.core.remembered import Remembered
 from vxnet.model import codec
 from vxnet.model.address import IPAddress
 from vxnet.model.cluster import Cluster, ForeignPeer, Network, Node, Subnet
@@ -78,6 +80,8 @@ def planned(
     node: Node = SELF,
     mtu: int | Callable[[Sequence[IPAddress]], int] = 1500,
     networks: Mapping[str, Network] = NETWORKS,
+    gateway: GatewayBridge = GATEWAY,
+    boxes: Remembered[Sandbox] | None = None,
 ) -> HostState:
     return plan(
         self_node=node,
@@ -87,8 +91,9 @@ def planned(
         facts=facts(endpoints),
         members={"node-a": A, "node-b": B},
         underlay_mtu=mtu,
-        gateway=GATEWAY,
+        gateway=gateway,
         dns_ports={ID: 40000},
+        boxes=boxes,
     )
 
 
@@ -249,6 +254,29 @@ def test_order_of_what_comes_in_does_not_matter(shuffle: random.Random, numbers:
         claimed = [address for remote in segment.remotes for address in remote.addresses]
         claimed += [one.ip for box in first.sandboxes for face in box.interfaces for one in face.addresses]
         assert len(claimed) == len(set(claimed)), "an address stands in one place"
+
+
+def test_what_is_remembered_of_a_sandbox_is_what_a_newcomer_would_make() -> None:
+    """Whatever of its surroundings changes; and one that is the same is the same object."""
+    boxes: Remembered[Sandbox] = Remembered()
+    one, other = container(attachment(3), gateway=WAY_OUT), container(attachment(4), id="f" * 64)
+    (wider,) = (replace(net, mtu=1300) for net in NETWORKS.values() if net.id == "net-a")
+    calm: dict[str, Any] = {}
+    rounds: list[tuple[tuple[Container, ...], dict[str, Any]]] = [
+        ((one, other), calm),
+        ((other,), calm),
+        ((replace(one, pid=78), other), calm),
+        ((one, other), {"mtu": 1400}),
+        ((one, other), {"networks": {**NETWORKS, "net-a": wider}}),
+        ((one, other), {"networks": {}}),
+        ((one, other), {"gateway": replace(GATEWAY, mtu=1400)}),
+        ((one, other), calm),
+    ]
+    for containers, around in rounds:
+        assert planned(*containers, **around, boxes=boxes) == planned(*containers, **around)
+    before = planned(one, other, boxes=boxes).sandboxes
+    after = planned(replace(one, pid=79), other, boxes=boxes).sandboxes
+    assert [was is now for was, now in zip(before, after, strict=True)] == [False, True]
 
 
 @given(st.text("0123456789abcdef", min_size=64, max_size=64), st.text("abcdefgh0123456789", min_size=1, max_size=15))

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from vxnet.core.balance import Balance
 from vxnet.core.facts import NO_FACTS, Facts
+from vxnet.core.remembered import Remembered
 from vxnet.core.remotes import Groups
 from vxnet.model.address import IPAddress, IPNetwork
 from vxnet.model.cluster import Cluster, Network, Node
@@ -48,6 +50,7 @@ def plan(
     services: Sequence[PublicService] = (),
     serving: Facts = NO_FACTS,
     balance: Balance | None = None,
+    boxes: Remembered[Sandbox] | None = None,
     datapath: TunnelKind = "kernel",
 ) -> HostState:
     """The desired state. A host in no cluster (``self_node`` and ``cluster`` None) has its containers' way out alone.
@@ -56,10 +59,11 @@ def plan(
     are passed over. ``members``: VTEP of each node that may send, by node id. ``underlay_mtu``: of the paths to the
     VTEPs, or a function of them. ``dns_ports``: where each container's resolver listens. ``services``: all;
     ``serving``: the rows that count for load balancing, which ends with an owner's death though its paths stay.
-    ``groups``, ``balance``: what earlier calls made of the facts, for speed; the result is the same without.
+    ``groups``, ``balance``, ``boxes``: what earlier calls made of all this, for speed; the result is the same without.
     """
+    boxes = Remembered() if boxes is None else boxes
     if self_node is None or cluster is None:
-        sandboxes = _sandboxes(containers, networks, {}, gateway, dns_ports)
+        sandboxes = _sandboxes(containers, networks, {}, gateway, dns_ports, boxes)
         return HostState(sandboxes=sandboxes, gateway=gateway if sandboxes else None)
     local = self_node.data_path_addr
     vteps = _sorted_addresses({*members.values()} - {local})
@@ -89,7 +93,8 @@ def plan(
             # A tunnel's ends are of one family: the kernel refuses others.
             if group.owner != self_node.id and group.vtep != local and group.vtep.version == local.version
         ]
-        addresses = (interface.ip for attachment in here for interface in attachment.addresses)
+        # An interface is its address, too; making that anew takes longer than all that is asked of it.
+        addresses = (interface for attachment in here for interface in attachment.addresses)
         known = groups.settle(key, there, (attachment.mac for attachment in here), addresses)
         return Segment(
             vni=network.vni,
@@ -108,7 +113,7 @@ def plan(
     senders = {vtep for segment in segments for vtep in segment.flood}
     return HostState(
         segments=segments,
-        sandboxes=_sandboxes(containers, networks, mtus, gateway, dns_ports),
+        sandboxes=_sandboxes(containers, networks, mtus, gateway, dns_ports, boxes),
         gateway=gateway,
         data_port=cluster.data_port,
         # Also of nodes that are gone from the members but whose containers are still kept on the paths.
@@ -122,11 +127,16 @@ def _sandboxes(
     mtus: Mapping[str, int],
     gateway: GatewayBridge | None,
     dns_ports: Mapping[str, int],
+    boxes: Remembered[Sandbox],
 ) -> tuple[Sandbox, ...]:
-    return tuple(
-        _sandbox(container, networks, mtus, gateway, dns_ports.get(container.id, 0))
-        for container in sorted(containers, key=lambda container: container.id)
-    )
+    boxes.look()
+    made = []
+    for container in sorted(containers, key=lambda container: container.id):
+        port = dns_ports.get(container.id, 0)
+        around = [(networks.get(one.network), mtus.get(one.network)) for one in container.attachments]
+        make = partial(_sandbox, container, networks, mtus, gateway, port)
+        made.append(boxes.of(container.id, (container, port, gateway, *around), make))
+    return tuple(made)
 
 
 def _sandbox(

@@ -27,6 +27,7 @@ from vxnet.core import allocate, networks, plan
 from vxnet.core.balance import Balance
 from vxnet.core.facts import NO_FACTS, Facts
 from vxnet.core.names import view_of
+from vxnet.core.remembered import Remembered
 from vxnet.core.remotes import Groups
 from vxnet.daemon import metrics, views, watch
 from vxnet.daemon.assigned import Assigned
@@ -73,7 +74,7 @@ from vxnet.model.cluster import ForeignPeer, Network, Node, Role
 from vxnet.model.container import Container, ContainerSpec
 from vxnet.model.errors import ConflictError, HostError, NotFoundError
 from vxnet.model.guest import GuestView, GuestWish
-from vxnet.model.host import GATEWAY_BRIDGE, Change, GatewayBridge, HostFacts
+from vxnet.model.host import GATEWAY_BRIDGE, Change, GatewayBridge, HostFacts, Sandbox
 from vxnet.model.service import PublicService
 
 log = structlog.get_logger()
@@ -107,6 +108,9 @@ class Agent:
         self._kernel = Kernel(tunnels=Options(run_directory, *astuple(config.userspace)))
         self._groups = Groups()
         self._balance = Balance()
+        self._boxes: Remembered[Sandbox] = Remembered()
+        self._viewed: dict[str, Container] = {}
+        """By id, as its name server last heard of it."""
         self._membership = Membership(
             state, config, lambda: self._facts, self._changed, lambda errand: self._assigned.deliver(errand)
         )
@@ -182,13 +186,19 @@ class Agent:
     def _changed(self) -> None:
         """Something that rows, names or the kernel follow from is different."""
         self._membership.publish(self._containers.wiring.endpoints())
-        for container in self._containers.live():
-            self._resolver.update(container.id, view_of(self._containers.wiring.joined(container)))
+        self._view_names()
         self._blocks.look()
         self._assigned.wake()
         self._paths.look()
         self._observe()
         self._reconciler.wake()
+
+    def _view_names(self) -> None:
+        before, self._viewed = self._viewed, {}
+        for container in map(self._containers.wiring.joined, self._containers.live()):
+            if before.get(container.id) is not container:
+                self._resolver.update(container.id, view_of(container))
+            self._viewed[container.id] = container
 
     def _observe(self) -> None:
         self.history.observe(look_at(self._membership.place, self._containers.all(), self._reconciler.drift))
@@ -213,6 +223,7 @@ class Agent:
             services=services,
             serving=rows,
             balance=self._balance,
+            boxes=self._boxes,
             datapath=self._facts.datapath,
         )
         vnis = frozenset(segment.vni for segment in state.segments)

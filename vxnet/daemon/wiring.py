@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
+from functools import partial
 
 from msgspec.structs import replace
 
 from vxnet.core.containers import check_aliases
 from vxnet.core.etc import etc_files
+from vxnet.core.remembered import Remembered
 from vxnet.daemon.attachments import Attachments, Cluster
 from vxnet.daemon.records import Records
 from vxnet.daemon.state import StateDirectory
+from vxnet.model.address import IPAddress
 from vxnet.model.api import NetworkConnect
-from vxnet.model.container import Container, NetworkWish
+from vxnet.model.cluster import Network
+from vxnet.model.container import Attachment, Container, NetworkWish
 from vxnet.model.errors import ConflictError, HostError, NotFoundError, VxnetError
 from vxnet.model.host import Change
 from vxnet.model.row import Endpoint, EndpointState
@@ -56,30 +60,22 @@ class Wiring:
         """Held while somebody changes a container's networks."""
         self._joining: set[str] = set()
         """Ids of rows of containers that run already, to which the others do not know the way yet."""
+        self._rows: Remembered[Endpoint] = Remembered()
 
     def endpoints(self) -> dict[str, Endpoint]:
         """The rows that this host should publish now, by row id."""
         vtep = self._cluster.data_path_addr
         rows = {}
+        self._rows.look()
         for container in self._live():
             for attachment in container.attachments:
                 network = self._cluster.networks.get(attachment.network)
                 if network is None or vtep is None:
                     continue
                 row_id = _row_id(container, network.id)
-                rows[row_id] = Endpoint(
-                    network=network.id,
-                    vni=network.vni,
-                    addresses=tuple(interface.ip for interface in attachment.addresses),
-                    mac=attachment.mac,
-                    vtep=vtep,
-                    name=container.spec.name,
-                    aliases=attachment.aliases,
-                    service=container.task.service if container.task is not None else "",
-                    task=container.task.task if container.task is not None else "",
-                    ports=container.task.ports if container.task is not None else (),
-                    state="starting" if row_id in self._joining else _row_state(container),
-                )
+                state = "starting" if row_id in self._joining else _row_state(container)
+                make = partial(_row, container, attachment, network, vtep, state)
+                rows[row_id] = self._rows.of(row_id, (container, attachment, network, vtep, state), make)
         return rows
 
     def set_ready(self, container_id: str) -> None:
@@ -99,6 +95,8 @@ class Wiring:
 
     def joined(self, container: Container) -> Container:
         """On the networks alone that its processes may use by now: a name that resolves is one that answers."""
+        if not self._joining:
+            return container
         rest = tuple(one for one in container.attachments if _row_id(container, one.network) not in self._joining)
         return container if len(rest) == len(container.attachments) else replace(container, attachments=rest)
 
@@ -178,6 +176,24 @@ def _row_state(container: Container) -> EndpointState:
     if container.draining:
         return "draining"
     return "ready" if container.state == "running" and not container.unready else "starting"
+
+
+def _row(
+    container: Container, attachment: Attachment, network: Network, vtep: IPAddress, state: EndpointState
+) -> Endpoint:
+    return Endpoint(
+        network=network.id,
+        vni=network.vni,
+        addresses=tuple(interface.ip for interface in attachment.addresses),
+        mac=attachment.mac,
+        vtep=vtep,
+        name=container.spec.name,
+        aliases=attachment.aliases,
+        service=container.task.service if container.task is not None else "",
+        task=container.task.task if container.task is not None else "",
+        ports=container.task.ports if container.task is not None else (),
+        state=state,
+    )
 
 
 def _row_id(container: Container, network_id: str) -> str:

@@ -292,20 +292,17 @@ async def start(
     ``files`` are the texts of files that appear in its /etc: ``resolv.conf``, ``hosts``, ``hostname``. Raises
     :class:`HostError` or :class:`CallerError`; then nothing runs.
     """
-    await asyncio.to_thread(_check_free, container, run_directory)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     task = Task(container.id, directory, ours)
     try:
-        with theirs:
-            home = await asyncio.to_thread(_spawn, container, theirs)
-        told = await asyncio.to_thread(_prepare, container, directory, files, run_directory, home)
-        await task.greet(Kind.CREATE, told.fields, told.descriptors)
-    except ConflictError:
-        task.close()
-        raise HostError(
-            f"the shim of container {container.id[:12]} ended without a word",
-            hint=f"does this machine let root mount? Run `{shim_path()} --version`",
-        ) from None
+        told = await asyncio.to_thread(_prepare, container, directory, files, run_directory, theirs)
+        try:
+            await task.greet(Kind.CREATE, told.fields, told.descriptors)
+        except ConflictError:
+            raise HostError(
+                f"the shim of container {container.id[:12]} ended without a word",
+                hint=f"does this machine let root mount? Run `{shim_path()} --version`",
+            ) from None
     except BaseException:
         task.close()
         raise
@@ -385,8 +382,12 @@ def _check_free(container: Container, run_directory: Path) -> None:
 
 
 def _prepare(
-    container: Container, directory: Path, files: Mapping[str, str], run_directory: Path, home: Path | None
+    container: Container, directory: Path, files: Mapping[str, str], run_directory: Path, control: socket.socket
 ) -> creation.Creation:
+    """All that blocks, in one go: each change of threads waits for whoever else is at work. Closes ``control``."""
+    with control:
+        _check_free(container, run_directory)
+        home = _spawn(container, control)
     return creation.prepare(container, directory, files, socket_path(container.id, run_directory), home)
 
 
