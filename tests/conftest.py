@@ -9,7 +9,8 @@ import zlib
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.lab_fixture import lab, make_lab, shared_lab  # noqa: F401  fixtures are found by their names here
+from tests.cluster.etcd_cluster import etcd_cluster  # noqa: F401  fixtures are found by their names here
+from tests.lab_fixture import lab, make_lab, shared_lab  # noqa: F401
 
 # Cores are shared: a slow example is no failure. Examples are drawn from a fixed seed so that a red run is red again;
 # `HYPOTHESIS_PROFILE=explore` looks for new ones.

@@ -18,12 +18,23 @@ import os
 import sqlite3
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
-from vxnet.cluster.store import LEAD_KEY, Commit, Leadership, Snapshot, Versioned, check_commit, refused_by
+from vxnet.cluster.store import (
+    LEAD_KEY,
+    Commit,
+    Leader,
+    Leadership,
+    Snapshot,
+    Versioned,
+    check_commit,
+    nobody_is_gone,
+    refused_by,
+)
 from vxnet.model.errors import HostError, UnavailableError, UnsupportedError, VxnetError
 
 T = TypeVar("T")
@@ -79,7 +90,7 @@ class SqliteStore:
         return await self._run(lambda: self._load(prefix))
 
     async def commit(self, changes: Mapping[str, bytes | None], guards: Mapping[str, int] | None = None) -> int:
-        check_commit(changes)
+        check_commit(changes, guards)
         fixed, held = dict(changes), dict(guards or {})
         return await self._run(lambda: self._commit(fixed, held))
 
@@ -109,10 +120,22 @@ class SqliteStore:
         finally:
             self._watchers.discard(wake)
 
-    async def lead(self, holder: str) -> Leadership:
+    async def lead(self, holder: str, gone: Callable[[str], bool] = nobody_is_gone) -> Leadership:
         """Won at once: who opens the file last leads, and an earlier leader is deposed."""
-        version = await self.commit({LEAD_KEY: msgspec.json.encode({"holder": holder})})
+        version = await self.commit({LEAD_KEY: msgspec.json.encode(Leader(holder=holder))})
         return Leadership(holder, version)
+
+    async def keep(self, leadership: Leadership) -> None:
+        async with aclosing(self.watch(LEAD_KEY, leadership.version)) as events:
+            await anext(events)
+
+    async def start_from(self, revision: int) -> None:
+        def move() -> None:
+            self._file.execute(
+                "UPDATE state SET revision = max(revision, ?), compacted = max(revision, ?)", (revision,) * 2
+            )
+
+        await self._run(lambda: self._transaction(move))
 
     async def compact(self, revision: int) -> None:
         """Forget what happened up to ``revision``; done by itself every now and then."""

@@ -11,13 +11,16 @@ lead
     One leader; a deposed one can commit nothing.
 
 A key is text like ``network/<id>``, a value is a record in JSON. A *revision* counts commits; a record's *version* is
-the revision that wrote it last; 0 stands for "does not exist". Engines: :mod:`vxnet.cluster.sqlite_store`.
+the revision that wrote it last; 0 stands for "does not exist". Engines: :mod:`vxnet.cluster.sqlite_store` for one
+manager, :mod:`vxnet.cluster.etcd_store` for several.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import NamedTuple, Protocol
+
+import msgspec
 
 from vxnet.model.errors import CallerError, ConflictError, UnavailableError
 
@@ -26,6 +29,7 @@ MAX_RECORDS = 100
 MAX_OCTETS = 1_000_000
 """Keys and values of a commit; etcd's default is 1.5 MiB for a request, base64 around it included."""
 MAX_KEY = 512
+MAX_GUARDS = 120
 LEAD_KEY = "lead"
 """Record of who leads. Its version is the leader's guard."""
 
@@ -53,9 +57,18 @@ class LeadershipLostError(UnavailableError):
     """Another manager leads: what was to be committed has not been."""
 
 
+class Leader(msgspec.Struct):
+    """The record :data:`LEAD_KEY`."""
+
+    holder: str
+    """A node id."""
+
+
 class Leadership(NamedTuple):
     holder: str
     version: int
+    lease: int = 0
+    """The engine's own."""
 
     @property
     def guard(self) -> dict[str, int]:
@@ -78,20 +91,35 @@ class Store(Protocol):
         """The new revision. ``guards`` are the versions that records (also others than those changed) must have.
 
         Raises :class:`ConflictError` naming the first record that has another version,
-        :class:`LeadershipLostError` if that is the leader's, :class:`CallerError` above the limits.
+        :class:`LeadershipLostError` if that is the leader's, :class:`CallerError` above the limits. An
+        :class:`UnavailableError` leaves open whether it was done.
         """
 
     def watch(self, prefix: str = "", since: int | None = None) -> AsyncGenerator[Snapshot | Commit, None]:
         """Everything after revision ``since``, or from a snapshot on. Ends only when closed."""
 
-    async def lead(self, holder: str) -> Leadership:
-        """Waits until ``holder`` (a node id) leads."""
+    async def lead(self, holder: str, gone: Callable[[str], bool] = ...) -> Leadership:
+        """Waits until ``holder`` (a node id) leads. A leader that is ``gone`` is not waited for."""
+
+    async def keep(self, leadership: Leadership) -> None:
+        """As long as it leads; returns when another may."""
+
+    async def start_from(self, revision: int) -> None:
+        """Every revision from now on is above ``revision``. For a store without records that takes the place of another
+        one: who has followed that must not take what is new for what is old.
+        """
 
     async def close(self) -> None: ...
 
 
-def check_commit(changes: Mapping[str, bytes | None]) -> None:
+def nobody_is_gone(holder: str) -> bool:
+    return False
+
+
+def check_commit(changes: Mapping[str, bytes | None], guards: Mapping[str, int] | None = None) -> None:
     """The limits that all engines share."""
+    if len(guards or {}) > MAX_GUARDS:
+        raise CallerError(f"a commit with {len(guards or {})} guards: at most {MAX_GUARDS} are looked at")
     if not changes:
         raise CallerError("a commit without changes")
     if len(changes) > MAX_RECORDS:

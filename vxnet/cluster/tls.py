@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from vxnet.core.trust import ROLE_NAMES
-from vxnet.model.errors import HostError
+from vxnet.model.cluster import StoreAccess
+from vxnet.model.errors import CallerError, HostError
 
 MANAGER_NAME = ROLE_NAMES["manager"]
 
@@ -53,6 +54,27 @@ def blind_context() -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def etcd_context(access: StoreAccess) -> ssl.SSLContext | None:
+    """For a client of etcd; None: without TLS. Raises :class:`CallerError` on what is no certificate or key."""
+    if not any(endpoint.startswith("https://") for endpoint in access.endpoints):
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        if access.ca:
+            context.load_verify_locations(cadata=access.ca.decode())
+        else:
+            context.load_default_certs()
+        if access.certificate:
+            with _as_file(access.certificate) as certificate, _as_file(access.key) as key:
+                context.load_cert_chain(certificate, key)
+    except (ssl.SSLError, OSError, ValueError) as error:
+        raise CallerError(
+            f"etcd's CA, or the certificate and key for it, cannot be used: {error}", hint="they are files in PEM"
+        ) from error
     return context
 
 

@@ -45,7 +45,7 @@ ROLE_NAMES: dict[Role, str] = {"worker": "vxnet-worker", "manager": "vxnet-manag
 """In OU and as DNS SAN."""
 _ROLES = {name: role for role, name in ROLE_NAMES.items()}
 
-_P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 _UNREADABLE = (
     ValueError,
     TypeError,
@@ -88,7 +88,7 @@ def make_ca(entropy: bytes, cluster: str, now: float) -> CertificateAuthority:
     """The root of a new cluster with id ``cluster``; ``entropy`` is 48 octets."""
     if len(entropy) != 48:
         raise ValueError("a CA is made from 48 octets")
-    key = ec.derive_private_key(int.from_bytes(entropy[:40], "big") % (_P256_ORDER - 1) + 1, ec.SECP256R1())
+    key = ec.derive_private_key(int.from_bytes(entropy[:40], "big") % (P256_ORDER - 1) + 1, ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"vxnet {cluster}")])
     usage = _key_usage(key_cert_sign=True, crl_sign=True)
     certificate = (
@@ -197,7 +197,7 @@ def verify_certificate(der: bytes, roots: Sequence[bytes], now: float) -> Identi
     try:
         certificate = x509.load_der_x509_certificate(der)
         store = Store([x509.load_der_x509_certificate(root) for root in roots])
-        verifier = PolicyBuilder().store(store).time(_time(now)).build_client_verifier()
+        verifier = PolicyBuilder().store(store).time(time_of(now)).build_client_verifier()
         verifier.verify(certificate, [])
         return _identity(certificate)
     except VerificationError as error:
@@ -393,8 +393,8 @@ def _builder(
         .issuer_name(issuer)
         # RFC 5280, 4.1.2.2: positive, and at most 20 octets.
         .serial_number(int.from_bytes(serial_entropy, "big") | 1)
-        .not_valid_before(_time(now - BACKDATED_S))
-        .not_valid_after(_time(now + days * 86400))
+        .not_valid_before(time_of(now - BACKDATED_S))
+        .not_valid_after(time_of(now + days * 86400))
     )
 
 
@@ -418,7 +418,7 @@ def _to_be_signed(purpose: str, content: bytes) -> bytes:
     return purpose.encode() + b"\0" + content
 
 
-def _time(seconds: float) -> datetime.datetime:
+def time_of(seconds: float) -> datetime.datetime:
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
 
 

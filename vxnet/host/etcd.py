@@ -1,0 +1,162 @@
+"""The etcd member of this host: a process of its own, which outlives the daemon that started it.
+
+::
+
+    /var/lib/vxnet/etcd/   data/  what etcd keeps      pid  of the process      log  what it says
+                           ca.crt  member.crt  member.key   PEM
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from vxnet.host import systemd
+from vxnet.model.errors import HostError
+
+CLIENT_PORT = 2379
+PEER_PORT = 2380
+UNIT = "vxnet-etcd.service"
+STOP_S = 10.0
+KEPT_REVISIONS = 10_000
+"""Behind that a watch gets a snapshot; older ones are compacted away every five minutes."""
+LOG_LIMIT = 8 << 20
+"""Octets after which the log is begun anew, at a start."""
+_POLL_S = 0.02
+
+
+def url(address: str, port: int) -> str:
+    """``address`` is an IP address's text."""
+    return f"https://[{address}]:{port}" if ":" in address else f"https://{address}:{port}"
+
+
+def argv(directory: Path, name: str, address: str, members: Mapping[str, str], *, new: bool, token: str) -> list[str]:
+    """etcd with mTLS on both its ports; ``members``: their peer URLs by name. ``new``: nobody has begun yet."""
+    tls = {"cert-file": "member.crt", "key-file": "member.key", "trusted-ca-file": "ca.crt"}
+    options = {
+        "name": name,
+        "data-dir": str(directory / "data"),
+        "listen-client-urls": url(address, CLIENT_PORT),
+        "advertise-client-urls": url(address, CLIENT_PORT),
+        "listen-peer-urls": url(address, PEER_PORT),
+        "initial-advertise-peer-urls": url(address, PEER_PORT),
+        "initial-cluster": ",".join(f"{member}={place}" for member, place in members.items()),
+        "initial-cluster-state": "new" if new else "existing",
+        "initial-cluster-token": token,
+        "auto-compaction-mode": "revision",
+        "auto-compaction-retention": str(KEPT_REVISIONS),
+        "logger": "zap",
+        "log-level": "warn",
+        **{option: str(directory / file) for option, file in tls.items()},
+        **{f"peer-{option}": str(directory / file) for option, file in tls.items()},
+    }
+    flags = ["--client-cert-auth", "--peer-client-cert-auth"]
+    return ["etcd", *flags, *(f"--{option}={value}" for option, value in options.items())]
+
+
+class EtcdProcess:
+    """All methods block, and raise :class:`HostError`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._child: subprocess.Popen[bytes] | None = None
+
+    @property
+    def has_data(self) -> bool:
+        return (self.directory / "data" / "member").is_dir()
+
+    def prepare(self, ca: bytes, certificate: bytes, key: bytes) -> None:
+        """Its certificates, PEM."""
+        try:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (self.directory / "data").mkdir(mode=0o700, exist_ok=True)
+            for name, content in (("ca.crt", ca), ("member.crt", certificate), ("member.key", key)):
+                path = self.directory / name
+                path.touch(mode=0o600)
+                path.write_bytes(content)
+        except OSError as error:
+            raise HostError(f"cannot write in {self.directory}: {error.strerror}") from error
+
+    def start(self, arguments: Sequence[str]) -> None:
+        """Unless it runs."""
+        if self.pid() is not None:
+            return
+        program = shutil.which(arguments[0], path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin:/sbin:/bin")
+        if program is None:
+            raise HostError("etcd is not installed on this host", hint="apt-get install etcd-server")
+        if systemd.runs_daemon():
+            # A unit of its own: the daemon's would end it with the daemon.
+            unit = [f"--unit={UNIT}", "--slice=vxnet.slice", "--collect", "--property=Restart=on-failure"]
+            errors = f"--property=StandardError=append:{self.directory / 'log'}"
+            _systemd(["systemd-run", "--quiet", *unit, errors, "--", program, *arguments[1:]])
+            return
+        try:
+            log = os.open(self.directory / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            with open(log, "wb") as output:
+                if os.fstat(log).st_size > LOG_LIMIT:
+                    os.truncate(log, 0)
+                process = subprocess.Popen(
+                    [program, *arguments[1:]],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    cwd="/",
+                    start_new_session=True,
+                )
+            (self.directory / "pid").write_text(f"{process.pid}\n")
+        except OSError as error:
+            raise HostError(f"etcd cannot be started: {error.strerror}") from error
+        self._child = process
+
+    def pid(self) -> int | None:
+        """Of the process, if it lives: also of one that an earlier daemon started."""
+        if self._child is not None:
+            self._child.poll()  # or a dead one would look like a live one
+        if systemd.runs_daemon():
+            shown = _systemd(["systemctl", "show", "--property=MainPID", "--value", UNIT]).strip()
+            return int(shown) or None if shown.isdecimal() else None
+        with contextlib.suppress(OSError, ValueError):
+            pid = int((self.directory / "pid").read_text())
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if f"--data-dir={self.directory / 'data'}".encode() in words:
+                return pid
+        return None
+
+    def stop(self) -> None:
+        if systemd.runs_daemon():
+            _systemd(["systemctl", "stop", UNIT])
+            return
+        deadline = time.monotonic() + STOP_S
+        number = signal.SIGTERM
+        while (pid := self.pid()) is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+            time.sleep(_POLL_S)
+            if time.monotonic() > deadline:
+                number = signal.SIGKILL
+
+    def wipe(self) -> None:
+        """After its end: nothing of it stays."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def last_words(self) -> str:
+        with contextlib.suppress(OSError):
+            lines = (self.directory / "log").read_text(errors="replace").strip().splitlines()
+            return lines[-1][-400:] if lines else ""
+        return ""
+
+
+def _systemd(command: Sequence[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=STOP_S * 3, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise HostError(f"{command[0]} cannot be used: {error}") from error
+    if done.returncode != 0:
+        raise HostError(f"{command[0]} refuses: {done.stderr.strip()}", hint=f"see `systemctl status {UNIT}`")
+    return done.stdout
