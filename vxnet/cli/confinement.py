@@ -94,8 +94,7 @@ def confinement(options: dict[str, Any]) -> dict[str, Any]:
         "dns": options["dns"],
         "dns_search": options["dns_search"],
         "dns_options": options["dns_options"],
-        # Docker takes both signs; an IPv6 address may stand in brackets.
-        "hosts": tuple(text.replace("=", ":", 1).replace("[", "").rstrip("]") for text in options["hosts"]),
+        "hosts": tuple(map(host_line, options["hosts"])),
         "sysctls": options["sysctls"],
         "mounts": (*map(volume, options["volumes"]), *map(_tmpfs, options["tmpfs"])),
         "read_only": options["read_only"],
@@ -110,6 +109,11 @@ def confinement(options: dict[str, Any]) -> dict[str, Any]:
         "cap_drop": options["cap_drop"],
         "seccomp": _seccomp(options["security"]),
     }
+
+
+def host_line(text: str) -> str:
+    """``NAME:ADDRESS``; Docker takes ``=`` too, and an IPv6 address may stand in brackets."""
+    return text.replace("=", ":", 1).replace("[", "").rstrip("]")
 
 
 def volume(text: str) -> Mount:

@@ -33,8 +33,7 @@ from vxnet.model.service import ServiceSpec, TaskSpec
 _COMMAND_WIDTH = 20
 _NOT_BUILT = (
     *("--mount", "--config", "--secret", "--generic-resource", "--group", "--isolation", "--ulimit"),
-    *("--credential-spec", "--max-concurrent", "--cap-add", "--cap-drop", "--log-driver", "--log-opt"),
-    *("--dns", "--dns-option", "--dns-search", "--host", "--sysctl", "--env-file"),
+    *("--credential-spec", "--max-concurrent", "--log-driver", "--log-opt"),
 )
 _NOT_BUILT_FLAGS = ["--init", "--no-resolve-image", "-t --tty", "--with-registry-auth"]
 

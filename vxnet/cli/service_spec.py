@@ -6,6 +6,7 @@ nothing in an update: there they have ``-add`` and ``-rm`` behind their names, a
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple, TypeVar
@@ -13,10 +14,13 @@ from typing import Any, Final, NamedTuple, TypeVar
 import click
 from msgspec.structs import replace
 
-from vxnet.cli.confinement import volume
+from vxnet.cli.complete import words
+from vxnet.cli.confinement import host_line, volume
 from vxnet.cli.options import octets, pairs, seconds, signal_name
 from vxnet.cli.publish import SHORT, with_ports
 from vxnet.cli.run import environment, network_wish
+from vxnet.model.address import IPAddress
+from vxnet.model.capability import NAMES
 from vxnet.model.errors import CallerError
 from vxnet.model.service import HealthCheck, ServiceSpec
 
@@ -107,6 +111,11 @@ _LISTS: Final = (
     _List("--expose", "expose", "[NAME:]PORT[/PROTOCOL]", "For SRV: _NAME._PROTOCOL.SERVICE."),
     _List("--constraint", "constraint", "KEY==VALUE", "Where tasks may be: node.labels.zone==a, node.hostname!=h1 …"),
     _List("--placement-pref", "placement-pref", "spread=KEY", "Spread over the values of node.labels.…"),
+    _List("--dns", "dns", "ADDRESS", "Ask for names outside there."),
+    _List("--dns-search", "dns-search", "DOMAIN", "Try names in there too."),
+    _List("--dns-option", "dns-option", "OPTION", "For its resolv.conf."),
+    _List("--host", "host", "NAME:ADDRESS", "For its /etc/hosts."),
+    _List("--sysctl", "sysctl", "NAME=VALUE", "One of net.*"),
     _List("-l --label", "label", "KEY[=VALUE]", "Of the service."),
     _List("--container-label", "container-label", "KEY[=VALUE]", "Of its containers."),
 )
@@ -116,6 +125,13 @@ def create_options(command: F) -> F:
     for one in reversed(_LISTS):
         names = (*one.flags.split(), _variable(one.name))
         command = click.option(*names, multiple=True, metavar=one.metavar, help=one.help)(command)
+    command = click.option(
+        *("--env-file", "env_files"),
+        multiple=True,
+        type=click.Path(exists=True, dir_okay=False),
+        metavar="FILE",
+        help="Lines KEY=VALUE.",
+    )(command)
     return _shared(command)
 
 
@@ -138,6 +154,9 @@ def _shared(command: F) -> F:
     for flag in _FLAGS:
         names = (flag.flag, _variable(_long(flag.flag)))
         command = click.option(*names, is_flag=True, default=None, help=flag.help)(command)
+    for name, text in (("drop", "Take a capability, or ALL."), ("add", "Give a capability, or ALL.")):
+        known = words("ALL", *NAMES)
+        command = click.option(f"--cap-{name}", multiple=True, metavar="NAME", shell_complete=known, help=text)(command)
     command = click.option("--no-healthcheck", is_flag=True, help="No health check.")(command)
     return click.option("--health-cmd", metavar="COMMAND", help="For a shell in the container; 0 is healthy.")(command)
 
@@ -157,12 +176,23 @@ def with_options(base: ServiceSpec, options: dict[str, Any]) -> ServiceSpec:
         given = options[_variable(_long(value.flag))]
         if given is not None:
             spec = _set(spec, value.path.split("."), given)
-    return _with_health(spec, options)
+    return _with_health(_with_capabilities(spec, options["cap_add"], options["cap_drop"]), options)
 
 
 def _set(record: Any, path: list[str], value: object) -> Any:
     head, *rest = path
     return replace(record, **{head: _set(getattr(record, head), rest, value) if rest else value})
+
+
+def _with_capabilities(spec: ServiceSpec, add: tuple[str, ...], drop: tuple[str, ...]) -> ServiceSpec:
+    """What is given is no longer taken, and the other way round."""
+    container = spec.task.container
+    container = replace(
+        container,
+        cap_add=tuple(dict.fromkeys((*(one for one in container.cap_add if one not in drop), *add))),
+        cap_drop=tuple(dict.fromkeys((*(one for one in container.cap_drop if one not in add), *drop))),
+    )
+    return replace(spec, task=replace(spec.task, container=container))
 
 
 def _with_health(spec: ServiceSpec, options: dict[str, Any]) -> ServiceSpec:
@@ -203,6 +233,13 @@ def preference(text: str) -> str:
     return key
 
 
+def resolver(text: str) -> IPAddress:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        raise CallerError(f"--dns takes an address, found {text!r}") from None
+
+
 def _pairs(values: Iterable[str]) -> dict[str, str]:
     return pairs(None, None, tuple(values))  # type: ignore[arg-type]
 
@@ -210,6 +247,7 @@ def _pairs(values: Iterable[str]) -> dict[str, str]:
 def with_lists(base: ServiceSpec, options: dict[str, Any]) -> ServiceSpec:
     """What `create` was given. Raises :class:`CallerError`."""
     added = {f"{key}_add": value for key, value in options.items()}
+    added["env_add"] = environment(options["env"], options["env_files"], os.environ)
     none = {_variable(f"{one.name}-rm"): () for one in _LISTS}
     return with_changed_lists(base, {**added, **none})
 
@@ -235,6 +273,11 @@ def with_changed_lists(base: ServiceSpec, options: dict[str, Any]) -> ServiceSpe
         env=tuple(one for one in env if one),
         mounts=changed("volume", container.mounts, volume, lambda mount: mount.target),
         networks=changed("network", container.networks, network_wish, lambda wish: wish.network),
+        dns=changed("dns", container.dns, resolver, str),
+        dns_search=changed("dns_search", container.dns_search, str, str),
+        dns_options=changed("dns_option", container.dns_options, str, str),
+        hosts=changed("host", container.hosts, host_line, str),
+        sysctls=_changed_pairs("sysctl", container.sysctls, options),
         labels=_changed_pairs("container_label", container.labels, options),
     )
     placement = replace(

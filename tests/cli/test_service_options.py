@@ -1,0 +1,61 @@
+"""What `service create` and `service update` make of their options: what is added, changed, taken away."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import Vxnet
+
+
+@pytest.fixture(autouse=True)
+def _cluster(vxnet_: Vxnet) -> None:
+    vxnet_("init")
+
+
+def container(vxnet_: Vxnet) -> dict[str, Any]:
+    (found,) = json.loads(vxnet_("service", "inspect", "web").stdout)
+    container: dict[str, Any] = found["service"]["spec"]["task"]["container"]
+    return container
+
+
+def test_what_a_container_may_be_given(vxnet_: Vxnet, tmp_path: Path) -> None:
+    """As `run` takes it; `update` changes it piece by piece."""
+    lines = tmp_path / "env"
+    lines.write_text("A=file\nB=file\n")
+    made = vxnet_(
+        *("service", "create", "-q", "--name", "web", "--env-file", str(lines), "-e", "A=given"),
+        *("--dns", "10.9.9.9", "--dns-search", "example.org", "--dns-option", "ndots:2", "--host", "db=[fd00::1]"),
+        *("--sysctl", "net.ipv4.ip_forward=1", "--cap-add", "NET_ADMIN", "--cap-drop", "CHOWN", "--", "true"),
+    )
+    assert made.exit_code == 0, made.stderr
+    found = container(vxnet_)
+    assert (found["env"], found["dns"], found["dns_search"]) == (["A=given", "B=file"], ["10.9.9.9"], ["example.org"])
+    assert (found["dns_options"], found["hosts"]) == (["ndots:2"], ["db:fd00::1"])
+    assert (found["sysctls"], found["cap_add"]) == ({"net.ipv4.ip_forward": "1"}, ["NET_ADMIN"])
+    changed = vxnet_(
+        *("service", "update", "-q", "--dns-rm", "10.9.9.9", "--dns-add", "fd00::53", "--cap-add", "CHOWN"),
+        *("--cap-drop", "NET_ADMIN", "--host-rm", "db:fd00::1", "--sysctl-rm", "net.ipv4.ip_forward", "web"),
+    )
+    assert changed.exit_code == 0, changed.stderr
+    found = container(vxnet_)
+    assert (found["dns"], found["cap_add"], found["cap_drop"]) == (["fd00::53"], ["CHOWN"], ["NET_ADMIN"])
+    assert not found["hosts"] and not found["sysctls"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--dns", "nobody"], "--dns takes an address, found 'nobody'"),
+        (["--cap-add", "FLY"], "FLY"),
+        (["--sysctl", "kernel.hostname=a"], 'a container has no sysctl "kernel.hostname" of its own'),
+        (["--host", "db"], "a host is NAME:ADDRESS, found 'db'"),
+    ],
+)
+def test_refusals(vxnet_: Vxnet, options: list[str], words: str) -> None:
+    refused = vxnet_("service", "create", "--name", "web", *options, "--", "true")
+    assert refused.exit_code and words in refused.stderr and refused.stderr.count("\n") == 1
+    assert vxnet_("service", "ls", "-q").stdout == ""
