@@ -72,12 +72,13 @@ def test_ps(server: Daemon, vxnet_: Vxnet) -> None:
     put(server, "lost", state="dead")
     ids = {name: make_id(name)[:12] for name in ("ended", "new", "lost")}
     assert vxnet_("ps").stdout == (
-        "CONTAINER ID   COMMAND                  CREATED              STATUS         NETWORKS   ADDRESSES   NAMES\n"
-        f'{WEB}   "python3 -m http.ser…"   About a minute ago   Up 5 seconds   my-net,b   10.0.16.9   web\n'
+        "CONTAINER ID   COMMAND                  CREATED              STATUS         "
+        "NETWORKS   ADDRESSES   PORTS     NAMES\n"
+        f'{WEB}   "python3 -m http.ser…"   About a minute ago   Up 5 seconds   my-net,b   10.0.16.9             web\n'
     )
     states = {"ended": "Exited (3) 1 second ago", "new": "Created", "lost": "Dead"}
     assert vxnet_("ps", "-a").stdout.splitlines()[2:] == [
-        f'{ids[name]}   "python3 -m http.ser…"   About a minute ago   {state:<26}my-net,b   10.0.16.9   {name}'
+        f'{ids[name]}   "python3 -m http.ser…"   About a minute ago   {state:<26}my-net,b   10.0.16.9   {name:>{10 + len(name)}}'
         for name, state in states.items()
     ]
     assert vxnet_("ps", "-q").stdout == f"{WEB}\n"
@@ -111,6 +112,7 @@ def test_json_lines_have_every_field(server: Daemon, vxnet_: Vxnet) -> None:
         "finished_at": None,
         "networks": ["my-net", "b"],
         "addresses": ["10.0.16.9"],
+        "ports": [],
         "labels": {},
     }
     vxnet_("network", "create", "my-net")

@@ -10,6 +10,7 @@ from vxnet.cli import output
 from vxnet.cli.complete import container_names, running_names
 from vxnet.cli.group import FAILED, FAILURES, for_each, report
 from vxnet.cli.options import Format, filter_option, inspect_format, label_matches, list_options, matches
+from vxnet.cli.publish import show
 from vxnet.cluster.client import Client
 from vxnet.model.api import ContainerView
 from vxnet.model.errors import ConflictError, NotFoundError
@@ -36,7 +37,7 @@ def ps(
     elif form == "json":
         output.json_lines(views)
     else:
-        headers = ("CONTAINER ID", "COMMAND", "CREATED", "STATUS", "NETWORKS", "ADDRESSES", "NAMES")
+        headers = ("CONTAINER ID", "COMMAND", "CREATED", "STATUS", "NETWORKS", "ADDRESSES", "PORTS", "NAMES")
         output.table(headers, (_row(view, no_trunc) for view in views))
 
 
@@ -60,6 +61,7 @@ def _row(view: ContainerView, whole: bool) -> tuple[str, ...]:
         status_words(view),
         ",".join(view.networks),
         ",".join(str(address) for address in view.addresses),
+        show(view.ports),
         view.name,
     )
 

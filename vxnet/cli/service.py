@@ -266,7 +266,7 @@ def show_tasks(tasks: list[TaskView], quiet: bool, form: Format, whole: bool, fi
     elif form == "json":
         output.json_lines(tasks)
     else:
-        headers = ("ID", "NAME", "COMMAND", "NODE", "DESIRED STATE", "CURRENT STATE", "ERROR")
+        headers = ("ID", "NAME", "COMMAND", "NODE", "DESIRED STATE", "CURRENT STATE", "ERROR", "PORTS")
         output.table(headers, (_task_row(task, whole) for task in tasks))
 
 
@@ -283,6 +283,7 @@ def _task_row(task: TaskView, whole: bool) -> tuple[str, ...]:
         task.desired.capitalize(),
         f"{task.state.capitalize()} {output.since(task.since).lower()} ago",
         f'"{error if whole else output.ellipsis(error, 60)}"' if error else "",
+        show(task.ports),
     )
 
 

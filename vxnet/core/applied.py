@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from vxnet.core.facts import ByOwner, Fact, Facts
-from vxnet.model.row import Applied, Endpoint, EndpointState, Version
+from vxnet.model.row import Applied, Endpoint, EndpointState, Gateway, Version
 
 NEVER = Version(0, 0)
 RESIDENTS_LIMIT = 64
@@ -31,9 +31,9 @@ class _Summary(NamedTuple):
     """Of one owner's rows."""
 
     newest: Version
-    """Of its endpoints."""
+    """Of its endpoints, and its foot in the ingress network."""
     residences: frozenset[int]
-    """VNIs in which it has endpoints."""
+    """VNIs in which it has one of them."""
     waiting: tuple[tuple[str, int, Version, EndpointState], ...]
     """Id, VNI, version and state of those that wait to be carried: *starting* and *draining*."""
     told: Applied | None
@@ -104,6 +104,10 @@ def _summarize(owner: str, rows: Iterable[Fact]) -> _Summary:
     for key, version, value in rows:
         if isinstance(value, Applied):
             told = value
+        elif isinstance(value, Gateway):
+            # A node that sends the mesh's connections there is waited for as one with a container on the network.
+            newest = max(newest, version)
+            residences.add(value.vni)
         elif isinstance(value, Endpoint):
             newest = max(newest, version)
             residences.add(value.vni)

@@ -7,6 +7,7 @@ import posixpath
 import re
 from typing import Final
 
+from vxnet.core import ports
 from vxnet.model.capability import capabilities
 from vxnet.model.container import ContainerSpec, Mount
 from vxnet.model.errors import CallerError, UnsupportedError
@@ -68,6 +69,9 @@ def check_spec(spec: ContainerSpec) -> None:
     if spec.cpus < 0 or 0 < spec.cpus < CPUS_MIN:
         raise CallerError(f"--cpus {spec.cpus:g} is too little", hint=f"give it {CPUS_MIN} or more")
     capabilities(spec.cap_add, spec.cap_drop)
+    ports.check(spec.ports)
+    if spec.ports and any(wish.network == "none" for wish in spec.networks):
+        raise CallerError("--network none has no way in: -p leads nowhere", hint="leave one of them out")
 
 
 def _check_host(text: str) -> None:

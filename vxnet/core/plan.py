@@ -52,6 +52,7 @@ def plan(
     balance: Balance | None = None,
     boxes: Remembered[Sandbox] | None = None,
     datapath: TunnelKind = "kernel",
+    ingress: Attachment | None = None,
 ) -> HostState:
     """The desired state. A host in no cluster (``self_node`` and ``cluster`` None) has its containers' way out alone.
 
@@ -78,6 +79,9 @@ def plan(
             if network is not None and network.driver == "overlay":
                 mtus[network.id] = network.mtu or inner_mtu
                 residents.setdefault(network.id, []).append(attachment)
+    if ingress is not None and (network := networks.get(ingress.network)) is not None:
+        mtus[network.id] = network.mtu or inner_mtu
+        residents.setdefault(network.id, []).append(ingress)
 
     groups = Groups() if groups is None else groups
     elsewhere = groups.of(facts, {(network, networks[network].vni) for network in residents})

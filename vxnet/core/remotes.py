@@ -17,7 +17,7 @@ from typing import NamedTuple
 from vxnet.core.facts import ByOwner, Distinct, Fact, Facts
 from vxnet.model.address import MAC, IPAddress
 from vxnet.model.host import Remote
-from vxnet.model.row import Endpoint
+from vxnet.model.row import Endpoint, Gateway
 
 NetworkKey = tuple[str, int]
 """Id and VNI: a row that has one of them wrong is of no network."""
@@ -87,10 +87,11 @@ class Groups:
 
 
 def _group(owner: str, rows: Iterable[Fact]) -> Mapping[NetworkKey, tuple[Group, ...]]:
-    endpoints: dict[NetworkKey, dict[IPAddress, list[Endpoint]]] = {}
-    last, group = None, []
+    endpoints: dict[NetworkKey, dict[IPAddress, list[Endpoint | Gateway]]] = {}
+    last: Endpoint | Gateway | None = None
+    group: list[Endpoint | Gateway] = []
     for _key, _version, value in rows:
-        if isinstance(value, Endpoint):
+        if isinstance(value, Endpoint | Gateway):
             if last is None or value.vtep is not last.vtep or value.network != last.network or value.vni != last.vni:
                 # Looked up where it changes: an address takes long to hash.
                 by_vtep = endpoints.setdefault((value.network, value.vni), {})
@@ -102,7 +103,7 @@ def _group(owner: str, rows: Iterable[Fact]) -> Mapping[NetworkKey, tuple[Group,
     }
 
 
-def _make(owner: str, vtep: IPAddress, endpoints: Iterable[Endpoint]) -> Group:
+def _make(owner: str, vtep: IPAddress, endpoints: Iterable[Endpoint | Gateway]) -> Group:
     remotes = tuple(
         Remote(mac=one.mac, addresses=one.addresses, vtep=one.vtep)
         for one in sorted(endpoints, key=lambda one: one.mac)

@@ -35,6 +35,7 @@ from vxnet.daemon.blocks import Blocks
 from vxnet.daemon.config import Config
 from vxnet.daemon.containers import Containers
 from vxnet.daemon.copying import read_files, write_files
+from vxnet.daemon.foot import Foot
 from vxnet.daemon.guests import Guests
 from vxnet.daemon.history import History, look_at
 from vxnet.daemon.membership import Membership
@@ -126,7 +127,10 @@ class Agent:
             self._settle,
             resolver,
             lambda: self._guests.live(),
+            self._public_services,
+            lambda: self._foot.held(),
         )
+        self._foot = Foot(state, self._membership, self._changed)
         self._blocks = Blocks(self._membership, self._containers.attachments)
         self._guests = Guests(
             state,
@@ -178,6 +182,8 @@ class Agent:
             self._watch_host(),
             *self._paths.loops(),
             *self._blocks.loops(),
+            self._foot.run(self._containers.attachments),
+            self._containers.ports.run(),
             self._assigned.run(),
         )
 
@@ -185,7 +191,9 @@ class Agent:
 
     def _changed(self) -> None:
         """Something that rows, names or the kernel follow from is different."""
-        self._membership.publish(self._containers.wiring.endpoints())
+        self._foot.look()
+        self._containers.ports.look()
+        self._membership.publish(self._containers.wiring.endpoints(), self._foot.rows())
         self._view_names()
         self._blocks.look()
         self._assigned.wake()
@@ -206,7 +214,7 @@ class Agent:
     def _plan(self) -> Plan[_Seen]:
         place = self._membership.place
         live = [*(container for container in self._containers.live() if container.pid), *self._guests.live()]
-        services = place.assignment.services if place is not None else ()
+        services = self._containers.ports.answered(self._public_services())
         rows = place.rows() if place is not None else NO_FACTS
         needed = place is not None or live
         state = plan.plan(
@@ -225,9 +233,14 @@ class Agent:
             balance=self._balance,
             boxes=self._boxes,
             datapath=self._facts.datapath,
+            ingress=self._foot.attachment(),
         )
         vnis = frozenset(segment.vni for segment in state.segments)
         return Plan(state, _Seen(rows, self._membership.networks, services, vnis))
+
+    def _public_services(self) -> tuple[PublicService, ...]:
+        place = self._membership.place
+        return place.assignment.services if place is not None else ()
 
     def _applied(self, seen: _Seen) -> None:
         """A name is told only once its path is there."""
@@ -289,7 +302,7 @@ class Agent:
             info,
             paths=self._paths.views(),
             datapath=self._facts.datapath,
-            warnings=(*info.warnings, *self._paths.warnings()),
+            warnings=(*info.warnings, *self._paths.warnings(), *self._containers.ports.warnings()),
             containers=len(containers),
             containers_running=sum(container.state == "running" for container in containers),
             segments=len(self._plan().state.segments),

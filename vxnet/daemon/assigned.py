@@ -27,14 +27,15 @@ import structlog
 from msgspec.structs import replace
 
 from vxnet.core.lifecycle import ENDED
+from vxnet.core.ports import in_mesh
 from vxnet.daemon.containers import Containers
 from vxnet.daemon.health import watch_health
 from vxnet.daemon.keeping import keep
 from vxnet.daemon.place import Place
 from vxnet.daemon.state import EndedTasks, StateDirectory, TaskFact
 from vxnet.host.processes import open_connections
-from vxnet.model.api import Errand, TaskReport
-from vxnet.model.container import Container, TaskRef
+from vxnet.model.api import Errand, NetworkConnect, TaskReport
+from vxnet.model.container import Container, NetworkWish, TaskRef
 from vxnet.model.errors import ConflictError, NotFoundError, UnavailableError, VxnetError
 from vxnet.model.service import HealthCheck, Task, TaskState
 
@@ -160,6 +161,7 @@ class Assigned:
             await self._stop(container)
         elif container.state == "running":
             self._say_running(task, container)
+            await self._keep_in_mesh(task, container)
         elif container.state in ("exited", "dead"):
             self._say_ended(container)
         return True
@@ -176,7 +178,10 @@ class Assigned:
                 replace(
                     task.spec.container,
                     name=task.name,
-                    networks=tuple(replace(wish, aliases=()) for wish in task.spec.container.networks),
+                    networks=(
+                        *(replace(wish, aliases=()) for wish in task.spec.container.networks),
+                        *(NetworkWish(network=network) for network in self._mesh(task)),
+                    ),
                 ),
                 TaskRef(
                     task=task.id,
@@ -196,7 +201,38 @@ class Assigned:
         log.info("task prepared", task=task.id[:12], name=task.name, container=container.id[:12])
         self._wakers[task.id].set()
 
+    def _mesh(self, task: Task) -> tuple[str, ...]:
+        """Id of the ingress network, if the task's service publishes ports there."""
+        place = self._place()
+        assert place is not None
+        service = next((one for one in place.assignment.services if one.id == task.service), None)
+        if service is None or not in_mesh(service.ports):
+            return ()
+        return tuple(network.id for network in place.networks.values() if network.ingress)
+
+    async def _keep_in_mesh(self, task: Task, container: Container) -> None:
+        """Its service publishes ports since it has begun, or does so no longer."""
+        place = self._place()
+        assert place is not None
+        wanted = {*self._mesh(task)}
+        there = {
+            one.network
+            for one in container.attachments
+            if (network := place.networks.get(one.network)) is not None and network.ingress
+        }
+        wiring = self._containers.wiring
+        for id in wanted - there:
+            await wiring.connect(id, NetworkConnect(container=container.id))
+        for id in there - wanted:
+            await wiring.disconnect(id, NetworkConnect(container=container.id))
+
     async def _start(self, task: Task, container: Container) -> None:
+        try:
+            self._containers.ports.check(container.spec)
+        except ConflictError as error:
+            self._say(task.id, TaskFact("rejected", time.time(), message=str(error), container=container.id))
+            await self._containers.stop(container.id)
+            return
         try:
             await self._containers.start(container.id)
         except ConflictError:

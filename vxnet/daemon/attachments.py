@@ -20,6 +20,10 @@ from vxnet.model.cluster import Lease, Network
 from vxnet.model.container import Attachment, Container, NetworkWish
 from vxnet.model.errors import CallerError, ConflictError, ExhaustedError, UnsupportedError
 
+INGRESS_INTERFACE = "ingress0"
+"""In a task."""
+INGRESS_BRIDGE_PORT = "vxnet_in"
+"""On the host."""
 SPARE_ADDRESSES = 4
 """With fewer free ones than this a further block is asked for, before it is needed."""
 
@@ -48,8 +52,14 @@ class Attachments:
     """``live`` gives the containers that hold addresses now."""
 
     def __init__(
-        self, cluster: Cluster, gateway: Callable[[], IPInterface], live: Callable[[], Iterable[Container]]
+        self,
+        cluster: Cluster,
+        gateway: Callable[[], IPInterface],
+        live: Callable[[], Iterable[Container]],
+        node: Callable[[], Attachment | None] = lambda: None,
     ) -> None:
+        """``node``: this node's own place in the ingress network."""
+        self._node = node
         self._cluster = cluster
         self._gateway = gateway
         self._live = live
@@ -72,6 +82,11 @@ class Attachments:
         network = self.network(wish.network)
         if network.driver != "overlay":
             raise UnsupportedError(f'network "{network.name}": driver {network.driver} is not built yet')
+        if network.ingress and container.task is None:
+            raise CallerError(
+                f'network "{network.name}" is the routing mesh\'s: tasks of services with published ports are on it',
+                hint="publish a port of this host with `vxnet run -p`, or make a service",
+            )
         if not network.attachable and container.task is None:
             raise CallerError(
                 f'network "{network.name}" is not attachable: only services may use it',
@@ -85,11 +100,20 @@ class Attachments:
                 raise CallerError(f"address {chosen} is outside network {network.name} ({subnets})")
         if wish.ip is not None and wish.ip6 is not None and wish.ip.version == wish.ip6.version:
             raise CallerError(f"{wish.ip} and {wish.ip6} are both of IPv{wish.ip.version}: one of each is given")
+        await self._make_room(network, wish)
+        return network
+
+    async def foot(self, network: Network) -> Attachment:
+        """A place for this node itself in the ingress network. Keep it before the next ``await``."""
+        wish = NetworkWish(network=network.id)
+        await self._make_room(network, wish)
+        return self._place(network, wish, INGRESS_BRIDGE_PORT)
+
+    async def _make_room(self, network: Network, wish: NetworkWish) -> None:
         for version in _versions(network):
             wanted = wish.address(version)
             if self._pick(network, version, wanted) is None:
                 await self._lease(network, version, wanted)
-        return network
 
     async def _lease(self, network: Network, version: int, wanted: IPAddress | None) -> None:
         """Until :meth:`_pick` finds one. A hundred at once ask one after the other, for all: each block is as large as
@@ -121,8 +145,13 @@ class Attachments:
         there: Collection[str] = (),
     ) -> Attachment:
         """Call it right after :meth:`join`, and keep what it returns before the next ``await``. ``ifname``: empty: the
-        first ethN that is not ``there``.
+        first ethN that is not ``there``, or, of a network that a task's processes need not know, INGRESS_INTERFACE.
         """
+        if network.ingress:
+            ifname = ifname or INGRESS_INTERFACE
+        return self._place(network, wish, ifname or free_ifname(container, there))
+
+    def _place(self, network: Network, wish: NetworkWish, ifname: str) -> Attachment:
         addresses = []
         for version in _versions(network):
             wanted = wish.address(version)
@@ -134,7 +163,7 @@ class Attachments:
             addresses.append(ipaddress.ip_interface((address, prefix.prefixlen)))
         return Attachment(
             network=network.id,
-            ifname=ifname or free_ifname(container, there),
+            ifname=ifname,
             mac=allocate.mac_of(network.vni, addresses[0].ip),
             addresses=tuple(addresses),
             aliases=wish.aliases,
@@ -175,7 +204,7 @@ class Attachments:
         networks = [
             network
             for attachment in container.attachments
-            if (network := self._cluster.networks.get(attachment.network)) is not None
+            if (network := self._cluster.networks.get(attachment.network)) is not None and not network.ingress
         ]
         wishes = container.spec.networks
         if any(wish.network == "none" for wish in wishes) or (networks and all(net.internal for net in networks)):
@@ -252,7 +281,9 @@ class Attachments:
         }
 
     def _holders(self, network: Network) -> list[tuple[str, IPAddress]]:
-        return [
+        foot = self._node()
+        own = foot.addresses if foot is not None and foot.network == network.id else ()
+        return [("this node", interface.ip) for interface in own] + [
             (container.spec.name, interface.ip)
             for container in self._live()
             for attachment in container.attachments

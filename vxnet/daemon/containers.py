@@ -20,7 +20,7 @@ import contextlib
 import secrets
 import signal
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -36,13 +36,14 @@ from vxnet.core.restarts import runs_again
 from vxnet.daemon.attachments import Attachments, Cluster
 from vxnet.daemon.inside import Inside
 from vxnet.daemon.nicknames import nickname
+from vxnet.daemon.ports import Ports
 from vxnet.daemon.records import Making, Records, ended
 from vxnet.daemon.restarts import Restarts
 from vxnet.daemon.state import StateDirectory
 from vxnet.daemon.wiring import Wiring
 from vxnet.host import tasks
 from vxnet.model.address import IPInterface
-from vxnet.model.container import Container, ContainerSpec, NetworkWish, TaskRef
+from vxnet.model.container import Attachment, Container, ContainerSpec, NetworkWish, TaskRef
 from vxnet.model.errors import (
     CallerError,
     ConflictError,
@@ -51,6 +52,7 @@ from vxnet.model.errors import (
     VxnetError,
 )
 from vxnet.model.host import Change
+from vxnet.model.service import PublicService
 
 log = structlog.get_logger()
 
@@ -79,8 +81,12 @@ class Containers:
         settle: Callable[[str], Awaitable[Sequence[Change]]],
         resolver: Resolver,
         guests: Callable[[], tuple[Container, ...]] = lambda: (),
+        services: Callable[[], Iterable[PublicService]] = lambda: (),
+        foot: Callable[[], Attachment | None] = lambda: None,
     ) -> None:
-        """``guests``: who beside containers has a name and addresses on this host."""
+        """``guests``: who beside containers has a name and addresses on this host. ``services``: of the whole cluster.
+        ``foot``: this node's own place in the ingress network.
+        """
         self._state = state
         self._guests = guests
         self._run_directory = run_directory
@@ -98,7 +104,8 @@ class Containers:
         """Of the tasks, by the same ids."""
         self._loops: set[asyncio.Task[None]] = set()
         self._group = asyncio.TaskGroup()
-        self.attachments = Attachments(cluster, gateway, self._all_live)
+        self.ports = Ports(services, self.live, changed)
+        self.attachments = Attachments(cluster, gateway, self._all_live, foot)
         self.inside = Inside(state, run_directory, self._records, self._tasks, self._making)
         self.wiring = Wiring(state, self._records, cluster, self.attachments, changed, settle, self._all_live)
 
@@ -136,6 +143,8 @@ class Containers:
         names = {container.spec.name for container in (*self._records.all(), *self._guests())}
         # A task's name is the managers' making: longer than a person's may be.
         check_spec(spec if task is None else replace(spec, name=""))
+        if task is None:
+            self.ports.check(spec)
         if not spec.name:
             spec = replace(spec, name=nickname(secrets.choice, names))
         else:
@@ -192,6 +201,7 @@ class Containers:
                 state="created",
                 attachments=tuple(one for one in before.attachments if one.network not in lost),
                 gateway=before.gateway if self.attachments.is_free(before, before.gateway) else None,
+                published=(),
                 error="",
             )
         )
@@ -215,7 +225,12 @@ class Containers:
         for wish in wishes:
             await self.wiring.attach(container_id, wish)
         container = self._records.now(container_id)
-        self._records.keep(replace(container, gateway=self.attachments.way_out(container)))
+        container = self._records.keep(replace(container, gateway=self.attachments.way_out(container)))
+        if container.spec.ports and container.gateway is None:
+            raise CallerError(
+                f'"{container.spec.name}" has no way out of its networks, and its published ports would lead nowhere',
+                hint="leave -p out, or give it a network that is not internal",
+            )
         self._changed()
         container = await self._open_sandbox(container_id)
         if container_id not in self._tasks:
@@ -265,6 +280,9 @@ class Containers:
             await self._end(container_id)
             raise ConflictError(f'container "{container.spec.name}" was stopped while it was being started')
         try:
+            if container.spec.ports:
+                container = self._records.keep(self.ports.claim(container))
+                self._changed()
             await task.start_main()
         except ConflictError:  # somebody else was faster: to start it, or to remove it
             raise

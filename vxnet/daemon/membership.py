@@ -46,7 +46,7 @@ from vxnet.model.errors import (
     VxnetError,
 )
 from vxnet.model.host import HostFacts
-from vxnet.model.row import Endpoint
+from vxnet.model.row import Endpoint, Gateway
 
 log = structlog.get_logger()
 
@@ -135,9 +135,9 @@ class Membership:
             )
         return place.manager
 
-    def publish(self, endpoints: Mapping[str, Endpoint]) -> None:
+    def publish(self, endpoints: Mapping[str, Endpoint], gateways: Mapping[str, Gateway]) -> None:
         if self._place is not None:
-            self._place.publish(endpoints)
+            self._place.publish(endpoints, gateways)
 
     def facts_changed(self) -> None:
         if self._place is not None:

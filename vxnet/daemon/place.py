@@ -43,7 +43,7 @@ from vxnet.model.assignment import Assignment
 from vxnet.model.cluster import GOSSIP_PORT, Lease, Network
 from vxnet.model.errors import ForbiddenError, HostError, VxnetError
 from vxnet.model.host import HostFacts
-from vxnet.model.row import Applied, Endpoint
+from vxnet.model.row import Applied, Endpoint, Gateway
 
 log = structlog.get_logger()
 
@@ -98,7 +98,8 @@ class Place:
         self._moved = asyncio.Event()
         """Set, and replaced, whenever gossip tells something new."""
         self._saved: Assignment | None = None
-        self._published: dict[str, Endpoint] = {}
+        self._published: dict[tuple[str, str], Endpoint | Gateway] = {}
+        """By kind and id."""
         self._acknowledgements = Acknowledgements()
         self._told: Applied | None = None
         self._remembered_vteps = state.last_members().vteps
@@ -370,21 +371,23 @@ class Place:
     async def say_goodbye(self) -> None:
         """To the other members."""
         self._leaving = True
-        self.publish({})
+        self.publish({}, {})
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GOODBYE_S):
                 await self.gossip.leave()
 
     # Facts
 
-    def publish(self, endpoints: Mapping[str, Endpoint]) -> None:
+    def publish(self, endpoints: Mapping[str, Endpoint], gateways: Mapping[str, Gateway]) -> None:
         """This host's rows from now on. Only what differs is told."""
-        for row_id in self._published.keys() - endpoints.keys():
-            self.gossip.delete("endpoint", row_id)
-        for row_id, endpoint in endpoints.items():
-            if self._published.get(row_id) != endpoint:
-                self.gossip.put("endpoint", row_id, endpoint)
-        self._published = dict(endpoints)
+        rows: dict[tuple[str, str], Endpoint | Gateway] = {("endpoint", id): row for id, row in endpoints.items()}
+        rows |= {("gateway", id): row for id, row in gateways.items()}
+        for kind, row_id in self._published.keys() - rows.keys():
+            self.gossip.delete(kind, row_id)
+        for (kind, row_id), row in rows.items():
+            if self._published.get((kind, row_id)) != row:
+                self.gossip.put(kind, row_id, row)
+        self._published = rows
 
     def acknowledge(self, seen: Facts, vnis: Collection[int]) -> None:
         """Tell those who wait for it that this host's kernel carries ``seen`` in its segments ``vnis``."""

@@ -137,6 +137,7 @@ def ended(container: Container, end: Exit) -> Container:
         container,
         state="dead" if status is None else "exited",
         pid=0,
+        published=(),
         exit_status=status,
         error=end.error,
         started_at=end.started_at or container.started_at,

@@ -5,6 +5,7 @@
      node.json        who we are in the cluster (LocalNode)        node.crt  node.key   PEM
      assignment.json  the managers' last word                      members.json         where the others were
      gateway.json     subnet of vxnet_gw                           store.db             on managers
+     foot.json        address in the ingress network
      rows             of the other hosts, as received
      tasks.json       ended ones
      containers/ID/   container.json and what the shim keeps    guests/ID.json   namespaces of others
@@ -27,7 +28,7 @@ from vxnet.model.address import IPAddress, IPInterface
 from vxnet.model.assignment import Assignment
 from vxnet.model.cluster import Lease, Node, Record
 from vxnet.model.codec import from_json, to_json
-from vxnet.model.container import Container
+from vxnet.model.container import Attachment, Container
 from vxnet.model.errors import HostError
 from vxnet.model.guest import Guest
 from vxnet.model.service import TaskState
@@ -40,6 +41,7 @@ STATE_DIRECTORY = Path("/var/lib/vxnet")
 RUN_DIRECTORY = Path("/run/vxnet")
 _OF_THE_CLUSTER = (
     *("node.json", "assignment.json", "members.json", "rows", "tasks.json", "node.crt", "node.key", "gateway.json"),
+    "foot.json",
 )
 
 
@@ -184,6 +186,14 @@ class StateDirectory:
     def save_gateway(self, choice: GatewayChoice) -> None:
         self._write("gateway.json", to_json(choice))
         self._gateway = choice
+
+    # The routing mesh
+
+    def foot(self) -> Attachment | None:
+        return self._read("foot.json", Attachment)
+
+    def save_foot(self, foot: Attachment) -> None:
+        self._write("foot.json", to_json(foot))
 
     # Containers
 

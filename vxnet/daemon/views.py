@@ -15,6 +15,7 @@ from vxnet.daemon.place import Place
 from vxnet.model.api import (
     ContainerView,
     EndpointView,
+    GatewayView,
     GossipKeyView,
     GossipMember,
     GossipView,
@@ -29,7 +30,7 @@ from vxnet.model.api import (
 from vxnet.model.cluster import Network, Subnet
 from vxnet.model.container import Container
 from vxnet.model.host import GatewayBridge
-from vxnet.model.row import Endpoint
+from vxnet.model.row import Endpoint, Gateway
 
 STATUS: Mapping[str, MemberStatus] = {"alive": "ready", "suspect": "suspect", "dead": "down", "left": "left"}
 REMOVED = "this node was removed from the cluster: `vxnet leave --force`, then join again"
@@ -51,6 +52,7 @@ def container(container: Container, networks: Mapping[str, Network]) -> Containe
             for attachment in container.attachments
         ),
         addresses=tuple(interface.ip for attachment in container.attachments for interface in attachment.addresses),
+        ports=container.published,
         labels=container.spec.labels,
     )
 
@@ -74,17 +76,30 @@ def endpoints(place: Place, network_id: str) -> tuple[EndpointView, ...]:
     return tuple(sorted(views, key=lambda view: (view.node, view.name)))
 
 
+def feet(place: Place, network_id: str) -> tuple[GatewayView, ...]:
+    names = place.names()
+    views = [
+        GatewayView(node=names.get(key.owner, key.owner), addresses=value.addresses, mac=value.mac, vtep=value.vtep)
+        for key, _, value in place.rows()
+        if isinstance(value, Gateway) and value.network == network_id
+    ]
+    return tuple(sorted(views, key=lambda view: view.node))
+
+
 def network(place: Place, record: Network, mtu: int, verbose: bool) -> NetworkView:
     """``mtu``: in force on this host, 0 if the network is not live here."""
-    found = endpoints(place, record.id)
+    found, gateways = endpoints(place, record.id), feet(place, record.id)
     return NetworkView(
         network=record,
         mtu=mtu,
         leases=tuple(lease.prefix for lease in place.blocks.get(record.id, ())),
         endpoints=tuple(endpoint for endpoint in found if verbose or endpoint.node == place.node.name),
+        gateways=tuple(gateway for gateway in gateways if verbose or gateway.node == place.node.name),
         peers=tuple(
             PeerView(name=name, vtep=vtep)
-            for name, vtep in sorted({(endpoint.node, endpoint.vtep) for endpoint in found}, key=str)
+            for name, vtep in sorted(
+                {(one.node, one.vtep) for one in found} | {(one.node, one.vtep) for one in gateways}, key=str
+            )
         ),
     )
 

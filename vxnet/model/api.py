@@ -9,6 +9,7 @@ from vxnet.model.assignment import Assignment
 from vxnet.model.cluster import DATA_PORT, Availability, Driver, Network, Node, Record, Role
 from vxnet.model.container import ContainerState, RestartPolicy
 from vxnet.model.host import TunnelKind
+from vxnet.model.published import PublishedPort
 from vxnet.model.service import DesiredState, Service, ServiceSpec, TaskState
 
 MemberStatus = Literal["ready", "suspect", "down", "left", "unknown"]
@@ -114,6 +115,8 @@ class TaskView(Record, frozen=True, kw_only=True):
     """Another task has taken its slot."""
     version: int = 0
     argv: tuple[str, ...] = ()
+    ports: tuple[PublishedPort, ...] = ()
+    """Of its host, mode host."""
 
 
 class ServiceView(Record, frozen=True, kw_only=True):
@@ -215,6 +218,16 @@ class EndpointView(Record, frozen=True, kw_only=True):
     aliases: tuple[str, ...] = ()
 
 
+class GatewayView(Record, frozen=True, kw_only=True):
+    """A node's foot in the ingress network."""
+
+    node: str
+    """Name."""
+    addresses: tuple[IPAddress, ...]
+    mac: str
+    vtep: IPAddress
+
+
 class PeerView(Record, frozen=True, kw_only=True):
     name: str
     vtep: IPAddress
@@ -229,6 +242,8 @@ class NetworkView(Record, frozen=True, kw_only=True):
     leases: tuple[IPNetwork, ...] = ()
     """This node's blocks."""
     endpoints: tuple[EndpointView, ...] = ()
+    gateways: tuple[GatewayView, ...] = ()
+    """Of the ingress network; as ``endpoints``."""
     peers: tuple[PeerView, ...] = ()
     warnings: tuple[str, ...] = ()
     """About paths that carry less than this network's interfaces send."""
@@ -381,6 +396,8 @@ class ContainerView(Record, frozen=True, kw_only=True):
     finished_at: float | None = None
     networks: tuple[str, ...] = ()
     addresses: tuple[IPAddress, ...] = ()
+    ports: tuple[PublishedPort, ...] = ()
+    """Of this host, that lead to it now."""
     labels: dict[str, str] = {}
 
 

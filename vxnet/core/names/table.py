@@ -163,7 +163,7 @@ class Names:
                 wanted = {
                     key: (version, value)
                     for key, version, value in facts
-                    if isinstance(value, Endpoint) and value.network in networks
+                    if isinstance(value, Endpoint) and value.network in self._zones
                 }
                 self._hear(wanted, self._known(before or ()), touched)
             self._heard[owner] = facts
@@ -230,7 +230,11 @@ class Names:
         return Forward(query) if view.forward else pack_reply(query, NXDOMAIN)
 
     def _follow(self, networks: Mapping[str, Network], touched: set[tuple[str, bytes]]) -> bool:
-        """One zone a network; a network that changed begins anew. Whether any did, or came, or went."""
+        """One zone a network; a network that changed begins anew. Whether any did, or came, or went.
+
+        The ingress network has none: services are no neighbours because both publish ports.
+        """
+        networks = {key: network for key, network in networks.items() if not network.ingress}
         stale = {
             key
             for key, zone in self._zones.items()
