@@ -78,7 +78,7 @@ def test_ps(server: Daemon, vxnet_: Vxnet) -> None:
     )
     states = {"ended": "Exited (3) 1 second ago", "new": "Created", "lost": "Dead"}
     assert vxnet_("ps", "-a").stdout.splitlines()[2:] == [
-        f'{ids[name]}   "python3 -m http.ser…"   About a minute ago   {state:<26}my-net,b   10.0.16.9   {name:>{10 + len(name)}}'
+        f'{ids[name]}   "python3 -m http.ser…"   About a minute ago   {state:<26}my-net,b   10.0.16.9   {"":10}{name}'
         for name, state in states.items()
     ]
     assert vxnet_("ps", "-q").stdout == f"{WEB}\n"

@@ -193,7 +193,8 @@ class Agent:
         """Something that rows, names or the kernel follow from is different."""
         self._foot.look()
         self._containers.ports.look()
-        self._membership.publish(self._containers.wiring.endpoints(), self._foot.rows())
+        endpoints = {("endpoint", id): row for id, row in self._containers.wiring.endpoints().items()}
+        self._membership.publish({**endpoints, **self._foot.rows()})
         self._view_names()
         self._blocks.look()
         self._assigned.wake()

@@ -12,6 +12,8 @@ import ipaddress
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Protocol
 
+from msgspec.structs import replace
+
 from vxnet.core import allocate
 from vxnet.core.networks import RESERVED_NAMES, find
 from vxnet.model.address import IPAddress, IPInterface, IPNetwork
@@ -189,7 +191,22 @@ class Attachments:
             for interface in attachment.addresses
         )
 
-    def wish_for(self, container: Container, attachment: Attachment, network: Network) -> NetworkWish:
+    def again(self, before: Container) -> tuple[Container, list[NetworkWish]]:
+        """One that has ended, on the places that it can have again; wishes for the others. Raises
+        :class:`NotFoundError` if a network is no more.
+        """
+        networks = [self.network_of(attachment) for attachment in before.attachments]
+        wishes = [
+            self._wish_for(before, attachment, network)
+            for attachment, network in zip(before.attachments, networks, strict=True)
+            if not self.is_free(before, attachment)
+        ]
+        lost = {wish.network for wish in wishes}
+        kept = tuple(one for one in before.attachments if one.network not in lost)
+        gateway = before.gateway if self.is_free(before, before.gateway) else None
+        return replace(before, attachments=kept, gateway=gateway), wishes
+
+    def _wish_for(self, container: Container, attachment: Attachment, network: Network) -> NetworkWish:
         """Another place instead of ``attachment``, at the same address if that was chosen."""
         chosen = next((wish for wish in container.spec.networks if wish.network in (network.name, network.id)), None)
         return NetworkWish(

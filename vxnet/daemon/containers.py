@@ -189,22 +189,8 @@ class Containers:
 
     def _begin_again(self, before: Container) -> list[NetworkWish]:
         """A record with the places that it can have again; the others, which are to be found anew."""
-        networks = [self.attachments.network_of(attachment) for attachment in before.attachments]
-        wishes = []
-        for attachment, network in zip(before.attachments, networks, strict=True):
-            if not self.attachments.is_free(before, attachment):
-                wishes.append(self.attachments.wish_for(before, attachment, network))
-        lost = {wish.network for wish in wishes}
-        self._records.begin(
-            replace(
-                before,
-                state="created",
-                attachments=tuple(one for one in before.attachments if one.network not in lost),
-                gateway=before.gateway if self.attachments.is_free(before, before.gateway) else None,
-                published=(),
-                error="",
-            )
-        )
+        container, wishes = self.attachments.again(before)
+        self._records.begin(replace(container, state="created", published=(), error=""))
         return wishes
 
     async def _back_to(self, before: Container, error: str) -> None:
@@ -226,11 +212,7 @@ class Containers:
             await self.wiring.attach(container_id, wish)
         container = self._records.now(container_id)
         container = self._records.keep(replace(container, gateway=self.attachments.way_out(container)))
-        if container.spec.ports and container.gateway is None:
-            raise CallerError(
-                f'"{container.spec.name}" has no way out of its networks, and its published ports would lead nowhere',
-                hint="leave -p out, or give it a network that is not internal",
-            )
+        self.ports.check_way(container)
         self._changed()
         container = await self._open_sandbox(container_id)
         if container_id not in self._tasks:

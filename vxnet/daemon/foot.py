@@ -55,14 +55,15 @@ class Foot:
         held = self.held()
         return held if held is not None and self._is_wanted() and self._is_leased(held) else None
 
-    def rows(self) -> dict[str, Gateway]:
-        """What this host is to publish of it, by row id."""
+    def rows(self) -> dict[tuple[str, str], Gateway]:
+        """What this host is to publish of it, by kind and id."""
         foot, vtep = self.attachment(), self._membership.data_path_addr
         network = self._network()
         if foot is None or network is None or vtep is None:
             return {}
         addresses = tuple(interface.ip for interface in foot.addresses)
-        return {network.id: Gateway(network=network.id, vni=network.vni, addresses=addresses, mac=foot.mac, vtep=vtep)}
+        row = Gateway(network=network.id, vni=network.vni, addresses=addresses, mac=foot.mac, vtep=vtep)
+        return {("gateway", network.id): row}
 
     async def run(self, attachments: Attachments) -> None:
         while True:

@@ -30,7 +30,7 @@ from vxnet.core.wire import LABEL_LIMIT
 from vxnet.daemon.addresses import choose_address
 from vxnet.daemon.config import Config
 from vxnet.daemon.manager import Manager
-from vxnet.daemon.place import Place
+from vxnet.daemon.place import OwnRows, Place
 from vxnet.daemon.state import LocalNode, StateDirectory
 from vxnet.model.address import IPAddress
 from vxnet.model.api import Errand, InitRequest, JoinClaim, JoinRequest, LeaseRequest
@@ -46,7 +46,6 @@ from vxnet.model.errors import (
     VxnetError,
 )
 from vxnet.model.host import HostFacts
-from vxnet.model.row import Endpoint, Gateway
 
 log = structlog.get_logger()
 
@@ -135,9 +134,9 @@ class Membership:
             )
         return place.manager
 
-    def publish(self, endpoints: Mapping[str, Endpoint], gateways: Mapping[str, Gateway]) -> None:
+    def publish(self, rows: OwnRows) -> None:
         if self._place is not None:
-            self._place.publish(endpoints, gateways)
+            self._place.publish(rows)
 
     def facts_changed(self) -> None:
         if self._place is not None:

@@ -45,20 +45,20 @@ from vxnet.model.errors import ForbiddenError, HostError, VxnetError
 from vxnet.model.host import HostFacts
 from vxnet.model.row import Applied, Endpoint, Gateway
 
+OwnRows = Mapping[tuple[str, str], Endpoint | Gateway]
+"""By kind and id."""
 log = structlog.get_logger()
 
 GOODBYE_S = 2.0
 """For the news of a leave to get out."""
 RETRY_S = 5.0
 """After a manager refused or was not there."""
-
 PORT_RETRY_S = 2.0
 RENEWAL_RETRY_S = 600.0
 CLOCK_S = 600.0
 """How late a clock that was set (at boot it may be years off) is noticed."""
 SYNC_S = 0.5
 """From meeting a member to having its table: a push/pull over TCP and what follows from it."""
-
 KNOWN_S = 0.5
 """Longest that a container's start waits for the others. It takes 20 ms, which the making of its sandbox hides; a
 daemon that hangs is waited for until it counts as dead."""
@@ -98,8 +98,7 @@ class Place:
         self._moved = asyncio.Event()
         """Set, and replaced, whenever gossip tells something new."""
         self._saved: Assignment | None = None
-        self._published: dict[tuple[str, str], Endpoint | Gateway] = {}
-        """By kind and id."""
+        self._published: OwnRows = {}
         self._acknowledgements = Acknowledgements()
         self._told: Applied | None = None
         self._remembered_vteps = state.last_members().vteps
@@ -371,23 +370,21 @@ class Place:
     async def say_goodbye(self) -> None:
         """To the other members."""
         self._leaving = True
-        self.publish({}, {})
+        self.publish({})
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GOODBYE_S):
                 await self.gossip.leave()
 
     # Facts
 
-    def publish(self, endpoints: Mapping[str, Endpoint], gateways: Mapping[str, Gateway]) -> None:
+    def publish(self, rows: OwnRows) -> None:
         """This host's rows from now on. Only what differs is told."""
-        rows: dict[tuple[str, str], Endpoint | Gateway] = {("endpoint", id): row for id, row in endpoints.items()}
-        rows |= {("gateway", id): row for id, row in gateways.items()}
         for kind, row_id in self._published.keys() - rows.keys():
             self.gossip.delete(kind, row_id)
         for (kind, row_id), row in rows.items():
             if self._published.get((kind, row_id)) != row:
                 self.gossip.put(kind, row_id, row)
-        self._published = rows
+        self._published = dict(rows)
 
     def acknowledge(self, seen: Facts, vnis: Collection[int]) -> None:
         """Tell those who wait for it that this host's kernel carries ``seen`` in its segments ``vnis``."""

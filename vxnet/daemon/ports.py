@@ -23,7 +23,7 @@ from vxnet.host import ports as host
 from vxnet.host.ports import Door
 from vxnet.model.cluster import DATA_PORT
 from vxnet.model.container import Container, ContainerSpec
-from vxnet.model.errors import ConflictError, HostError
+from vxnet.model.errors import CallerError, ConflictError, HostError
 from vxnet.model.published import PublishedPort
 from vxnet.model.service import PublicService
 
@@ -135,6 +135,14 @@ class Ports:
     def check(self, spec: ContainerSpec) -> None:
         """Raises :class:`ConflictError` naming who has one of its ports already."""
         self._check(spec.ports)
+
+    def check_way(self, container: Container) -> None:
+        """Raises :class:`CallerError` if its ports would lead nowhere."""
+        if container.spec.ports and container.gateway is None:
+            raise CallerError(
+                f'"{container.spec.name}" has no way out of its networks, and its published ports would lead nowhere',
+                hint="leave -p out, or give it a network that is not internal",
+            )
 
     def claim(self, container: Container) -> Container:
         """With the numbers of its ports on this host, which nobody else has. Keep it before the next ``await``. Raises
