@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,8 +33,8 @@ from vxnet.daemon import metrics, views, watch
 from vxnet.daemon.assigned import Assigned
 from vxnet.daemon.blocks import Blocks
 from vxnet.daemon.config import Config
+from vxnet.daemon.container_commands import ContainerCommands
 from vxnet.daemon.containers import Containers
-from vxnet.daemon.copying import read_files, write_files
 from vxnet.daemon.foot import Foot
 from vxnet.daemon.guests import Guests
 from vxnet.daemon.history import History, look_at
@@ -50,15 +50,12 @@ from vxnet.host.kernel import Kernel
 from vxnet.host.tunnels import Options
 from vxnet.model.address import IPInterface, IPNetwork
 from vxnet.model.api import (
-    ContainerUpdate,
-    ContainerView,
     GossipKeyView,
     GossipView,
     Health,
     Info,
     InitRequest,
     JoinRequest,
-    LogRequest,
     NetworkConnect,
     NetworkCreate,
     NetworkPrune,
@@ -66,13 +63,11 @@ from vxnet.model.api import (
     NetworkView,
     NodeUpdate,
     NodeView,
-    ProcessView,
     RotateKeys,
     Rotation,
-    UsageView,
 )
 from vxnet.model.cluster import ForeignPeer, Network, Node, Role
-from vxnet.model.container import Container, ContainerSpec
+from vxnet.model.container import Container
 from vxnet.model.errors import ConflictError, HostError, NotFoundError
 from vxnet.model.guest import GuestView, GuestWish
 from vxnet.model.host import GATEWAY_BRIDGE, Change, GatewayBridge, HostFacts, Sandbox
@@ -96,7 +91,7 @@ class _Seen(NamedTuple):
     """Of the segments on this host."""
 
 
-class Agent:
+class Agent(ContainerCommands):
     """Use as ``async with Agent.open(…)``. The methods are those of :class:`vxnet.daemon.local_api.AgentApi`."""
 
     def __init__(
@@ -127,7 +122,7 @@ class Agent:
             self._settle,
             resolver,
             lambda: self._guests.live(),
-            self._public_services,
+            lambda: self._membership.services,
             lambda: self._foot.held(),
         )
         self._foot = Foot(state, self._membership, self._changed)
@@ -215,7 +210,7 @@ class Agent:
     def _plan(self) -> Plan[_Seen]:
         place = self._membership.place
         live = [*(container for container in self._containers.live() if container.pid), *self._guests.live()]
-        services = self._containers.ports.answered(self._public_services())
+        services = self._containers.ports.answered(self._membership.services)
         rows = place.rows() if place is not None else NO_FACTS
         needed = place is not None or live
         state = plan.plan(
@@ -238,10 +233,6 @@ class Agent:
         )
         vnis = frozenset(segment.vni for segment in state.segments)
         return Plan(state, _Seen(rows, self._membership.networks, services, vnis))
-
-    def _public_services(self) -> tuple[PublicService, ...]:
-        place = self._membership.place
-        return place.assignment.services if place is not None else ()
 
     def _applied(self, seen: _Seen) -> None:
         """A name is told only once its path is there."""
@@ -445,67 +436,3 @@ class Agent:
 
     async def guests(self) -> tuple[GuestView, ...]:
         return self._guests.views()
-
-    # Containers
-
-    async def containers(self, all: bool) -> tuple[ContainerView, ...]:
-        known = self._membership.networks
-        return tuple(
-            views.container(container, known)
-            for container in sorted(self._containers.all(), key=lambda container: -container.created_at)
-            if all or container.state in ("running", "restarting")
-        )
-
-    async def container(self, ref: str) -> Container:
-        return self._containers.find(ref)
-
-    async def create_container(self, spec: ContainerSpec) -> Container:
-        return await self._containers.create(spec)
-
-    async def start(self, ref: str) -> Container:
-        return await self._containers.start(ref)
-
-    async def prepare(self, ref: str) -> Container:
-        return await self._containers.prepare(ref)
-
-    async def restart(self, ref: str, timeout_s: float | None) -> Container:
-        return await self._containers.restart(ref, timeout_s)
-
-    async def rename(self, ref: str, name: str) -> None:
-        await self._containers.rename(ref, name)
-
-    async def stop(self, ref: str, timeout_s: float | None) -> None:
-        await self._containers.stop(ref, timeout_s)
-
-    async def kill(self, ref: str, signal: int) -> None:
-        await self._containers.kill(ref, signal)
-
-    async def wait(self, ref: str) -> Container:
-        return await self._containers.wait(ref)
-
-    async def remove(self, ref: str, force: bool) -> None:
-        await self._containers.remove(ref, force)
-
-    async def usage(self, refs: tuple[str, ...]) -> tuple[UsageView, ...]:
-        return await self._containers.inside.usage(refs)
-
-    async def update(self, ref: str, request: ContainerUpdate) -> None:
-        await self._containers.inside.update(ref, request)
-
-    async def top(self, ref: str) -> tuple[ProcessView, ...]:
-        return await self._containers.inside.top(ref)
-
-    async def read_files(self, ref: str, path: str, follow: bool) -> AsyncIterator[bytes]:
-        async with self._containers.inside.mounts(ref) as pid:
-            async for piece in read_files(pid, path, follow=follow):
-                yield piece
-
-    async def write_files(self, ref: str, path: str, pieces: AsyncIterable[bytes], owners: bool) -> None:
-        async with self._containers.inside.mounts(ref) as pid:
-            await write_files(pid, path, pieces, owners=owners)
-
-    def logs(self, ref: str, request: LogRequest) -> AsyncIterator[bytes]:
-        return self._containers.inside.logs(ref, request)
-
-    async def shim(self, ref: str) -> str:
-        return self._containers.inside.shim(ref)

@@ -20,7 +20,7 @@ import contextlib
 import secrets
 import signal
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -81,7 +81,7 @@ class Containers:
         settle: Callable[[str], Awaitable[Sequence[Change]]],
         resolver: Resolver,
         guests: Callable[[], tuple[Container, ...]] = lambda: (),
-        services: Callable[[], Iterable[PublicService]] = lambda: (),
+        services: Callable[[], Sequence[PublicService]] = lambda: (),
         foot: Callable[[], Attachment | None] = lambda: None,
     ) -> None:
         """``guests``: who beside containers has a name and addresses on this host. ``services``: of the whole cluster.

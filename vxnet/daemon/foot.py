@@ -91,8 +91,7 @@ class Foot:
         return ingress_of(self._membership.networks.values())
 
     def _is_wanted(self) -> bool:
-        place = self._membership.place
-        return place is not None and any(in_mesh(service.ports) for service in place.assignment.services)
+        return any(in_mesh(service.ports) for service in self._membership.services)
 
     def _is_leased(self, foot: Attachment) -> bool:
         blocks = [lease.prefix for lease in self._membership.blocks(foot.network)]

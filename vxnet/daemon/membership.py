@@ -46,6 +46,7 @@ from vxnet.model.errors import (
     VxnetError,
 )
 from vxnet.model.host import HostFacts
+from vxnet.model.service import PublicService
 
 log = structlog.get_logger()
 
@@ -107,6 +108,11 @@ class Membership:
     @property
     def networks(self) -> Mapping[str, Network]:
         return self._place.networks if self._place is not None else {}
+
+    @property
+    def services(self) -> tuple[PublicService, ...]:
+        """Of the whole cluster."""
+        return self._place.assignment.services if self._place is not None else ()
 
     @property
     def data_path_addr(self) -> IPAddress | None:

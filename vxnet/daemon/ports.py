@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import structlog
 from msgspec.structs import replace
@@ -40,7 +40,7 @@ class Ports:
 
     def __init__(
         self,
-        services: Callable[[], Iterable[PublicService]],
+        services: Callable[[], Sequence[PublicService]],
         containers: Callable[[], Iterable[Container]],
         changed: Callable[[], None],
         data_port: Callable[[], int] = lambda: DATA_PORT,
@@ -53,8 +53,14 @@ class Ports:
         self._refused: dict[Door, str] = {}
         """Why those that are wanted are not held."""
         self._retry = asyncio.Event()
+        self._looked: tuple[Sequence[PublicService], list[Container]] = ((), [])
 
     def look(self) -> None:
+        services = self._services()
+        published = [container for container in self._containers() if container.published]
+        if services is self._looked[0] and published == self._looked[1]:
+            return  # most changes are of something else, and a cluster may have hundreds of ports
+        self._looked = services, published
         wanted = {door for one in self._wanted() for door in host.doors(one.port)}
         for door in self._sockets.keys() - wanted:
             if (held := self._sockets.pop(door)) is not None:
