@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from tests.cli.conftest import Vxnet
 from tests.daemon.memory_agent import Daemon
-from vxnet.cli.publish import container_ports, published_ports, show, with_ports
+from vxnet.cli import output
+from vxnet.cli.publish import container_ports, published_ports, with_ports
 from vxnet.model.errors import CallerError, UnsupportedError, VxnetError
 from vxnet.model.published import PublishedPort
 
@@ -137,7 +138,7 @@ def test_anything_is_read_or_refused_in_one_line(text: str) -> None:
         assert len(str(error).splitlines()) == 1
     else:
         assert ports and all(0 < one.target < 65536 and 0 <= one.published < 65536 for one in ports)
-        assert with_ports((), (), [text]) and show(ports)
+        assert with_ports((), (), [text]) and output.ports(ports)
 
 
 def test_sctp() -> None:
@@ -183,7 +184,7 @@ def test_update() -> None:
     ],
 )
 def test_shown(texts: list[str], shown: str) -> None:
-    assert show(one for text in texts for one in published_ports(text)) == shown
+    assert output.ports(one for text in texts for one in published_ports(text)) == shown
 
 
 def test_help_tells_the_form() -> None:

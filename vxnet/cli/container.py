@@ -10,7 +10,6 @@ from vxnet.cli import output
 from vxnet.cli.complete import container_names, running_names
 from vxnet.cli.group import FAILED, FAILURES, for_each, report
 from vxnet.cli.options import Format, filter_option, inspect_format, label_matches, list_options, matches
-from vxnet.cli.publish import show
 from vxnet.cluster.client import Client
 from vxnet.model.api import ContainerView
 from vxnet.model.errors import ConflictError, NotFoundError
@@ -61,7 +60,7 @@ def _row(view: ContainerView, whole: bool) -> tuple[str, ...]:
         status_words(view),
         ",".join(view.networks),
         ",".join(str(address) for address in view.addresses),
-        show(view.ports),
+        output.ports(view.ports),
         view.name,
     )
 

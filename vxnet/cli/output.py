@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from vxnet.cli.group import FAILED, FAILURES, report
+from vxnet.model.published import PublishedPort
 
 SHORT_ID: Final = 12
 """Digits of an id that people see."""
@@ -124,3 +125,42 @@ def duration(seconds: float) -> str:
 def since(moment: float | None) -> str:
     """How long ago ``moment`` (seconds since 1970) was; a clock that went back counts as now."""
     return "" if moment is None else duration(max(0.0, now() - moment))
+
+
+# Published ports
+
+
+def ports(published: Iterable[PublishedPort]) -> str:
+    """As ``PORTS`` has it: ``*:80->8080/tcp, 192.168.56.11:53->53/udp``; neighbours of one kind as a range."""
+    runs: list[list[PublishedPort]] = []
+    for port in sorted(published, key=lambda one: (one.protocol, _where(one), one.published, one.target)):
+        if runs and _follows(runs[-1][-1], port):
+            runs[-1].append(port)
+        else:
+            runs.append([port])
+    return ", ".join(_run(run) for run in runs)
+
+
+def _where(port: PublishedPort) -> str:
+    if port.interface:
+        return port.interface
+    return ",".join(f"[{one}]" if one.version == 6 else str(one) for one in port.addresses) or "*"
+
+
+def _follows(one: PublishedPort, other: PublishedPort) -> bool:
+    return bool(one.published) and (_where(one), one.protocol, one.published + 1, one.target + 1) == (
+        _where(other),
+        other.protocol,
+        other.published,
+        other.target,
+    )
+
+
+def _run(run: Sequence[PublishedPort]) -> str:
+    first, last = run[0], run[-1]
+
+    def span(low: int, high: int) -> str:
+        return str(low) if low == high else f"{low}-{high}"
+
+    published = f"{_where(first)}:{span(first.published, last.published)}->" if first.published else ""
+    return f"{published}{span(first.target, last.target)}/{first.protocol}"

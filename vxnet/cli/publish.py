@@ -1,4 +1,4 @@
-"""What ``-p/--publish`` takes, as :class:`PublishedPort` records, and how they are shown again."""
+"""What ``-p/--publish`` takes, as :class:`PublishedPort` records."""
 
 from __future__ import annotations
 
@@ -224,42 +224,3 @@ def _one_of(wish: _Wish, key: str, value: str, known: dict[str, T]) -> T:
     if value not in known:
         raise wish.wrong(f"there is no {key} {value!r}", f"there are {', '.join(known)}")
     return known[value]
-
-
-# Shown again
-
-
-def show(ports: Iterable[PublishedPort]) -> str:
-    """As ``PORTS`` has it: ``*:80->8080/tcp, 192.168.56.11:53->53/udp``; neighbours of one kind as a range."""
-    runs: list[list[PublishedPort]] = []
-    for port in sorted(ports, key=lambda one: (one.protocol, _where(one), one.published, one.target)):
-        if runs and _follows(runs[-1][-1], port):
-            runs[-1].append(port)
-        else:
-            runs.append([port])
-    return ", ".join(_run(run) for run in runs)
-
-
-def _where(port: PublishedPort) -> str:
-    if port.interface:
-        return port.interface
-    return ",".join(f"[{one}]" if one.version == 6 else str(one) for one in port.addresses) or "*"
-
-
-def _follows(one: PublishedPort, other: PublishedPort) -> bool:
-    return bool(one.published) and (_where(one), one.protocol, one.published + 1, one.target + 1) == (
-        _where(other),
-        other.protocol,
-        other.published,
-        other.target,
-    )
-
-
-def _run(run: Sequence[PublishedPort]) -> str:
-    first, last = run[0], run[-1]
-
-    def span(low: int, high: int) -> str:
-        return str(low) if low == high else f"{low}-{high}"
-
-    published = f"{_where(first)}:{span(first.published, last.published)}->" if first.published else ""
-    return f"{published}{span(first.target, last.target)}/{first.protocol}"

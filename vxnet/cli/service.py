@@ -22,7 +22,6 @@ from vxnet.cli.options import (
     not_built,
 )
 from vxnet.cli.progress import wait_converged, wait_gone
-from vxnet.cli.publish import show
 from vxnet.cli.service_spec import create_options, update_options, with_changed_lists, with_lists, with_options
 from vxnet.cluster.client import Client
 from vxnet.model.api import ServiceUpdate, ServiceView, TaskView
@@ -211,7 +210,7 @@ def _row(view: ServiceView, whole: bool) -> tuple[str, ...]:
         f"{view.running}/{view.wanted}",
         ",".join(view.networks.values()),
         _command(spec.task.container.argv, whole),
-        show(spec.ports),
+        output.ports(spec.ports),
     )
 
 
@@ -283,7 +282,7 @@ def _task_row(task: TaskView, whole: bool) -> tuple[str, ...]:
         task.desired.capitalize(),
         f"{task.state.capitalize()} {output.since(task.since).lower()} ago",
         f'"{error if whole else output.ellipsis(error, 60)}"' if error else "",
-        show(task.ports),
+        output.ports(task.ports),
     )
 
 
