@@ -22,7 +22,7 @@ from vxnet.model.service import PublicService
 _WEIGHTS = struct.Struct(f">{STICKY_BUCKETS}Q")
 
 
-class _Tasks(NamedTuple):
+class Tasks(NamedTuple):
     """Addresses of one service's tasks on one network."""
 
     ready: tuple[IPAddress, ...]
@@ -39,8 +39,8 @@ class Balance:
 
     def __init__(self) -> None:
         self._by_owner = ByOwner(_tasks_of)
-        self._heard: dict[str, Mapping[_Place, _Tasks]] = {}
-        self._behind: dict[_Place, dict[str, _Tasks]] = {}
+        self._heard: dict[str, Mapping[_Place, Tasks]] = {}
+        self._behind: dict[_Place, dict[str, Tasks]] = {}
         """By owner, for each service."""
         self._services: tuple[PublicService, ...] = ()
         self._addresses: dict[_Place, list[tuple[IPAddress, bool]]] = {}
@@ -62,7 +62,11 @@ class Balance:
             self._update(changed)
         return self._result
 
-    def _hear(self, found: dict[str, Mapping[_Place, _Tasks]]) -> set[_Place]:
+    def behind(self, network: str, service: str) -> Mapping[str, Tasks]:
+        """Of a service on a network, by node, as of the last :meth:`of`."""
+        return self._behind.get((network, service), _NOBODY_AT_ALL)
+
+    def _hear(self, found: dict[str, Mapping[_Place, Tasks]]) -> set[_Place]:
         """Whose tasks are others than before."""
         before, self._heard = self._heard, found
         changed: set[_Place] = set()
@@ -111,37 +115,37 @@ class Balance:
         return _virtual(address, self._behind.get(where, {}).values(), before, sticky=sticky)
 
 
-_NOBODY: Mapping[_Place, _Tasks] = {}
+_NOBODY: Mapping[_Place, Tasks] = {}
+_NOBODY_AT_ALL: Mapping[str, Tasks] = {}
 
 
-def _tasks_of(_owner: str, rows: tuple[Fact, ...]) -> Mapping[_Place, _Tasks]:
+def _tasks_of(_owner: str, rows: tuple[Fact, ...]) -> Mapping[_Place, Tasks]:
     found: dict[_Place, tuple[list[IPAddress], list[IPAddress]]] = {}
     for _, _, endpoint in rows:
         if isinstance(endpoint, Endpoint) and endpoint.service and endpoint.state != "starting":
             ready, draining = found.setdefault((endpoint.network, endpoint.service), ([], []))
             (ready if endpoint.state == "ready" else draining).extend(endpoint.addresses)
-    return {where: _Tasks(tuple(ready), tuple(draining)) for where, (ready, draining) in found.items()}
+    return {where: Tasks(tuple(ready), tuple(draining)) for where, (ready, draining) in found.items()}
 
 
 def _virtual(
-    address: IPAddress, behind: Iterable[_Tasks], before: VirtualService | None, *, sticky: bool
+    address: IPAddress, behind: Iterable[Tasks], before: VirtualService | None, *, sticky: bool
 ) -> VirtualService:
     version = address.version
     ready = {one for tasks in behind for one in tasks.ready if one.version == version}
     draining = {one for tasks in behind for one in tasks.draining if one.version == version} - ready
     chosen = _sorted(ready or draining)
-    backends = _buckets(address, chosen) if sticky and chosen else chosen
+    backends = buckets(address.packed, chosen) if sticky and chosen else chosen
     made = VirtualService(address=address, backends=backends, draining=_sorted(draining), sticky=sticky)
     return before if before == made and before is not None else made
 
 
 @functools.lru_cache(1024)
-def _buckets(address: IPAddress, backends: tuple[IPAddress, ...]) -> tuple[IPAddress, ...]:
+def buckets(seed: bytes, backends: tuple[IPAddress, ...]) -> tuple[IPAddress, ...]:
     """Each bucket to the backend of the highest weight (rendezvous hashing, Thaler and Ravishankar 1998): one that goes
     moves its own clients only, one that comes takes its share."""
     weights = {
-        backend: _WEIGHTS.unpack(hashlib.shake_128(address.packed + backend.packed).digest(_WEIGHTS.size))
-        for backend in backends
+        backend: _WEIGHTS.unpack(hashlib.shake_128(seed + backend.packed).digest(_WEIGHTS.size)) for backend in backends
     }
     return tuple(
         max(backends, key=lambda backend: (weights[backend][bucket], backend.packed))

@@ -5,6 +5,7 @@ What vxnet sets carries its protocol number, so that it knows its own: IFA_PROTO
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 import struct
@@ -41,10 +42,15 @@ RTA_DST = 1
 RTA_OIF = 4
 RTA_GATEWAY = 5
 RTA_PRIORITY = 6
+RTA_PREFSRC = 7
 RTA_METRICS = 8
 RTAX_MTU = 2
 RT_TABLE_MAIN = 254
+RT_TABLE_LOCAL = 255
+PRIORITY_IPV6 = 1024
+"""Of IPv6 routes that are given none (IP6_RT_PRIO_USER)."""
 RTN_UNICAST = 1
+RTN_LOCAL = 2
 RTM_F_FIB_MATCH = 0x2000
 
 PROTOCOL = 118
@@ -65,7 +71,7 @@ class Address(NamedTuple):
 
 
 class Route(NamedTuple):
-    """Of the main table."""
+    """Of one table."""
 
     destination: IPNetwork
     via: IPAddress | None
@@ -73,6 +79,8 @@ class Route(NamedTuple):
     """Of the link; 0: of several, or none."""
     priority: int
     ours: bool
+    source: IPAddress | None = None
+    """Of what leaves by it and has none yet."""
 
 
 def family(address: IPAddress) -> int:
@@ -110,17 +118,17 @@ def delete(index: int, interface: IPInterface) -> bytes:
     return _address(RTM_DELADDR, 0, index, interface)
 
 
-def dump_routes(netlink: Netlink) -> list[Route]:
-    """Unicast routes of the main table."""
+def dump_routes(netlink: Netlink, table: int = RT_TABLE_MAIN) -> list[Route]:
+    """Unicast routes of a table."""
     found = []
     for kind in (socket.AF_INET, socket.AF_INET6):
-        for body in netlink.dump(RTM_GETROUTE, _RTMSG.pack(kind, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0)):
-            _family, length, _source, _tos, table, protocol, _scope, sort, _flags = _RTMSG.unpack_from(body)
-            if table != RT_TABLE_MAIN or sort != RTN_UNICAST:
+        for body in _dump_routes(netlink, kind, table):
+            _family, length, _source, _tos, number, protocol, _scope, sort, _flags = _RTMSG.unpack_from(body)
+            if number != table or sort != RTN_UNICAST:
                 continue
             parts = attributes(body, _RTMSG.size)
             destination = parts.get(RTA_DST, bytes(4 if kind == socket.AF_INET else 16))
-            gateway = parts.get(RTA_GATEWAY)
+            gateway, source = parts.get(RTA_GATEWAY), parts.get(RTA_PREFSRC)
             found.append(
                 Route(
                     destination=ipaddress.ip_network((destination, length)),
@@ -128,27 +136,48 @@ def dump_routes(netlink: Netlink) -> list[Route]:
                     ifindex=_u32(parts.get(RTA_OIF)),
                     priority=_u32(parts.get(RTA_PRIORITY)),
                     ours=protocol == PROTOCOL,
+                    source=None if source is None else ipaddress.ip_address(source),
                 )
             )
     return found
+
+
+def _dump_routes(netlink: Netlink, kind: int, table: int) -> list[bytes]:
+    try:
+        return netlink.dump(RTM_GETROUTE, _RTMSG.pack(kind, 0, 0, 0, table, 0, 0, 0, 0))
+    except OSError as error:
+        if error.errno == errno.ENOENT:  # the kernel's word for a table without a route
+            return []
+        raise
 
 
 def _u32(raw: bytes | None) -> int:
     return 0 if raw is None else int(struct.unpack("=I", raw)[0])
 
 
-def _default(kind: int, flags: int, via: IPAddress, index: int) -> bytes:
-    body = _RTMSG.pack(family(via), 0, 0, 0, RT_TABLE_MAIN, PROTOCOL, RT_SCOPE_UNIVERSE, RTN_UNICAST, 0)
-    return message(kind, flags, body + attribute(RTA_GATEWAY, via.packed) + attribute_u32(RTA_OIF, index))
+def _default(kind: int, flags: int, route: Route, table: int) -> bytes:
+    assert route.via is not None
+    body = _RTMSG.pack(family(route.via), 0, 0, 0, table, PROTOCOL, RT_SCOPE_UNIVERSE, RTN_UNICAST, 0)
+    body += attribute(RTA_GATEWAY, route.via.packed) + attribute_u32(RTA_OIF, route.ifindex)
+    if route.source is not None:
+        body += attribute(RTA_PREFSRC, route.source.packed)
+    if route.priority:
+        body += attribute_u32(RTA_PRIORITY, route.priority)
+    return message(kind, flags, body)
 
 
-def add_default(via: IPAddress, index: int) -> bytes:
+def default(via: IPAddress, index: int, source: IPAddress | None = None, priority: int = 0) -> Route:
+    """``priority`` 0: the kernel's own for the family."""
+    return Route(ipaddress.ip_network((bytes(via.max_prefixlen // 8), 0)), via, index, priority, True, source)
+
+
+def add_default(route: Route, table: int = RT_TABLE_MAIN) -> bytes:
     """A default route; refused (EEXIST) where somebody else's is in its place."""
-    return _default(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, via, index)
+    return _default(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, route, table)
 
 
-def delete_default(via: IPAddress, index: int) -> bytes:
-    return _default(RTM_DELROUTE, 0, via, index)
+def delete_default(route: Route, table: int = RT_TABLE_MAIN) -> bytes:
+    return _default(RTM_DELROUTE, 0, route, table)
 
 
 def _link(kind: int, flags: int, prefix: IPNetwork, index: int) -> bytes:
@@ -166,6 +195,14 @@ def add_link(prefix: IPNetwork, index: int) -> bytes:
 
 def delete_link(prefix: IPNetwork, index: int) -> bytes:
     return _link(RTM_DELROUTE, 0, prefix, index)
+
+
+def add_loopback(index: int) -> bytes:
+    """Make ::1 an address of this link, too, as far as what comes by it is concerned. Input routing takes a loopback
+    address for the very interface's alone, and drops what conntrack has just turned back to it."""
+    body = _RTMSG.pack(socket.AF_INET6, 128, 0, 0, RT_TABLE_LOCAL, PROTOCOL, RT_SCOPE_UNIVERSE, RTN_LOCAL, 0)
+    body += attribute(RTA_DST, ipaddress.IPv6Address(1).packed) + attribute_u32(RTA_OIF, index)
+    return message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, body)
 
 
 class Path(NamedTuple):
@@ -195,3 +232,49 @@ def paths(netlink: Netlink, destinations: list[IPAddress]) -> list[Path | None]:
         metric = attributes(parts.get(RTA_METRICS, b"")).get(RTAX_MTU)
         found.append(Path(_u32(parts.get(RTA_OIF)), None if metric is None else _u32(metric)))
     return found
+
+
+RTM_NEWRULE = 32
+RTM_DELRULE = 33
+RTM_GETRULE = 34
+FRA_PRIORITY, FRA_FWMARK, FRA_TABLE, FRA_FWMASK, FRA_PROTOCOL = 6, 10, 15, 16, 21
+FR_ACT_TO_TBL = 1
+_RULE = struct.Struct("=BBBBBxxBI")
+"""family, destination length, source length, tos, table, action, flags"""
+
+
+class Rule(NamedTuple):
+    """What has this mark is routed by that table."""
+
+    version: int
+    mark: int
+    mask: int
+    table: int
+    priority: int
+
+
+def dump_rules(netlink: Netlink) -> list[Rule]:
+    """vxnet's own."""
+    found = []
+    for version, kind in ((4, socket.AF_INET), (6, socket.AF_INET6)):
+        for body in netlink.dump(RTM_GETRULE, _RULE.pack(kind, 0, 0, 0, 0, 0, 0)):
+            parts = attributes(body, _RULE.size)
+            if parts.get(FRA_PROTOCOL) == bytes((PROTOCOL,)):
+                numbers = (_u32(parts.get(name)) for name in (FRA_FWMARK, FRA_FWMASK, FRA_TABLE, FRA_PRIORITY))
+                found.append(Rule(version, *numbers))
+    return found
+
+
+def add_rule(rule: Rule) -> bytes:
+    return _rule(RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, rule)
+
+
+def delete_rule(rule: Rule) -> bytes:
+    return _rule(RTM_DELRULE, 0, rule)
+
+
+def _rule(kind: int, flags: int, rule: Rule) -> bytes:
+    body = _RULE.pack(socket.AF_INET if rule.version == 4 else socket.AF_INET6, 0, 0, 0, 0, FR_ACT_TO_TBL, 0)
+    numbers = {FRA_FWMARK: rule.mark, FRA_FWMASK: rule.mask, FRA_TABLE: rule.table, FRA_PRIORITY: rule.priority}
+    body += b"".join(attribute_u32(name, number) for name, number in numbers.items())
+    return message(kind, flags, body + attribute(FRA_PROTOCOL, bytes((PROTOCOL,))))

@@ -1,9 +1,10 @@
 """Flows that conntrack keeps on the way to a backend that is no more.
 
 A connection's backend is chosen once, with its first packet. TCP notices when that is gone; a UDP client that goes on
-sending from its port would send into the void for ever (kubernetes#139628: 13 hours). So its entry is deleted, and the
-next packet chooses anew. Entries are compared with the wish each time, rather than deleted with the event that ends a
-backend, which may be missed. Format: include/uapi/linux/netfilter/nfnetlink_conntrack.h of the kernel.
+sending from its port would send into the void for ever (kubernetes#139628: 13 hours), and so would a TCP client whose
+first packet got no answer, as long as it tries. So its entry is deleted, and the next packet chooses anew. Entries are
+compared with the wish each time, rather than deleted with the event that ends a backend, which may be missed. Format:
+include/uapi/linux/netfilter/nfnetlink_conntrack.h of the kernel.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import ipaddress
 import socket
 import struct
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import NamedTuple
 
 from vxnet.host.netlink import NLA_F_NESTED, Netlink, attribute, attributes, message
 from vxnet.model.address import IPAddress
@@ -21,37 +23,90 @@ _SUBSYSTEM = 1 << 8
 IPCTNL_MSG_CT_GET = _SUBSYSTEM | 1
 IPCTNL_MSG_CT_DELETE = _SUBSYSTEM | 2
 
-CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_MARK, CTA_MARK_MASK = 1, 2, 8, 21
+CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_PROTOINFO, CTA_MARK, CTA_MARK_MASK = 1, 2, 4, 8, 21
 _IP, _PROTO = 1, 2
 _V4_SOURCE, _V4_DESTINATION, _V6_SOURCE, _V6_DESTINATION = 1, 2, 3, 4
-_NUMBER = 1
+_NUMBER, _DESTINATION_PORT = 1, 3
+_TCP, _STATE = 1, 1
+_SYN_SENT = 1
+_MARK = struct.pack("!I", VIP_MARK)
+_UNMARKED = struct.pack("!I", 0)
 
 Backends = Mapping[IPAddress, Collection[IPAddress]]
 """By virtual IP: to whom its flows may go on."""
 
 
+class Flow(NamedTuple):
+    protocol: int
+    address: IPAddress
+    """That the client sends to."""
+    port: int
+    backend: IPAddress
+    """Where that goes."""
+
+    def __str__(self) -> str:
+        name = "udp" if self.protocol == socket.IPPROTO_UDP else "tcp"
+        return f"{name} flow to {self.address} by way of {self.backend}"
+
+
 def forget_stale(netlink: Netlink, backends: Backends) -> list[str]:
-    """Delete the UDP flows through a virtual IP to somebody who is none of its backends; in words. ``netlink``: of
-    NETLINK_NETFILTER, in the client's namespace. Raises OSError. The kernel walks through the flows of all namespaces
-    for it, some 5 ms.
+    """Those through a virtual IP to somebody who is none of its backends: :func:`forget`. What came by the routing mesh
+    may have the same bit in its mark, but nobody changed its destination here.
     """
-    forgotten = []
-    mark = struct.pack("!I", VIP_MARK)
-    asked = _head(socket.AF_UNSPEC) + attribute(CTA_MARK, mark) + attribute(CTA_MARK_MASK, mark)
-    deletions = []
+    return forget(
+        netlink, lambda flow: flow.backend != flow.address and flow.backend not in backends.get(flow.address, ())
+    )
+
+
+def forget(netlink: Netlink, is_stale: Callable[[Flow], bool]) -> list[str]:
+    """Delete those of vxnet's flows that are; in words. ``netlink``: of NETLINK_NETFILTER, in the namespace. Raises
+    OSError. The kernel walks through the flows of all namespaces for it, some 5 ms. TCP's are left alone once they
+    were answered.
+    """
+    return _delete(netlink, [(flow, body) for flow, body in _flows(netlink, _MARK) if is_stale(flow)])
+
+
+def forget_untranslated(netlink: Netlink, ports: Collection[int]) -> list[str]:
+    """Delete the UDP flows to these ports that began before vxnet knew them, so that the next packet is led to a
+    backend. A client that never stops sending would never be heard.
+    """
+    found = [
+        (flow, body)
+        for flow, body in _flows(netlink, _UNMARKED)
+        if flow.protocol == socket.IPPROTO_UDP and flow.port in ports and flow.backend == flow.address
+    ]
+    return _delete(netlink, found)
+
+
+def _flows(netlink: Netlink, mark: bytes) -> Iterator[tuple[Flow, bytes]]:
+    asked = _head(socket.AF_UNSPEC) + attribute(CTA_MARK, mark) + attribute(CTA_MARK_MASK, _MARK)
     for body in netlink.dump(IPCTNL_MSG_CT_GET, asked):
         parts = attributes(body, 4)
         original = parts[CTA_TUPLE_ORIG]
-        if attributes(attributes(original)[_PROTO])[_NUMBER][0] != socket.IPPROTO_UDP:
+        protocol = attributes(attributes(original)[_PROTO])
+        number = protocol[_NUMBER][0]
+        if number == socket.IPPROTO_TCP:
+            state = attributes(attributes(parts.get(CTA_PROTOINFO, b"")).get(_TCP, b"")).get(_STATE, b"\0")[0]
+            if state != _SYN_SENT:
+                continue
+        elif number != socket.IPPROTO_UDP:
             continue
         address = _address(original, _V4_DESTINATION, _V6_DESTINATION)
         backend = _address(parts[CTA_TUPLE_REPLY], _V4_SOURCE, _V6_SOURCE)
-        if backend not in backends.get(address, ()):
-            nested = attribute(CTA_TUPLE_ORIG | NLA_F_NESTED, original)
-            deletions.append(message(IPCTNL_MSG_CT_DELETE, 0, _head(body[0]) + nested))
-            forgotten.append(f"udp flow to {address} by way of {backend}")
+        yield Flow(number, address, int.from_bytes(protocol[_DESTINATION_PORT], "big"), backend), body
+
+
+def _delete(netlink: Netlink, flows: Collection[tuple[Flow, bytes]]) -> list[str]:
+    deletions = [
+        message(
+            IPCTNL_MSG_CT_DELETE,
+            0,
+            _head(body[0]) + attribute(CTA_TUPLE_ORIG | NLA_F_NESTED, attributes(body, 4)[CTA_TUPLE_ORIG]),
+        )
+        for _flow, body in flows
+    ]
     netlink.batch(deletions)  # refused: it has ended by itself
-    return forgotten
+    return [str(flow) for flow, _body in flows]
 
 
 def _head(family: int) -> bytes:

@@ -67,6 +67,11 @@ CONTAINER_PORT = {
 }
 
 
+ROOTS_PORTS = 512, 1023
+"""From these the ingress network's tunnel sends. A packet of this host's own keeps its socket through veth and tunnel,
+so it cannot be told by having none from what a user sends to the VXLAN port; but no user can bind these."""
+
+
 def tunnel_port(segment: Segment) -> dict[str, int]:
     """Flags of the tunnel's port. Who is behind a VTEP without vxnet is nobody's row: what a container sends to such a
     MAC is unknown to the bridge, and goes to the tunnel, which learns (see :func:`tunnel_wish`). The bridge itself does
@@ -112,6 +117,7 @@ def tunnel_wish(segment: Segment, port: int) -> Wish:
             "IFLA_VXLAN_PORT": port,
             # A learnt row never replaces a written one: the kernel drops what would (vxlan_snoop).
             _LEARNING: 1 if segment.foreign else 0,
+            **({"IFLA_VXLAN_PORT_RANGE": ROOTS_PORTS[0] << 16 | ROOTS_PORTS[1] + 1} if segment.ingress else {}),
         },
     )
 

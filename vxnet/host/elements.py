@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ipaddress
 import struct
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
+from typing import Literal, NamedTuple
 
 from vxnet.host.netlink import ATTRIBUTE, NLA_F_NESTED, NLM_F_CREATE, Failure, Netlink, attribute, attributes, message
 from vxnet.model.host import NFT_TABLE
@@ -27,7 +29,7 @@ NFNL_BATCH_GENID = 1
 
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
 _ELEMENT = 1
-_KEY, _DATA = 1, 2
+_KEY, _DATA, _EXPRESSION, _KEY_END, _EXPRESSIONS = 1, 2, 7, 10, 11
 _VALUE, _VERDICT = 1, 2
 _CODE, _CHAIN = 1, 2
 _GOTO = struct.pack("!i", -4)
@@ -41,6 +43,52 @@ Elements = Mapping[bytes, bytes | str]
 
 _HEAD = struct.pack("!BBH", NFPROTO_INET, 0, 0)
 _TABLE = attribute(_LIST_TABLE, NFT_TABLE.encode() + b"\0")
+
+
+class Range(bytes):
+    """A key of a set of intervals: the first and the last, one behind the other."""
+
+
+Field = Literal["address4", "address6", "protocol", "port", "number", "mac"]
+
+
+class Shape(NamedTuple):
+    """Of what parts keys and data are put together, each filled up to 4 octets."""
+
+    key: tuple[Field, ...]
+    data: tuple[Field, ...] = ()
+
+    def as_text(self, key: bytes, data: bytes | str) -> str:
+        """In nft's grammar."""
+        if isinstance(key, Range):
+            half = len(key) // 2
+            ends = zip(_parts(self.key, key[:half]), _parts(self.key, key[half:]), strict=True)
+            text = " . ".join(first if first == last else f"{first}-{last}" for first, last in ends)
+        else:
+            text = " . ".join(_parts(self.key, key))
+        if isinstance(data, str):
+            return f"{text} : goto {data}"
+        return f"{text} : {' . '.join(_parts(self.data, data))}" if data else text
+
+
+def _parts(fields: tuple[Field, ...], packed: bytes) -> list[str]:
+    found, at = [], 0
+    for field in fields:
+        size = _SIZES[field]
+        found.append(_words(field, packed[at : at + size]))
+        at += (size + 3) & ~3
+    return found
+
+
+_SIZES: dict[Field, int] = {"address4": 4, "address6": 16, "protocol": 1, "port": 2, "number": 4, "mac": 6}
+
+
+def _words(field: Field, packed: bytes) -> str:
+    if field in ("address4", "address6"):
+        return str(ipaddress.ip_address(packed))
+    if field == "mac":
+        return packed.hex(":")
+    return str(int.from_bytes(packed, sys.byteorder if field == "number" else "big"))
 
 
 def as_text(key: bytes, data: bytes | str) -> str:
@@ -59,14 +107,38 @@ def as_text(key: bytes, data: bytes | str) -> str:
 def dump(netlink: Netlink, name: str) -> dict[bytes, bytes | str]:
     """All elements of a set of vxnet's table, in the namespace of ``netlink``. Raises OSError if there is none."""
     found: dict[bytes, bytes | str] = {}
+    for parts in _dump(netlink, name):
+        key = attributes(parts[_KEY])[_VALUE]
+        if _KEY_END in parts:
+            key = Range(key + attributes(parts[_KEY_END])[_VALUE])
+        found[key] = _data(parts.get(_DATA))
+    return found
+
+
+def _dump(netlink: Netlink, name: str) -> Iterator[dict[int, bytes]]:
+    """Attributes of each element."""
     for body in netlink.dump(NFT_MSG_GETSETELEM, _HEAD + _TABLE + attribute(_LIST_SET, name.encode() + b"\0")):
         listed = attributes(body, 4).get(_LIST_ELEMENTS, b"")
         at = 0
         while at + 4 <= len(listed):
             length, _kind = ATTRIBUTE.unpack_from(listed, at)
-            parts = attributes(listed[at + 4 : at + length])
+            yield attributes(listed[at + 4 : at + length])
             at += (length + 3) & ~3
-            found[attributes(parts[_KEY])[_VALUE]] = _data(parts.get(_DATA))
+
+
+class Count(NamedTuple):
+    packets: int
+    octets: int
+
+
+def counts(netlink: Netlink, name: str) -> dict[bytes, Count]:
+    """What the counters of a set's elements have seen. Raises OSError if there is no such set."""
+    found = {}
+    for parts in _dump(netlink, name):
+        expression = parts.get(_EXPRESSION) or attributes(parts.get(_EXPRESSIONS, b"")).get(1, b"")
+        values = attributes(attributes(expression).get(2, b""))
+        octets, packets = (int.from_bytes(values.get(kind, b""), "big") for kind in (1, 2))
+        found[attributes(parts[_KEY])[_VALUE]] = Count(packets, octets)
     return found
 
 
@@ -110,7 +182,11 @@ def _messages(kind: int, name: str, elements: Iterable[tuple[bytes, bytes | str]
 
 
 def _pack(key: bytes, data: bytes | str) -> bytes:
-    packed = _nested(_KEY, attribute(_VALUE, key))
+    if isinstance(key, Range):
+        half = len(key) // 2
+        packed = _nested(_KEY, attribute(_VALUE, key[:half])) + _nested(_KEY_END, attribute(_VALUE, key[half:]))
+    else:
+        packed = _nested(_KEY, attribute(_VALUE, key))
     if isinstance(data, str):
         verdict = attribute(_CODE, _GOTO) + attribute(_CHAIN, data.encode() + b"\0")
         return packed + _nested(_DATA, _nested(_VERDICT, verdict))

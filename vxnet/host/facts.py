@@ -13,7 +13,7 @@ import socket
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from vxnet.host import addresses, hosttable, links, netns, nft, sandbox, tap
+from vxnet.host import addresses, answers, hosttable, links, netns, nft, sandbox, tap
 from vxnet.host.datapath import bridge_wish, tunnel_wish
 from vxnet.host.links import Peer, Wish
 from vxnet.host.netlink import Netlink
@@ -26,6 +26,7 @@ from vxnet.model.host import (
     HostAddress,
     HostFacts,
     HostState,
+    Ingress,
     Segment,
     TunnelKind,
 )
@@ -196,8 +197,10 @@ def _missing_nft() -> list[str]:
     """Load the very tables that will be needed."""
     own = tuple(ipaddress.ip_interface(text) for text in ("172.19.0.1/16", "fd00::1/64"))
     bridge = GatewayBridge(addresses=own, mtu=1500)
-    host = hosttable.ruleset(HostState(gateway=bridge)).text()
-    inside = f"table {nft.TABLE} {{\n{sandbox.body(RESOLVER, True, 1)}}}\n"
+    foot = Ingress(vni=1, mac="02:00:00:00:00:01", mtu=1450, addresses=own)
+    host = hosttable.ruleset(HostState(gateway=bridge, ingress=foot)).text()
+    answering = answers.Form("eth0", octet=10, udp=True)
+    inside = f"table {nft.TABLE} {{\n{sandbox.body(RESOLVER, True, 1, answering)}}}\n"
 
     def try_all() -> str:
         netns.unshare(netns.CLONE_NEWNET)

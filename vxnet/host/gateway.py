@@ -15,7 +15,7 @@ when vxnet leaves: nobody can know who else came to rely on it meanwhile, and sw
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from vxnet.host import addresses, links, netns
@@ -102,35 +102,41 @@ def address_steps(found: Sequence[Address], link: Link, wanted: Sequence[IPInter
     ]
 
 
-def _sysctls(bridges: Sequence[HostBridge]) -> dict[str, str]:
-    wanted = {}
+def _sysctls(bridges: Sequence[HostBridge], routed: Collection[int]) -> dict[str, str]:
+    wanted = {_FORWARDING[version]: "1" for version in sorted(routed)}
     for bridge in bridges:
         versions = {one.version for one in bridge.addresses if not bridge.internal}
         if 4 in versions:
-            wanted["ipv4/ip_forward"] = "1"
+            wanted[_FORWARDING[4]] = "1"
             # A port of the host is one of 127.0.0.1, too; what containers send there is dropped (host/hosttable).
             wanted[f"ipv4/conf/{bridge.name}/route_localnet"] = "1"
         if 6 in versions:
-            wanted["ipv6/conf/all/forwarding"] = "1"
+            wanted[_FORWARDING[6]] = "1"
             wanted[f"ipv6/conf/{bridge.name}/accept_ra"] = "0"
     return wanted
 
 
-def forward(namespace: int, bridges: Sequence[HostBridge]) -> list[Change]:
-    """Switch routing on in the host's namespace for the families that the bridges have."""
-    wanted = _sysctls(bridges)
+_FORWARDING = {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}
+
+
+def forward(namespace: int, bridges: Sequence[HostBridge], routed: Collection[int] = ()) -> list[Change]:
+    """Switch routing on in the host's namespace for the families that the bridges have, and for those of ``routed``."""
+    wanted = _sysctls(bridges, routed)
     written = netns.inside(namespace, lambda: _switch_on(wanted))
     return [Change(verb="replace", object=f"sysctl net.{name.replace('/', '.')} {wanted[name]}") for name in written]
 
 
-def forwards(namespace: int, bridges: Sequence[HostBridge]) -> bool:
+def forwards(namespace: int, bridges: Sequence[HostBridge], routed: Collection[int] = ()) -> bool:
     """Whether routing is on as :func:`forward` leaves it."""
-    names = [name for name in _sysctls(bridges) if name.endswith(("forward", "forwarding"))]
+    names = [name for name in _sysctls(bridges, routed) if name in _FORWARDING.values()]
 
     def look() -> bool:
         return all(Path("/proc/sys/net", name).read_text().strip() != "0" for name in names)
 
     return netns.inside(namespace, look)
+
+
+_FORWARDING = {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}
 
 
 def _switch_on(wanted: dict[str, str]) -> list[str]:

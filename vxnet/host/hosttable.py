@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from vxnet.host import uvxlan
+from vxnet.host import mesh, uvxlan
+from vxnet.host.datapath import ROOTS_PORTS
 from vxnet.host.nft import Ruleset
 from vxnet.model.address import IPAddress, IPInterface, IPNetwork
 from vxnet.model.host import BRIDGE_PREFIX, GatewayBridge, HostBridge, HostPort, HostState, host_bridges
@@ -25,14 +26,18 @@ _OURS = f'iifname "{BRIDGE_PREFIX}*"'
 
 def ruleset(state: HostState) -> Ruleset:
     """The host's table. Elements of its sets change alone; the rest depends on the data port, bridges and ports."""
-    body = "\n".join((_SETS, _prerouting(state), _input(state), _output(state), _forward(state), _nat(state)))
+    of_mesh = mesh.part(state.ingress)
+    sets = of_mesh.counter + _SETS + of_mesh.sets
+    body = "\n".join((sets, _prerouting(state), _input(state), _output(state), _forward(state), _nat(state)))
     vteps = state.vteps
     return Ruleset(
-        body,
+        body + of_mesh.chains,
         {
             "vteps4": {one.packed: b"" for one in vteps if one.version == 4},
             "vteps6": {one.packed: b"" for one in vteps if one.version == 6},
+            **of_mesh.elements,
         },
+        mesh.SHAPES,
     )
 
 
@@ -90,9 +95,11 @@ def _input(state: HostState) -> str:
 
 
 def _output(state: HostState) -> str:
-    """A socket of a user has an owner, the kernel's own tunnels have none, and one in user space its own user."""
+    """A socket of a user has an owner, the kernel's own tunnels have none, and one in user space its own user. In the
+    ingress network's tunnel are packets of users of this host."""
     port = state.data_port
-    rules = [f"udp dport {port} meta skuid != {uvxlan.UID} drop", f"udp dport {port} notrack"]
+    mesh = "udp sport != {}-{} ".format(*ROOTS_PORTS) if any(one.ingress for one in state.segments) else ""
+    rules = [f"udp dport {port} {mesh}meta skuid != {uvxlan.UID} drop", f"udp dport {port} notrack"]
     return _chain("output", "filter hook output priority raw", rules)
 
 

@@ -18,7 +18,20 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from vxnet.host import addresses, datapath, elements, gateway, hosttable, links, neighbours, netns, nft, sandbox
+from vxnet.host import (
+    addresses,
+    answers,
+    datapath,
+    elements,
+    gateway,
+    hosttable,
+    links,
+    mesh,
+    neighbours,
+    netns,
+    nft,
+    sandbox,
+)
 from vxnet.host.datapath import Datapath, Home, Resident, bridge_name, tunnel_name
 from vxnet.host.events import Events
 from vxnet.host.links import Link
@@ -29,7 +42,7 @@ from vxnet.host.tunnels import Options, Tunnels, split
 from vxnet.host.vips import Services
 from vxnet.model.address import IPAddress
 from vxnet.model.errors import HostError
-from vxnet.model.host import DATAPATH_NAMESPACE, Change, HostState, Remote, Segment, host_bridges
+from vxnet.model.host import DATAPATH_NAMESPACE, Change, HostState, Ingress, Remote, Segment, host_bridges
 
 ORPHAN_GRACE_S = 3.0
 """How long the port of a container that is no more may stay. It dies with the container's namespace, at no cost to
@@ -69,6 +82,8 @@ class Kernel:
         """Heard from the first reconcile on. Drained by whoever calls reconcile, from any thread."""
         self._tables = nft.Tables()
         self._services = Services(())
+        self._ingress: Ingress | None = None
+        """As its flows were last looked through."""
         self._closer = Closer()
         self._carried: dict[int, _Carried] = {}
         self._learning: frozenset[int] = frozenset()
@@ -125,8 +140,15 @@ class Kernel:
                 changes += self._datapath.tunnels.admit(_senders(state))
             bridges, host_found = gateway.ensure(self._netlink, host_bridges(state))
             changes += bridges
-            if sandboxes is None or bridges:
-                changes += gateway.forward(self._namespace, host_bridges(state))
+            foot = mesh.ensure(
+                mesh.Ends(self._netlink, self._namespace, host_found),
+                mesh.Ends(self._datapath.netlink, self._datapath.namespace, found),
+                state.ingress,
+                look=sandboxes is None,
+            )
+            changes += foot
+            if sandboxes is None or bridges or foot:
+                changes += gateway.forward(self._namespace, host_bridges(state), mesh.versions(state.ingress))
         finally:
             if pending is not None:
                 changes.append(self._tables.finish(pending))
@@ -135,6 +157,7 @@ class Kernel:
             Side(self._netlink, self._namespace, host_found),
             {bridge.name: bridge for bridge in host_bridges(state)},
         )
+        changes += self._forget_flows(state.ingress, look=sandboxes is None)
         chosen = self._with_lost_ports(state, sandboxes, sides)
         changes += netns.travelling(lambda: self._sandboxes(state, chosen, sides))
         changes += self._rows(state, found, made, taps, complete=rows or sandboxes is None)
@@ -143,6 +166,15 @@ class Kernel:
         owners = {one.port.encode(): box.id for box in state.sandboxes for one in box.interfaces}
         self.events.know(owners, {box.id for box in state.sandboxes}, frozenset(self._bridge_rows))
         return changes
+
+    def _forget_flows(self, ingress: Ingress | None, *, look: bool) -> list[Change]:
+        """Of the routing mesh, to backends that are no more, or that went past it before it was there."""
+        if ingress is None and self._ingress is None:
+            return []
+        before, self._ingress = self._ingress, ingress
+        if not look and ingress is not None and before is not None and ingress.ports is before.ports:
+            return []
+        return mesh.forget_stale_flows(self._nft, before, ingress)
 
     # Sandboxes
 
@@ -165,9 +197,10 @@ class Kernel:
         foreign = frozenset((netns.identity(self._namespace), netns.identity(self._datapath.namespace)))
         if {segment.vni: segment.services for segment in state.segments} != self._services.by_vni:
             self._services = Services(state.segments, self._services)
+        gateways = state.ingress.gateways if state.ingress is not None else ()
         changes: list[Change] = []
         for one in state.sandboxes:
-            wanted = sandbox.ruleset(one, self._services)
+            wanted = sandbox.ruleset(one, self._services, gateways)
             whole = chosen is None or one.id in chosen
             if not whole and self._tables.is_last(one.id, wanted):
                 continue
@@ -198,6 +231,13 @@ class Kernel:
             finally:
                 if entered.pending is not None:
                     changes.append(self._tables.finish(entered.pending))
+                    self.events.expect_table(box.id, self._tables.generation(box.id))
+            if sides is not None:
+                generation = nft.generation_now(entered.nft)
+                egress = answers.ensure_egress(entered.nft, box, generation)
+                if egress is not None:
+                    changes.append(egress)
+                    self._tables.passed(box.id, generation)
                     self.events.expect_table(box.id, self._tables.generation(box.id))
             changes += sandbox.forget_stale_flows(box, entered.nft, self._services)
         except (OSError, HostError) as error:
@@ -309,7 +349,7 @@ class Kernel:
         try:
             if not self._datapath.is_named() or not self._knows_residents():
                 return False
-            return gateway.forwards(self._namespace, host_bridges(state))
+            return gateway.forwards(self._namespace, host_bridges(state), mesh.versions(state.ingress))
         except OSError as error:
             raise HostError(f"the kernel does not answer: {error.strerror or error}") from error
 
@@ -386,6 +426,9 @@ def _to_carry(state: HostState, found: Mapping[str, Link]) -> dict[int, _Carried
             port = found.get(interface.port)
             if interface.vni is not None and port is not None:
                 residents.setdefault(interface.vni, []).append(Resident(interface, port.ifindex))
+    if state.ingress is not None and mesh.PORT in found:
+        here = Resident(mesh.foot(state.ingress), found[mesh.PORT].ifindex)
+        residents.setdefault(state.ingress.vni, []).append(here)
     carried = {}
     for segment in state.segments:
         bridge, tunnel = found.get(bridge_name(segment.vni)), found.get(tunnel_name(segment.vni))

@@ -134,7 +134,7 @@ def _packed(value: Value) -> bytes:
     return value.packed
 
 
-_U8, _U32, _BE16 = _number("=B"), _number("=I"), _number("!H")
+_U8, _U32, _BE16, _BE32 = _number("=B"), _number("=I"), _number("!H"), _number("!I")
 _ADDRESS4, _ADDRESS6 = _Form(ipaddress.IPv4Address, _packed), _Form(ipaddress.IPv6Address, _packed)
 
 _DATA: dict[str, dict[str, tuple[int, _Form]]] = {
@@ -142,6 +142,7 @@ _DATA: dict[str, dict[str, tuple[int, _Form]]] = {
         "IFLA_VXLAN_ID": (1, _U32),
         "IFLA_VXLAN_LOCAL": (4, _ADDRESS4),
         "IFLA_VXLAN_LEARNING": (7, _U8),
+        "IFLA_VXLAN_PORT_RANGE": (10, _BE32),
         "IFLA_VXLAN_PORT": (15, _BE16),
         "IFLA_VXLAN_LOCAL6": (17, _ADDRESS6),
     },

@@ -16,7 +16,7 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Literal, NamedTuple, TypeVar
 
 from vxnet.host import elements, netns, stencil
-from vxnet.host.elements import NFPROTO_INET, Elements
+from vxnet.host.elements import NFPROTO_INET, Elements, Shape
 from vxnet.host.netlink import Failure, Netlink, attribute, attributes, message, split
 from vxnet.model.errors import HostError
 from vxnet.model.host import NFT_TABLE, Change
@@ -44,14 +44,18 @@ class Ruleset(NamedTuple):
     """Lines with their indentation, without the braces of the table. A set is declared without elements."""
     elements: Mapping[str, Elements]
     """Of each set and map."""
+    shapes: Mapping[str, Shape] = {}
+    """Of those sets whose elements are more than an address, or one with a number."""
 
     def text(self) -> str:
-        fill = "".join(_add(name, members) for name, members in sorted(self.elements.items()) if members)
+        filled = [(name, self.elements[name]) for name in sorted(self.elements) if self.elements[name]]
+        fill = "".join(_add(name, members, self.shapes.get(name)) for name, members in filled)
         return f"table {TABLE} {{\n{self.body}}}\n{fill}"
 
 
-def _add(name: str, members: Elements) -> str:
-    listed = ", ".join(elements.as_text(key, data) for key, data in members.items())
+def _add(name: str, members: Elements, shape: Shape | None) -> str:
+    written = elements.as_text if shape is None else shape.as_text
+    listed = ", ".join(written(key, data) for key, data in members.items())
     return f"add element {TABLE} {name} {{ {listed} }}\n"
 
 
@@ -116,7 +120,7 @@ def read(namespace: int, netlink: Netlink) -> Ruleset | None:
 _SET = re.compile(r"^\t(?:set|map) (\S+) \{$", re.MULTILINE)
 
 
-def _generation(netlink: Netlink) -> int:
+def generation_now(netlink: Netlink) -> int:
     answer = netlink.ask([message(NFT_MSG_GETGEN, 0, struct.pack("!BBH", NFPROTO_UNSPEC, 0, 0))])[0]
     if answer is None:
         raise HostError("the kernel has no nftables", hint="it needs CONFIG_NF_TABLES and CONFIG_NF_TABLES_INET")
@@ -187,6 +191,12 @@ class Tables:
         known = self._known.get(key)
         return -1 if known is None else known.generation
 
+    def passed(self, key: Hashable, generation: int) -> None:
+        """One more commit there was vxnet's own, and none of this table's. ``generation``: before it."""
+        known = self._known.get(key)
+        if known is not None and known.generation == generation:
+            self._known[key] = known._replace(generation=(generation + 1) & 0xFFFFFFFF)
+
     def forget(self, key: Hashable) -> None:
         self._known.pop(key, None)
 
@@ -204,7 +214,7 @@ class Tables:
         ``netlink``: of NETLINK_NETFILTER, there. Raises HostError, OSError.
         """
         identity = netns.identity(namespace)
-        generation = _generation(netlink)
+        generation = generation_now(netlink)
         known = self._known.get(key)
         if known is not None and known.namespace == identity and known.generation == generation:
             found = known.ruleset
@@ -249,7 +259,7 @@ class Tables:
         if body in self._stencils:
             return
         taken = stencil.take(netlink)
-        if _generation(netlink) == generation:
+        if generation_now(netlink) == generation:
             self._stencils[body] = taken
             for old in list(self._stencils)[:-STENCILS_MAX]:
                 del self._stencils[old]
@@ -280,7 +290,7 @@ class Tables:
         if error:
             return Change(verb=pending.change.verb, object=pending.change.object, error=error)
         # Further on than by one commit: somebody else was at it too. The next look will read the table.
-        if _generation(pending.netlink) == pending.known.generation:
+        if generation_now(pending.netlink) == pending.known.generation:
             self._known[pending.key] = pending.known
             if pending.known.ruleset is not None:
                 self._learn(pending.known.ruleset.body, pending.netlink, pending.known.generation)

@@ -20,7 +20,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from vxnet.host import addresses, conntrack, elements, links, netns, vips
+from vxnet.host import addresses, answers, conntrack, elements, links, netns, vips
 from vxnet.host.addresses import Route
 from vxnet.host.datapath import CONTAINER_PORT, MARK, bridge_name
 from vxnet.host.elements import Elements
@@ -30,7 +30,7 @@ from vxnet.host.netlink import Closer, Netlink
 from vxnet.host.nft import Pending, Ruleset, Tables
 from vxnet.host.steps import Step, carry_out, mend, mend_port, present, unless_new
 from vxnet.host.vips import Services
-from vxnet.model.address import IPAddress
+from vxnet.model.address import MAC, IPAddress
 from vxnet.model.host import GATEWAY_BRIDGE, Change, HostBridge, Interface, Sandbox
 
 SYSCTLS = {
@@ -80,9 +80,10 @@ RESOLVER = "resolver"
 """The map that says where the name server listens. Apart from the rules, so that all containers have the same."""
 
 
-def ruleset(sandbox: Sandbox, services: Services) -> Ruleset | None:
+def ruleset(sandbox: Sandbox, services: Services, gateways: tuple[MAC, ...] = ()) -> Ruleset | None:
     """The resolver listens on a port of its own, so that a container may serve on :53 itself; conntrack turns the
-    answers' source back. And the virtual IPs of the networks that it is on."""
+    answers' source back. And the virtual IPs of the networks that it is on, and the way back of the routing mesh, whose
+    nodes are ``gateways``."""
     vnis = [one.vni for one in sandbox.interfaces if one.vni is not None]
     if not vnis and not sandbox.dns_port:
         return None
@@ -94,7 +95,10 @@ def ruleset(sandbox: Sandbox, services: Services) -> Ruleset | None:
         filled.update(made.elements)
     if sandbox.dns_port:
         filled[RESOLVER] = _listening(sandbox.dns_port)
-    return Ruleset(body(sandbox.resolver if sandbox.dns_port else None, sandbox.foreign, chains), filled)
+    if sandbox.answers is not None:
+        filled.update(answers.filled(sandbox, gateways))
+    resolver = sandbox.resolver if sandbox.dns_port else None
+    return Ruleset(body(resolver, sandbox.foreign, chains, answers.form(sandbox)), filled, answers.SHAPES)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -104,16 +108,18 @@ def _listening(port: int) -> Elements:
 
 
 @functools.lru_cache
-def body(resolver: IPAddress | None, foreign: bool, chains: int) -> str:
-    """The rules. ``chains``: how many backends a service may have; 0: there are no services."""
+def body(resolver: IPAddress | None, foreign: bool, chains: int, answering: answers.Form | None = None) -> str:
+    """The rules. ``chains``: how many backends a service may have; 0: there are no services. ``answering``: to the
+    routing mesh."""
     declared = f"\tmap {RESOLVER} {{\n\t\ttype inet_service : inet_service\n\t}}\n\n" if resolver else ""
     names = "".join(
         f"\t\tip daddr {resolver} {protocol} dport {DNS_PORT} dnat ip to {resolver}:{protocol} dport map @{RESOLVER}\n"
         for protocol in ("udp", "tcp")
         if resolver
     )
+    sets = (vips.MAPS if chains else "") + declared + (answers.SETS if answering else "")
     rules = f"""\
-{vips.MAPS if chains else ""}{declared}{vips.chains(chains) if chains else ""}\tchain output {{
+{sets}{vips.chains(chains) if chains else ""}\tchain output {{
 \t\ttype nat hook output priority -100; policy accept;
 {names}{vips.LOOKUP if chains else ""}\t}}
 """
@@ -125,12 +131,12 @@ def body(resolver: IPAddress | None, foreign: bool, chains: int) -> str:
 \t\tip saddr {resolver} icmp type destination-unreachable drop
 \t}}
 """
-    return rules
+    return rules + (answers.chains(answering) if answering else "")
 
 
 def _sysctls(sandbox: Sandbox) -> dict[str, str]:
     if not sandbox.foreign:
-        return SYSCTLS
+        return SYSCTLS | answers.sysctls(sandbox)
     return {f"ipv6/conf/{interface.name}/accept_ra": "0" for interface in sandbox.interfaces}
 
 
@@ -227,7 +233,7 @@ def ensure(entered: Entered, sides: Sides) -> list[Change]:
     loopback = found.get("lo")
     if loopback is not None and not loopback.up:
         mends.append(Step("replace", "link lo up", [links.change(loopback.ifindex, up=True)]))
-    if entered.sandbox.foreign and changes:
+    if changes and (entered.sandbox.foreign or entered.sandbox.answers is not None):
         netns.inside(entered.namespace, lambda: netns.set_sysctls(_sysctls(entered.sandbox)))
     held = addresses.dump(inner)
     for interface in entered.sandbox.interfaces:
@@ -241,7 +247,7 @@ def ensure(entered: Entered, sides: Sides) -> list[Change]:
         steps += present((mend(wish, link),))
         steps += address_steps(held, link, interface.addresses)
     changes += [change for change in carry_out(inner, _inside(completions, entered.sandbox)) if change.error]
-    mends += _route_steps(inner, entered.sandbox, found)
+    mends += _route_steps(inner, entered.sandbox, found) + answers.steps(inner, entered.sandbox, found)
     return changes + carry_out(inner, _inside(mends, entered.sandbox))
 
 
@@ -361,23 +367,25 @@ def _route_steps(inner: Netlink, sandbox: Sandbox, found: Mapping[str, Link]) ->
 
 
 def _default_steps(there: Sequence[Route], sandbox: Sandbox, found: Mapping[str, Link]) -> list[Step]:
+    ours = answers.sources(sandbox)
     wanted = {
-        (via, found[one.name].ifindex)
+        addresses.default(via, found[one.name].ifindex, ours.get(via.version))
         for via in sandbox.default_via
         for one in sandbox.interfaces
         if one.vni is None and one.name in found and any(via in address.network for address in one.addresses)
     }
-    defaults = [route for route in there if route.destination.prefixlen == 0]
-    held = {(route.via, route.ifindex) for route in defaults}
+    wanted |= answers.last_resorts(sandbox, found, {route.destination.version for route in wanted})
+    defaults = {route for route in there if route.destination.prefixlen == 0 and route.via is not None}
+    # The kernel has a priority of its own for IPv6 routes that came without.
+    held = {route._replace(priority=0) if route.priority == addresses.PRIORITY_IPV6 else route for route in defaults}
     # Delete first where the place is taken: two default routes of one metric exclude each other.
     steps = [
-        Step("delete", f"route default via {route.via}", [addresses.delete_default(route.via, route.ifindex)])
-        for route in defaults
-        if route.via is not None and (route.via, route.ifindex) not in wanted
+        Step("delete", f"route default via {route.via}", [addresses.delete_default(route)])
+        for route in sorted(held - wanted, key=str)
     ]
     return steps + [
-        Step("add", f"route default via {via}", [addresses.add_default(via, index)])
-        for via, index in sorted(wanted - held, key=str)
+        Step("add", f"route default via {route.via}", [addresses.add_default(route)])
+        for route in sorted(wanted - held, key=str)
     ]
 
 

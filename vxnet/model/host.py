@@ -6,6 +6,7 @@
      vxnet_gw ──── veth ────────────────────────────────────────── ethN   Interface(vni=None)
      HostBridge ── veth ────────────────────────────────────────── ethN   Interface(vni=None, bridge=…)
      eth1 (parent) ─────────────────────────────────────────────── ethN   Interface(vni=None, parent="eth1")
+     vxnet_in ──── veth ── br<VNI>                                        Ingress
      udp/4789 <─── vx<VNI> ── br<VNI> ──── veth ────────────────── eth0   Interface(vni=VNI)
                    └──── Segment ────┘                             Sandbox
 
@@ -19,11 +20,13 @@ from typing import Literal
 
 from vxnet.model.address import MAC, IPAddress, IPInterface, IPNetwork
 from vxnet.model.cluster import DATA_PORT, Record
+from vxnet.model.published import PortProtocol
 
 DATAPATH_NAMESPACE = "vxnet"
 GATEWAY_BRIDGE = "vxnet_gw"
 BRIDGE_PREFIX = "vxnet_"
 """Of all links in the host's namespace by which packets of containers come: what filters them goes by this."""
+INGRESS_LINK = "vxnet_in"
 NFT_TABLE = "vxnet"
 
 MacvlanMode = Literal["bridge", "private", "vepa", "passthru"]
@@ -46,8 +49,8 @@ class Remote(Record, frozen=True, kw_only=True, gc=False):
 
 
 VIP_MARK = 0x80000000
-"""Bit of a connection's mark (conntrack) in its client's namespace: it goes through a virtual IP. The lower bits belong
-to the routing mesh."""
+"""Bit of a connection's mark (conntrack): its destination was chosen here. In its client's namespace that was a virtual
+IP, in the host's a published port."""
 STICKY_BUCKETS = 64
 
 
@@ -61,6 +64,51 @@ class VirtualService(Record, frozen=True, kw_only=True):
     """They keep what they have."""
     sticky: bool = False
     """The client's address alone chooses; ``backends`` are STICKY_BUCKETS then, one for each value of its hash."""
+
+
+class MeshPort(Record, frozen=True, kw_only=True):
+    """A published port as this node answers it: where new connections to it go. Each address family is one of these."""
+
+    protocol: PortProtocol
+    published: int
+    version: Literal[4, 6]
+    target: int
+    """In the tasks."""
+    addresses: tuple[IPAddress, ...] = ()
+    """The node's own that it is bound to; none: all of the family."""
+    guarded: bool = False
+    """``sources`` alone may use it, and this host itself."""
+    sources: tuple[IPNetwork, ...] = ()
+    backends: tuple[IPAddress, ...] = ()
+    """Each new connection goes to one of them, all with the same chance. None: it is refused."""
+    draining: tuple[IPAddress, ...] = ()
+    """They keep what they have; so do those that get no new connections because nearer ones do."""
+    sticky: bool = False
+    """As of :class:`VirtualService`."""
+
+
+class Ingress(Record, frozen=True, kw_only=True):
+    """This node's foot in the network of the routing mesh: ``vxnet_in``, and the ports that the node answers."""
+
+    vni: int
+    mac: MAC
+    mtu: int
+    addresses: tuple[IPInterface, ...]
+    ports: tuple[MeshPort, ...] = ()
+    """By protocol, number and family."""
+    gateways: tuple[MAC, ...] = ()
+    """Of all nodes' feet, this one's too: the only ones who hand connections to tasks."""
+
+
+class Answers(Record, frozen=True, kw_only=True):
+    """How a task answers what came by the routing mesh: back to the node that it came from."""
+
+    interface: str
+    """In the ingress network."""
+    ports: tuple[tuple[PortProtocol, int], ...]
+    """What it answers there; everything else is dropped."""
+    via: tuple[IPAddress, ...]
+    """Some node's foot in that network, one a family: the route goes there, and each frame to the right one."""
 
 
 class Segment(Record, frozen=True, kw_only=True):
@@ -81,6 +129,8 @@ class Segment(Record, frozen=True, kw_only=True):
     """
     services: tuple[VirtualService, ...] = ()
     """Of which its containers may be clients; by address."""
+    ingress: bool = False
+    """It is the routing mesh's: this host's own sockets send into it, too."""
 
 
 class Interface(Record, frozen=True, kw_only=True):
@@ -116,6 +166,7 @@ class Sandbox(Record, frozen=True, kw_only=True):
     resolver: IPAddress = RESOLVER
     foreign: bool = False
     """Somebody else's namespace: only what is vxnet's own is set in it."""
+    answers: Answers | None = None
 
 
 class HostBridge(Record, frozen=True, kw_only=True):
@@ -163,6 +214,7 @@ class HostState(Record, frozen=True, kw_only=True):
     bridges: tuple[HostBridge, ...] = ()
     """Networks of the driver bridge, by name; ``gateway`` is not among them."""
     ports: tuple[HostPort, ...] = ()
+    ingress: Ingress | None = None
     data_port: int = DATA_PORT
     vteps: tuple[IPAddress, ...] = ()
     """The only sources from which the VXLAN port accepts packets."""
