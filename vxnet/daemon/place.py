@@ -322,6 +322,7 @@ class Place:
                 memory=facts.memory,
                 os=facts.os,
                 arch=facts.arch,
+                ports=facts.ports,
             )
             try:
                 if report != last:

@@ -13,7 +13,7 @@ import socket
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from vxnet.host import addresses, answers, hosttable, links, netns, nft, sandbox, tap
+from vxnet.host import addresses, answers, hosttable, links, netns, nft, ports, sandbox, tap
 from vxnet.host.datapath import bridge_wish, tunnel_wish
 from vxnet.host.links import Peer, Wish
 from vxnet.host.netlink import Netlink
@@ -72,6 +72,7 @@ def observe_host() -> HostFacts:
         memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         os=os.uname().sysname.lower(),
         arch=os.uname().machine,
+        ports=ports.listeners(),
         missing=missing(),
     )
 
