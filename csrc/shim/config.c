@@ -143,6 +143,10 @@ static int config_field(struct config *config, const char *key, char *value)
 		config->socket_gid = error == 0 ? (gid_t)gid : (gid_t)-1;
 		return error;
 	}
+	if (strcmp(key, "netns") == 0) {
+		config->host_network = true;
+		return strcmp(value, "host") == 0 ? 0 : -EINVAL;
+	}
 	if (strcmp(key, "stdin") == 0)
 		return flag_parse(value, &config->stdin_open);
 	if (strcmp(key, "volatile") == 0)

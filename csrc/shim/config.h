@@ -16,6 +16,7 @@
  *   cgroup=/P         the container's cgroup v2 directory, made here and removed at the end; absent: none
  *   log_max=N log_files=N   octets of a log file before it is turned over, and how many are kept; default: no bound
  *   join=/P …         a further cgroup (v1), made already: entered before anything else, removed at the end
+ *   netns=host        no network namespace of its own; without dns and sysctl then
  *   dns=A             IPv4 address on `lo` for the name server's sockets; absent: none
  *   caps=HEX          capability mask; default: Docker's without MKNOD
  *   seccomp=1         a descriptor comes with the message: a file of `struct sock_filter`s that the container's
@@ -72,6 +73,7 @@ struct config {
 	const char *cgroup;
 	struct strings joins;
 	long log_max, log_files;
+	bool host_network;
 	const char *dns;
 	uint64_t caps;
 	bool filtered;

@@ -138,7 +138,7 @@ static void first_main(const struct config *config, int gate, const int stdio[3]
 	umask(0); /* modes here are meant as they stand */
 	int *terminal = fds + (config->dns != NULL ? 3 : 1), pty[3] = {-1, -1, -1};
 	int error = cgroups_join(config, &ready.failure);
-	if (error == 0)
+	if (error == 0 && !config->host_network)
 		error = sandbox_network(config->dns, fds + 1, &ready.dns_port, &ready.failure);
 	if (error == 0)
 		error = set_names(config, &ready.failure);
@@ -238,7 +238,9 @@ int first_start(const struct config *config, int cgroup, struct first *first, st
 		goto out;
 	}
 	first->gate = gate[0];
-	uint64_t flags = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWNET;
+	uint64_t flags = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWUTS | CLONE_NEWIPC;
+	if (!config->host_network)
+		flags |= CLONE_NEWNET;
 	first->pid = clone_process(flags, cgroup, &first->pidfd);
 	if (first->pid < 0 && cgroup >= 0) { /* threaded or without room */
 		first->in_cgroup = false;

@@ -12,7 +12,7 @@ from vxnet.model.address import IPAddress, IPInterface
 from vxnet.model.api import LeaseRequest
 from vxnet.model.cluster import Lease, Network, Subnet
 from vxnet.model.container import Container, ContainerSpec, NetworkWish
-from vxnet.model.errors import CallerError, ConflictError, ExhaustedError, NotFoundError
+from vxnet.model.errors import CallerError, ConflictError, ExhaustedError, NotFoundError, VxnetError
 
 SUBNET = Subnet(prefix=ip_network("10.0.16.0/20"), gateway=ip_address("10.0.16.1"))
 NET = Network(id="n1", name="blue", vni=65536, subnets=(SUBNET,), attachable=True)
@@ -26,10 +26,11 @@ class OneHost:
         self.data_path_addr: IPAddress | None = ip_address("192.168.56.11")
         self.asked: list[LeaseRequest] = []
         self.containers: list[Container] = []
+        self.local: dict[str, Network] = {}
         self._blocks = [*blocks]
         self._chosen: list[str] = []
         self._spare = [*spare]
-        self.attachments = Attachments(self, self.gateway, lambda: self.containers)
+        self.attachments = Attachments(self, self.gateway, lambda: self.containers, local=lambda: self.local)
 
     def blocks(self, network: str) -> tuple[Lease, ...]:
         return tuple(
@@ -47,8 +48,8 @@ class OneHost:
         elif self._spare:
             self._blocks.append(self._spare.pop(0))
 
-    def gateway(self) -> IPInterface:
-        return ip_interface("172.19.0.1/29")
+    def gateway(self) -> tuple[IPInterface, ...]:
+        return ip_interface("172.19.0.1/29"), ip_interface("fd19::ac13:1/64")
 
     async def place(self, name: str, wish: NetworkWish) -> Container:
         container = Container(id=name * 8, spec=ContainerSpec(name=name, argv=("true",)), created_at=0.0)
@@ -172,3 +173,54 @@ async def test_a_first_block_of_one_is_kept() -> None:
     host = OneHost("10.0.16.8/32")
     assert host.attachments.idle_chosen() == set()
     assert host.attachments.idle() == []
+
+
+LOCAL = Network(
+    id="ab" * 12,
+    name="desk",
+    driver="bridge",
+    scope="local",
+    subnets=(
+        Subnet(prefix=ip_network("172.20.0.0/29"), gateway=ip_address("172.20.0.1")),
+        Subnet(prefix=ip_network("fd20::/64"), gateway=ip_address("fd20::1")),
+    ),
+)
+
+
+async def test_a_network_of_this_host_asks_nobody() -> None:
+    """All of its subnet is this host's; it is the way out, and there is no place on vxnet_gw beside it."""
+    host = OneHost()
+    host.local = {LOCAL.id: LOCAL}
+    one = await host.place("a", NetworkWish(network="desk"))
+    chosen = await host.place("b", NetworkWish(network="desk", ip=ip_address("172.20.0.5")))
+    assert address_of(one) == "172.20.0.2/29" and address_of(chosen) == "172.20.0.5/29"
+    assert one.attachments[0].mac == "02:ab:ac:14:00:02"
+    assert one.attachments[0].way_out == (ip_address("172.20.0.1"), ip_address("fd20::1"))
+    assert host.attachments.way_out(one) is None
+    assert host.attachments.bridges_of(one) == ["vxnet_ababababa"]
+    assert host.attachments.is_free(one, one.attachments[0])
+    for address, words in (("172.20.0.5", "taken by container"), ("172.20.0.1", "is kept by"), ("10.0.0.1", "outside")):
+        with pytest.raises(VxnetError, match=words):
+            await host.place("c", NetworkWish(network="desk", ip=ip_address(address)))
+    for name in ("c", "d", "e"):
+        await host.place(name, NetworkWish(network="desk"))
+    with pytest.raises(ExhaustedError, match="no free address"):
+        await host.place("f", NetworkWish(network="desk"))
+    assert host.asked == []
+
+
+async def test_the_way_out_has_both_families_and_one_ending() -> None:
+    host = OneHost("10.0.16.8/29")
+    way_out = host.attachments.way_out(await host.place("a", NetworkWish(network="blue")))
+    assert way_out is not None
+    assert [str(one) for one in way_out.addresses] == ["172.19.0.2/29", "fd19::ac13:2/64"]
+    assert way_out.mac == "02:00:ac:13:00:02"
+
+
+async def test_a_link_that_is_one_containers_alone() -> None:
+    host = OneHost()
+    options = {"parent": "eth1", "macvlan_mode": "passthru"}
+    host.local = {LOCAL.id: replace(LOCAL, driver="macvlan", options=options)}
+    await host.place("a", NetworkWish(network="desk"))
+    with pytest.raises(ConflictError, match='of one container alone: "a" has it'):
+        await host.place("b", NetworkWish(network="desk"))

@@ -92,7 +92,7 @@ class Host:
         gateway = ipaddress.ip_interface("172.19.0.1/16")
         self.cluster = Cluster()
         self.containers = Containers(
-            self.state, path / "run", self.cluster, lambda: gateway, lambda: None, self._settle, resolver
+            self.state, path / "run", self.cluster, lambda: (gateway,), lambda: None, self._settle, resolver
         )
 
     async def _start(self, *_: object) -> Shim:

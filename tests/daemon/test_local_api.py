@@ -192,7 +192,7 @@ def test_the_conversation_leaves_out_no_route() -> None:
         ("networks", b'{"name": 1}', "expected a NetworkCreate in JSON: Expected `str`, got `int` - at `$.name`"),
         ("networks", b'{"name": "\xff"}', "expected a NetworkCreate in JSON: 'utf-8' codec can't decode"),
         ("networks", {"name": "a", "subnets": ["10.0.0.1/24"]}, "has host bits set - at `$.subnets[0]`"),
-        ("networks", {"name": "a", "driver": "macvlan"}, "Invalid enum value 'macvlan' - at `$.driver`"),
+        ("networks", {"name": "a", "driver": "weave"}, "Invalid enum value 'weave' - at `$.driver`"),
         ("networks", b'{"x":' + b"[" * 100_000, "too many brackets"),
         ("containers", {"name": "web"}, "expected a ContainerSpec in JSON: Object missing required field `argv`"),
         ("containers", {"argv": ["a"], "networks": [{"network": "n", "ip": 1}]}, "- at `$.networks[0].ip`"),

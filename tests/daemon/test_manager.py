@@ -252,7 +252,7 @@ REFUSED = [
     *(({"name": name}, ConflictError, "vxnet makes itself") for name in ("bridge", "host", "none", "vxnet_gw")),
     ({"name": "ingress"}, ConflictError, "kept for the routing mesh's network"),
     ({"name": "taken"}, ConflictError, "there is a network 'taken' already"),
-    ({"driver": "bridge"}, UnsupportedError, "driver bridge"),
+    ({"driver": "bridge"}, CallerError, "one host's own"),
     ({"options": {"encrypted": ""}}, UnsupportedError, "not built yet"),
     ({"options": {"mtu": "1400", "colour": "red"}}, CallerError, "unknown option 'colour'"),
     *(

@@ -33,8 +33,14 @@ from vxnet.model.guest import GuestWish
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_DRIVERS: dict[str, Driver] = {"overlay": "overlay", "bridge": "bridge", "host": "host", "none": "null", "null": "null"}
-_LATER_DRIVERS = ("macvlan", "ipvlan")
+_DRIVERS: dict[str, Driver] = {
+    "overlay": "overlay",
+    "bridge": "bridge",
+    "macvlan": "macvlan",
+    "host": "host",
+    "none": "null",
+    "null": "null",
+}
 
 
 def subnet_options(*names: str) -> Callable[[F], F]:
@@ -71,7 +77,10 @@ def _auxiliary(texts: dict[str, str]) -> dict[str, IPAddress]:
 
 
 @click.command("create")
-@click.option("-d", "--driver", default="overlay", show_default=True, help="overlay, bridge, host or none.")
+@click.option(
+    "-d", "--driver", default="overlay", show_default=True,
+    help="overlay: of the whole cluster; bridge, macvlan: of this host alone.",
+)  # fmt: skip
 @click.option("--attachable", is_flag=True, help="Let `vxnet run --network` use it, not only services.")
 @click.option("--internal", is_flag=True, help="No way out of it.")
 @click.option("--ingress", is_flag=True, help="The routing mesh's, in place of the one that was removed.")
@@ -80,7 +89,8 @@ def _auxiliary(texts: dict[str, str]) -> dict[str, IPAddress]:
 @click.option("--ipv6", is_flag=True, help="With IPv6, from the cluster's own pool if no --subnet of it is given.")
 @click.option(
     "-o", "--opt", "options", multiple=True, callback=pairs, metavar="KEY=VALUE",
-    help="mtu=1400; peers=ADDRESS,… as `network peer add`.",
+    help="mtu=1400; of an overlay peers=ADDRESS,… as `network peer add`; of macvlan parent=LINK and "
+    "macvlan_mode=bridge, private, vepa or passthru; of bridge com.docker.network.bridge.enable_icc=false.",
 )  # fmt: skip
 @click.option("--label", "labels", multiple=True, callback=pairs, metavar="KEY=VALUE")
 @click.argument("name")
@@ -103,10 +113,10 @@ def create(
     name: str,
 ) -> None:
     """Make a network and show its id."""
-    if driver in _LATER_DRIVERS:
-        raise UnsupportedError(f"the driver {driver} is not built yet")
+    if driver == "ipvlan":
+        raise UnsupportedError("the driver ipvlan is not built", hint="`--driver macvlan` is")
     if driver not in _DRIVERS:
-        raise CallerError(f"no such driver: {driver!r}", hint="there are overlay, bridge, host and none")
+        raise CallerError(f"no such driver: {driver!r}", hint="there are overlay, bridge and macvlan")
     if "encrypted" in options:
         raise UnsupportedError("`--opt encrypted` is not built yet", hint="the network was not made")
     request = NetworkCreate(

@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple
 
-from vxnet.model.address import MAC, IPAddress, IPNetwork
+from vxnet.model.address import MAC, IPAddress, IPInterface, IPNetwork
 from vxnet.model.cluster import FIRST_VNI, LAST_VNI, Cluster, Lease, Network, Subnet
 from vxnet.model.errors import CallerError, ConflictError, ExhaustedError
 
@@ -129,6 +129,17 @@ def gateway_subnet(routes: Collection[IPNetwork]) -> IPNetwork:
         "and 100.64.0.0/10",
         hint="remove a route that is wider than it has to be",
     )
+
+
+def gateway_subnet6(seed: str, routes: Collection[IPNetwork]) -> IPNetwork:
+    """Of IPv6 for ``vxnet_gw``, as above: a /64 of a prefix that follows from ``seed`` (RFC 4193)."""
+    return pick_subnet((ula_pool(seed),), IPV6_PREFIXLEN, routes, ())
+
+
+def beside(address: IPAddress, other: IPInterface) -> IPInterface:
+    """The IPv6 address on ``vxnet_gw`` of who has this one of IPv4: it ends in it, as the MAC does, so that one guard
+    holds for both."""
+    return ipaddress.ip_interface((int(other.network.network_address) + int(address), other.network.prefixlen))
 
 
 # Blocks: the manager's part

@@ -10,7 +10,7 @@ from typing import Final
 from vxnet.core import ports
 from vxnet.model.capability import capabilities
 from vxnet.model.container import ContainerSpec, Mount
-from vxnet.model.errors import CallerError, UnsupportedError
+from vxnet.model.errors import CallerError
 
 _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
 """Docker's rule, cut to the length of a DNS label (RFC 1035)."""
@@ -36,8 +36,11 @@ def check_spec(spec: ContainerSpec) -> None:
     """
     if not spec.argv:
         raise CallerError("no command given", hint="put it behind `--`: vxnet run … -- sleep 60")
-    if any(wish.network == "host" for wish in spec.networks):
-        raise UnsupportedError("--network host is not built yet", hint="leave it out: the way out goes by NAT")
+    for alone in ("host", "none"):
+        if len(spec.networks) > 1 and any(wish.network == alone for wish in spec.networks):
+            raise CallerError(f"--network {alone} goes with no other network", hint=f"leave {alone} or the others out")
+    if spec.shares_host_network:
+        _check_host_network(spec)
     if spec.name:
         check_name(spec.name)
     for wish in spec.networks:
@@ -72,6 +75,17 @@ def check_spec(spec: ContainerSpec) -> None:
     ports.check(spec.ports)
     if spec.ports and any(wish.network == "none" for wish in spec.networks):
         raise CallerError("--network none has no way in: -p leads nowhere", hint="leave one of them out")
+
+
+def _check_host_network(spec: ContainerSpec) -> None:
+    if spec.ports:
+        raise CallerError(
+            "with --network host a container has the host's ports themselves", hint="leave -p out, or --network host"
+        )
+    if spec.sysctls:
+        raise CallerError("--sysctl with --network host would set the host's own", hint="set it on the host")
+    if any(wish.ip or wish.ip6 or wish.aliases for wish in spec.networks):
+        raise CallerError("with --network host a container has the host's addresses and name", hint="leave --ip out")
 
 
 def _check_host(text: str) -> None:

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from vxnet.model.container import Container
 
 _RESOLVER = "# vxnet's resolver: names of this container's networks, and the host's resolvers for the rest\n"
 
 
-def etc_files(container: Container) -> dict[str, str]:
-    """Their texts by name."""
+class HostTexts(NamedTuple):
+    """Of the host's own files, for containers in its network namespace."""
+
+    resolv_conf: str
+    hosts: str
+    hostname: str
+
+
+def etc_files(container: Container, host: HostTexts | None = None) -> dict[str, str]:
+    """Their texts by name. ``host``: of one that shares the host's network: what its files say holds there, too."""
     spec = container.spec
+    if host is not None:
+        return _shared_files(container, host)
     hostname = spec.hostname or container.id[:12]
     hosts = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
     for text in spec.hosts:
@@ -32,3 +44,22 @@ def etc_files(container: Container) -> dict[str, str]:
         "hosts": "\n".join(hosts) + "\n",
         "hostname": hostname + "\n",
     }
+
+
+def _shared_files(container: Container, host: HostTexts) -> dict[str, str]:
+    spec = container.spec
+    hosts = [host.hosts.rstrip("\n")]
+    for text in spec.hosts:
+        name, _, address = text.partition(":")
+        hosts.append(f"{address}\t{name}")
+    resolv_conf = host.resolv_conf
+    if spec.dns or spec.dns_search or spec.dns_options:
+        kept = [line for line in resolv_conf.splitlines() if line.split()[:1] == ["nameserver"]]
+        lines = [f"nameserver {address}" for address in spec.dns] or kept
+        if spec.dns_options:
+            lines.append(f"options {' '.join(spec.dns_options)}")
+        if spec.dns_search and spec.dns_search != (".",):
+            lines.append(f"search {' '.join(spec.dns_search)}")
+        resolv_conf = "\n".join(lines) + "\n"
+    hostname = spec.hostname or host.hostname
+    return {"resolv.conf": resolv_conf, "hosts": "\n".join(hosts) + "\n", "hostname": hostname + "\n"}

@@ -63,24 +63,18 @@ def decide_network(
         raise ConflictError(
             f"the name {INGRESS!r} is kept for the routing mesh's network", hint="choose another, or add --ingress"
         )
-    _check_name(request.name, networks)
+    check_network_name(request.name, networks)
     if request.driver != "overlay":
-        raise UnsupportedError(
-            f"networks with driver {request.driver} cannot be created: not built yet",
-            hint="`--driver overlay`; every container has a way out through vxnet_gw anyhow",
+        raise CallerError(
+            f"a network of driver {request.driver} is one host's own",
+            hint="make it on the host that is to have it, with a vxnet that knows such networks",
         )
+    check_options(request.options, (_PEERS_OPTION,), "overlay networks")
     prefixes = list(request.subnets)
-    versions = {prefix.version for prefix in prefixes}
-    wanted = {4: request.ipv4 or (request.ipv4 is None and (request.ipv6 or 6 not in versions)), 6: request.ipv6}
-    if not any(wanted.values()) and not versions:
-        raise CallerError("a network without IPv4 and IPv6 has no addresses", hint="`--no-ipv4` needs `--ipv6`")
-    if request.ipv4 is False and 4 in versions:
-        raise CallerError("an IPv4 subnet is given, and `--no-ipv4`")
     blockers = _blockers(networks, nodes)
-    for version, is_wanted in wanted.items():
-        if is_wanted and version not in versions:
-            pools, prefixlen = allocate.pool_of(cluster, version)
-            prefixes.append(allocate.pick_subnet(pools, prefixlen, *blockers))
+    for version in families_without_subnet(request):
+        pools, prefixlen = allocate.pool_of(cluster, version)
+        prefixes.append(allocate.pick_subnet(pools, prefixlen, *blockers))
     subnets = _subnets(request, prefixes, (), networks, nodes)
     return Network(
         id=id,
@@ -91,12 +85,23 @@ def decide_network(
         attachable=request.attachable,
         internal=request.internal,
         ingress=request.ingress,
-        mtu=_mtu(request.options, any(subnet.prefix.version == 6 for subnet in subnets)),
+        mtu=mtu_option(request.options, any(subnet.prefix.version == 6 for subnet in subnets)),
         options=request.options,
         labels=request.labels,
         peers=_peers_option(request.options, nodes),
         created_at=now,
     )
+
+
+def families_without_subnet(request: NetworkCreate) -> list[int]:
+    """IP versions that are wanted, and for which a subnet is to be found. Raises :class:`CallerError`."""
+    versions = {prefix.version for prefix in request.subnets}
+    wanted = {4: request.ipv4 or (request.ipv4 is None and (request.ipv6 or 6 not in versions)), 6: request.ipv6}
+    if not any(wanted.values()) and not versions:
+        raise CallerError("a network without IPv4 and IPv6 has no addresses", hint="`--no-ipv4` needs `--ipv6`")
+    if request.ipv4 is False and 4 in versions:
+        raise CallerError("an IPv4 subnet is given, and `--no-ipv4`")
+    return [version for version, is_wanted in wanted.items() if is_wanted and version not in versions]
 
 
 def _check_ingress(request: NetworkCreate, networks: Collection[Network]) -> None:
@@ -222,7 +227,7 @@ def find(ref: str, records: Collection[R], what: str) -> R:
     raise NotFoundError(f"there is no {what} {ref!r}", hint=f"there are: {known}" if known else "")
 
 
-def _check_name(name: str, networks: Collection[Network]) -> None:
+def check_network_name(name: str, networks: Collection[Network]) -> None:
     if not _NAME.fullmatch(name):
         raise CallerError(
             f"{name!r} cannot be a network's name",
@@ -265,6 +270,11 @@ def _subnets(
         Subnet(prefix=prefix, gateway=gateways[prefix], range=ranges.get(prefix), auxiliary=auxiliary.get(prefix, {}))
         for prefix in prefixes
     )
+
+
+def subnets_of(wish: SubnetWish, prefixes: list[IPNetwork]) -> tuple[Subnet, ...]:
+    """``prefixes`` as subnets of a network; what else there is, is not looked at. Raises :class:`CallerError`."""
+    return _subnets(wish, prefixes, (), (), ())
 
 
 def _check_prefix(prefix: IPNetwork) -> None:
@@ -341,15 +351,20 @@ def _auxiliary(
     return found
 
 
-def _mtu(options: Mapping[str, str], ipv6: bool) -> int | None:
+def check_options(options: Collection[str], known: Collection[str], whose: str) -> None:
+    """``known``: beside the MTU. Raises :class:`CallerError`, :class:`UnsupportedError`."""
     if "encrypted" in options:
         raise UnsupportedError(
             "encrypted networks are not built yet",
             hint="no network is made, so that nothing travels in clear by mistake",
         )
-    if unknown := sorted(set(options) - {*_MTU_OPTIONS, _PEERS_OPTION}):
-        known = "`--opt mtu=N` and `--opt peers=ADDRESS,…`"
-        raise CallerError(f"unknown option {', '.join(map(repr, unknown))}", hint=f"overlay networks know {known}")
+    if unknown := sorted(set(options) - {*_MTU_OPTIONS, *known}):
+        words = ", ".join(f"`--opt {name}=…`" for name in ("mtu", *known))
+        raise CallerError(f"unknown option {', '.join(map(repr, unknown))}", hint=f"{whose} know {words}")
+
+
+def mtu_option(options: Mapping[str, str], ipv6: bool) -> int | None:
+    """Raises :class:`CallerError`."""
     for name in _MTU_OPTIONS:
         if name in options:
             text = options[name]

@@ -13,8 +13,11 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from msgspec.structs import replace
+
 from vxnet.core.balance import Balance
 from vxnet.core.facts import NO_FACTS, Facts
+from vxnet.core.local_networks import NOTHING_LOCAL, PARENT, LocalPart, link_name, macvlan_mode
 from vxnet.core.remembered import Remembered
 from vxnet.core.remotes import Groups
 from vxnet.model.address import IPAddress, IPNetwork
@@ -23,6 +26,7 @@ from vxnet.model.container import Attachment, Container
 from vxnet.model.host import RESOLVER, GatewayBridge, HostState, Interface, Sandbox, Segment, TunnelKind
 from vxnet.model.service import PublicService
 
+DEFAULT_MTU = 1500
 OVERHEAD_IPV4 = 50
 OVERHEAD_IPV6 = 70
 PORT_NAME_MAX = 15
@@ -53,6 +57,7 @@ def plan(
     boxes: Remembered[Sandbox] | None = None,
     datapath: TunnelKind = "kernel",
     ingress: Attachment | None = None,
+    own: LocalPart = NOTHING_LOCAL,
 ) -> HostState:
     """The desired state. A host in no cluster (``self_node`` and ``cluster`` None) has its containers' way out alone.
 
@@ -60,12 +65,14 @@ def plan(
     are passed over. ``members``: VTEP of each node that may send, by node id. ``underlay_mtu``: of the paths to the
     VTEPs, or a function of them. ``dns_ports``: where each container's resolver listens. ``services``: all;
     ``serving``: the rows that count for load balancing, which ends with an owner's death though its paths stay.
-    ``groups``, ``balance``, ``boxes``: what earlier calls made of all this, for speed; the result is the same without.
+    ``own``: networks and ports of this host alone. ``groups``, ``balance``, ``boxes``: what earlier calls made of all
+    this, for speed; the result is the same without.
     """
     boxes = Remembered() if boxes is None else boxes
     if self_node is None or cluster is None:
-        sandboxes = _sandboxes(containers, networks, {}, gateway, dns_ports, boxes)
-        return HostState(sandboxes=sandboxes, gateway=gateway if sandboxes else None)
+        sandboxes = _sandboxes(containers, networks, {}, gateway, dns_ports, boxes, own.networks)
+        way_out = gateway if sandboxes else None
+        return HostState(sandboxes=sandboxes, gateway=way_out, bridges=own.bridges, ports=own.ports)
     local = self_node.data_path_addr
     vteps = _sorted_addresses({*members.values()} - {local})
     path_mtu = underlay_mtu if isinstance(underlay_mtu, int) else underlay_mtu(vteps)
@@ -117,8 +124,10 @@ def plan(
     senders = {vtep for segment in segments for vtep in segment.flood}
     return HostState(
         segments=segments,
-        sandboxes=_sandboxes(containers, networks, mtus, gateway, dns_ports, boxes),
+        sandboxes=_sandboxes(containers, networks, mtus, gateway, dns_ports, boxes, own.networks),
         gateway=gateway,
+        bridges=own.bridges,
+        ports=own.ports,
         data_port=cluster.data_port,
         # Also of nodes that are gone from the members but whose containers are still kept on the paths.
         vteps=_sorted_addresses({*vteps, *senders}),
@@ -132,13 +141,18 @@ def _sandboxes(
     gateway: GatewayBridge | None,
     dns_ports: Mapping[str, int],
     boxes: Remembered[Sandbox],
+    local: Mapping[str, Network],
 ) -> tuple[Sandbox, ...]:
     boxes.look()
     made = []
     for container in sorted(containers, key=lambda container: container.id):
+        if container.spec.shares_host_network:
+            continue
         port = dns_ports.get(container.id, 0)
-        around = [(networks.get(one.network), mtus.get(one.network)) for one in container.attachments]
-        make = partial(_sandbox, container, networks, mtus, gateway, port)
+        around = [
+            (networks.get(one.network), local.get(one.network), mtus.get(one.network)) for one in container.attachments
+        ]
+        make = partial(_sandbox, container, networks, mtus, gateway, port, local)
         made.append(boxes.of(container.id, (container, port, gateway, *around), make))
     return tuple(made)
 
@@ -149,13 +163,19 @@ def _sandbox(
     mtus: Mapping[str, int],
     gateway: GatewayBridge | None,
     dns_port: int,
+    local: Mapping[str, Network],
 ) -> Sandbox:
     interfaces = [
         _interface(container, attachment, networks[attachment.network], mtus[attachment.network])
         for attachment in container.attachments
         if attachment.network in mtus
     ]
-    default_via: tuple[IPAddress, ...] = ()
+    interfaces += [
+        _local_interface(container, attachment, local[attachment.network], gateway)
+        for attachment in container.attachments
+        if attachment.network in local
+    ]
+    default_via = next((one.way_out for one in container.attachments if one.way_out and one.network in local), ())
     if gateway is not None and container.gateway is not None:
         interfaces.append(_interface(container, container.gateway, None, gateway.mtu))
         versions = {interface.version for interface in container.gateway.addresses}
@@ -181,6 +201,16 @@ def _interface(container: Container, attachment: Attachment, network: Network | 
         addresses=attachment.addresses,
         links=() if network is None else _links(network, attachment),
     )
+
+
+def _local_interface(
+    container: Container, attachment: Attachment, network: Network, gateway: GatewayBridge | None
+) -> Interface:
+    whole = _interface(container, attachment, None, network.mtu or (DEFAULT_MTU if gateway is None else gateway.mtu))
+    if network.driver == "macvlan":
+        # Without a choice of its own it takes the parent's.
+        return replace(whole, mtu=network.mtu or 0, parent=network.options[PARENT], mode=macvlan_mode(network))
+    return replace(whole, bridge=link_name(network))
 
 
 def _links(network: Network, attachment: Attachment) -> tuple[IPNetwork, ...]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,9 +22,10 @@ from msgspec.structs import astuple, replace
 
 from vxnet import __version__
 from vxnet.cluster.dns import Resolver
-from vxnet.core import allocate, networks, plan
+from vxnet.core import networks, plan
 from vxnet.core.balance import Balance
-from vxnet.core.facts import NO_FACTS, Facts
+from vxnet.core.facts import NO_FACTS, Fact, Facts
+from vxnet.core.local_networks import local_part
 from vxnet.core.names import view_of
 from vxnet.core.remembered import Remembered
 from vxnet.core.remotes import Groups
@@ -38,17 +38,19 @@ from vxnet.daemon.containers import Containers
 from vxnet.daemon.foot import Foot
 from vxnet.daemon.guests import Guests
 from vxnet.daemon.history import History, look_at
+from vxnet.daemon.local_networks import OWNER, LocalNetworks
 from vxnet.daemon.membership import Membership
 from vxnet.daemon.metrics import Measured
 from vxnet.daemon.paths import Paths
 from vxnet.daemon.reconcile import Plan, Reconciler
 from vxnet.daemon.services import Services
-from vxnet.daemon.state import GatewayChoice, StateDirectory
+from vxnet.daemon.state import StateDirectory
+from vxnet.daemon.way_out import WayOut
 from vxnet.host.dnsfast import FastNames
 from vxnet.host.facts import choose_tunnel, observe_host
 from vxnet.host.kernel import Kernel
 from vxnet.host.tunnels import Options
-from vxnet.model.address import IPInterface, IPNetwork
+from vxnet.model.address import IPNetwork
 from vxnet.model.api import (
     GossipKeyView,
     GossipView,
@@ -66,11 +68,11 @@ from vxnet.model.api import (
     RotateKeys,
     Rotation,
 )
-from vxnet.model.cluster import ForeignPeer, Network, Node, Role
+from vxnet.model.cluster import CONTROL_PORT, GOSSIP_PORT, ForeignPeer, Network, Node, Role
 from vxnet.model.container import Container
 from vxnet.model.errors import ConflictError, HostError, NotFoundError
 from vxnet.model.guest import GuestView, GuestWish
-from vxnet.model.host import GATEWAY_BRIDGE, Change, GatewayBridge, HostFacts, Sandbox
+from vxnet.model.host import GATEWAY_BRIDGE, Change, HostFacts, Sandbox
 from vxnet.model.service import PublicService
 
 log = structlog.get_logger()
@@ -89,6 +91,8 @@ class _Seen(NamedTuple):
     services: tuple[PublicService, ...]
     vnis: frozenset[int]
     """Of the segments on this host."""
+    local_rows: tuple[Fact, ...]
+    local_networks: Mapping[str, Network]
 
 
 class Agent(ContainerCommands):
@@ -101,29 +105,43 @@ class Agent(ContainerCommands):
         self._state = state
         self._facts = facts
         self._resolver = resolver
-        self._kernel = Kernel(tunnels=Options(run_directory, *astuple(config.userspace)))
+        self._kernel = Kernel(
+            tunnels=Options(run_directory, *astuple(config.userspace)), keep_out=config.firewall.keep_out
+        )
         self._groups = Groups()
         self._balance = Balance()
         self._boxes: Remembered[Sandbox] = Remembered()
         self._viewed: dict[str, Container] = {}
         """By id, as its name server last heard of it."""
         self._membership = Membership(
-            state, config, self._told_facts, self._changed, lambda errand: self._assigned.deliver(errand)
+            state, config, lambda: self._facts, self._changed, lambda errand: self._assigned.deliver(errand)
         )
         self.history = History()
         self._reconciler = Reconciler(self._kernel, self._plan, self._applied, self._observe)
         self._paths = Paths(self._membership, self._reconciler, self._kernel)
+        self._local = LocalNetworks(
+            state,
+            facts.machine_id or facts.hostname,
+            lambda: self._membership.networks.values(),
+            lambda: [*self._occupied(), *(one.network for one in self._way_out.addresses())],
+            lambda: (*self._containers.all(), *self._guests.live()),
+            self._changed,
+        )
+        self._way_out = WayOut(
+            config.gateway, state, lambda: self._facts, self._occupied, lambda: self._containers.all()
+        )
         self._containers = Containers(
             state,
             run_directory,
             self._membership,
-            self._gateway_address,
+            self._way_out.addresses,
             self._changed,
             self._settle,
             resolver,
             lambda: self._guests.live(),
             lambda: self._membership.services,
             lambda: self._foot.held(),
+            lambda: self._local.networks,
         )
         self._foot = Foot(state, self._membership, self._changed)
         self._blocks = Blocks(self._membership, self._containers.attachments)
@@ -155,6 +173,7 @@ class Agent(ContainerCommands):
                 resolver.set_upstreams(facts.nameservers)
                 resolver.pause()
                 async with agent._membership, agent._containers, agent._guests:
+                    agent._way_out.check()
                     agent._membership.republished()
                     # Not before all is adopted: the plan of half a state would take the other half away.
                     await agent._paths.measure()
@@ -187,8 +206,7 @@ class Agent(ContainerCommands):
     def _changed(self) -> None:
         """Something that rows, names or the kernel follow from is different."""
         self._foot.look()
-        if self._containers.ports.look():
-            self._membership.facts_changed()
+        self._containers.ports.look()
         endpoints = {("endpoint", id): row for id, row in self._containers.wiring.endpoints().items()}
         self._membership.publish({**endpoints, **self._foot.rows()})
         self._view_names()
@@ -214,6 +232,10 @@ class Agent(ContainerCommands):
         services = self._containers.ports.answered(self._membership.services)
         rows = place.rows() if place is not None else NO_FACTS
         needed = place is not None or live
+        mtu = self._paths.mtu
+        own = local_part(
+            self._local.networks, self._config.gateway.mtu or mtu, self._containers.live(), self._facts.addresses
+        )
         state = plan.plan(
             self_node=place.node if place is not None else None,
             cluster=place.assignment.cluster if place is not None else None,
@@ -222,7 +244,7 @@ class Agent(ContainerCommands):
             facts=place.paths() if place is not None else NO_FACTS,
             members=place.vteps() if place is not None else {},
             underlay_mtu=self._paths.mtu,
-            gateway=self._gateway_bridge() if needed else None,
+            gateway=self._way_out.bridge(mtu) if needed else None,
             dns_ports=self._containers.dns_ports() | self._guests.dns_ports(),
             groups=self._groups,
             services=services,
@@ -231,13 +253,16 @@ class Agent(ContainerCommands):
             boxes=self._boxes,
             datapath=self._facts.datapath,
             ingress=self._foot.attachment(),
+            own=own,
         )
         vnis = frozenset(segment.vni for segment in state.segments)
-        return Plan(state, _Seen(rows, self._membership.networks, services, vnis))
+        local = self._local.rows(self._containers.wiring.local_endpoints(own.networks))
+        return Plan(state, _Seen(rows, self._membership.networks, services, vnis, local, own.networks))
 
     def _applied(self, seen: _Seen) -> None:
         """A name is told only once its path is there."""
-        self._resolver.know(seen.rows, seen.networks, seen.services)
+        rows = Facts({**seen.rows.by_owner, OWNER: seen.local_rows}) if seen.local_rows else seen.rows
+        self._resolver.know(rows, {**seen.networks, **seen.local_networks}, seen.services)
         if (place := self._membership.place) is not None:
             place.acknowledge(seen.rows, seen.vnis)
 
@@ -248,25 +273,12 @@ class Agent(ContainerCommands):
             await place.known([row for row in self._containers.wiring.endpoints() if row.startswith(container_id[:12])])
         return changes
 
-    def _gateway_address(self) -> IPInterface:
-        """Of ``vxnet_gw``: chosen once, so that containers keep their way out over restarts."""
-        if (choice := self._state.gateway()) is None:
-            prefix = self._config.gateway.subnet or allocate.gateway_subnet(self._occupied())
-            choice = GatewayChoice(addresses=(ipaddress.ip_interface((prefix[1], prefix.prefixlen)),))
-            self._state.save_gateway(choice)
-        return choice.addresses[0]
-
     def _occupied(self) -> list[IPNetwork]:
         """What ``vxnet_gw`` must not overlap: the host's routes, and all that the cluster has or may give."""
-        subnets = [subnet.prefix for network in self._membership.networks.values() for subnet in network.subnets]
+        known = (*self._membership.networks.values(), *self._local.networks.values())
+        subnets = [subnet.prefix for network in known for subnet in network.subnets]
         place = self._membership.place
         return [*self._facts.routes, *subnets, *(place.assignment.cluster.pools if place is not None else ())]
-
-    def _gateway_bridge(self) -> GatewayBridge:
-        return GatewayBridge(addresses=(self._gateway_address(),), mtu=self._config.gateway.mtu or self._paths.mtu)
-
-    def _told_facts(self) -> HostFacts:
-        return replace(self._facts, ports=(*self._facts.ports, *self._containers.ports.own()))
 
     async def _watch_host(self) -> None:
         """The host's own addresses and routes change under a running daemon."""
@@ -298,13 +310,31 @@ class Agent(ContainerCommands):
             info,
             paths=self._paths.views(),
             datapath=self._facts.datapath,
-            warnings=(*info.warnings, *self._paths.warnings(), *self._containers.ports.warnings()),
+            warnings=(
+                *info.warnings,
+                *self._paths.warnings(),
+                *self._containers.ports.warnings(),
+                *self._way_out.warnings(),
+                *await self.obstacles(),
+            ),
             containers=len(containers),
             containers_running=sum(container.state == "running" for container in containers),
             segments=len(self._plan().state.segments),
             drift=self._reconciler.drift,
             drain_timeouts=self._assigned.drain_timeouts,
         )
+
+    async def obstacles(self) -> list[str]:
+        """What of this host's firewalls is in vxnet's way, with the cure."""
+        if (place := self._membership.place) is None:
+            return []
+        cluster = place.assignment.cluster
+        ports = [("udp", cluster.data_port, "VXLAN"), ("tcp", GOSSIP_PORT, "gossip"), ("udp", GOSSIP_PORT, "gossip")]
+        if place.node.role == "manager":
+            ports.append(("tcp", CONTROL_PORT, "managers"))
+        with contextlib.suppress(HostError):  # `info` is for hosts that are not well, too
+            return await self._reconciler.call(self._kernel.obstacles, ports)
+        return []
 
     async def measured(self) -> Measured:
         place = self._membership.place
@@ -384,15 +414,19 @@ class Agent(ContainerCommands):
     # Networks
 
     async def networks(self) -> tuple[Network, ...]:
-        shared = sorted(self._membership.networks.values(), key=lambda network: network.name)
-        return (*networks.LOCAL_NETWORKS, *shared)
+        made = (*self._membership.networks.values(), *self._local.networks.values())
+        return (*networks.LOCAL_NETWORKS, *sorted(made, key=lambda network: network.name))
 
     async def network(self, ref: str, verbose: bool) -> NetworkView:
         for local in networks.LOCAL_NETWORKS:
             if ref in (local.id, local.name):
                 if local.name != GATEWAY_BRIDGE:
                     return NetworkView(network=local)
-                return views.way_out(local, self._gateway_bridge(), self._facts.hostname, self._containers.live())
+                bridge = self._way_out.bridge(self._paths.mtu)
+                return views.way_out(local, bridge, self._facts.hostname, self._containers.live())
+        if (own := self._local.find(ref)) is not None:
+            live = (*self._containers.live(), *self._guests.live())
+            return views.local_network(own, self._plan().state, self._facts, live)
         network = networks.find(ref, self._membership.networks.values(), "network")
         segment = next((seg for seg in self._plan().state.segments if seg.vni == network.vni), None)
         view = views.network(self._membership.joined(), network, segment.mtu if segment is not None else 0, verbose)
@@ -400,9 +434,15 @@ class Agent(ContainerCommands):
         return replace(view, warnings=self._paths.warnings_of(view.mtu, peers)) if view.mtu else view
 
     async def create_network(self, request: NetworkCreate) -> Network:
+        if request.driver != "overlay":
+            return await self._local.create(request)
+        if (own := self._local.find(request.name)) is not None and own.name == request.name:
+            raise ConflictError(f"this host has a network {own.name!r} of its own", hint="choose another name")
         return await self._membership.manager("network create").create_network(request)
 
     async def update_network(self, ref: str, request: NetworkUpdate) -> Network:
+        if (own := self._local.find(ref)) is not None:
+            raise ConflictError(f"network {own.name!r} is this host's own: it stays as it was made")
         return await self._membership.manager("network update").update_network(ref, request)
 
     async def add_peer(self, ref: str, peer: ForeignPeer) -> Network:
@@ -412,11 +452,19 @@ class Agent(ContainerCommands):
         return await self._membership.manager("network peer rm").remove_peer(ref, peer)
 
     async def prune_networks(self, request: NetworkPrune) -> tuple[Network, ...]:
-        return await self._membership.manager("network prune").prune_networks(request)
+        own = self._local.prune(request)
+        if own and (place := self._membership.place) is not None and place.node.role != "manager":
+            return tuple(own)  # of the others a manager decides
+        if own and self._membership.place is None:
+            return tuple(own)
+        return (*own, *await self._membership.manager("network prune").prune_networks(request))
 
     async def remove_network(self, ref: str) -> None:
         if ref in {network.name for network in networks.LOCAL_NETWORKS}:
             raise ConflictError(f'network "{ref}" is part of every host and cannot be removed')
+        if (own := self._local.find(ref)) is not None:
+            self._local.remove(own)
+            return
         await self._membership.manager("network rm").remove_network(ref)
 
     async def connect(self, ref: str, request: NetworkConnect) -> None:

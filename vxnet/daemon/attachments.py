@@ -15,12 +15,14 @@ from typing import Protocol
 from msgspec.structs import replace
 
 from vxnet.core import allocate
+from vxnet.core.local_networks import MODE, link_name
 from vxnet.core.networks import RESERVED_NAMES, find
 from vxnet.model.address import IPAddress, IPInterface, IPNetwork
 from vxnet.model.api import LeaseRequest
 from vxnet.model.cluster import Lease, Network
 from vxnet.model.container import Attachment, Container, NetworkWish
-from vxnet.model.errors import CallerError, ConflictError, ExhaustedError, UnsupportedError
+from vxnet.model.errors import CallerError, ConflictError, ExhaustedError, VxnetError
+from vxnet.model.host import GATEWAY_BRIDGE
 
 INGRESS_INTERFACE = "ingress0"
 """In a task."""
@@ -51,18 +53,22 @@ class _Line:
 
 
 class Attachments:
-    """``live`` gives the containers that hold addresses now."""
+    """``gateway``: addresses of ``vxnet_gw``, the one of IPv4 first; ``live``: the containers that hold addresses now;
+    ``local``: networks of this host alone, by id.
+    """
 
     def __init__(
         self,
         cluster: Cluster,
-        gateway: Callable[[], IPInterface],
+        gateway: Callable[[], tuple[IPInterface, ...]],
         live: Callable[[], Iterable[Container]],
         node: Callable[[], Attachment | None] = lambda: None,
+        local: Callable[[], Mapping[str, Network]] = dict,
     ) -> None:
         """``node``: this node's own place in the ingress network."""
         self._node = node
         self._cluster = cluster
+        self._local = local
         self._gateway = gateway
         self._live = live
         self._lines: dict[str, _Line] = {}
@@ -70,26 +76,37 @@ class Attachments:
         self._last: dict[tuple[str, int], IPAddress] = {}
 
     def network(self, ref: str) -> Network:
-        """An overlay network of the cluster, by name, id or the beginning of an id. Raises :class:`NotFoundError`,
-        and :class:`ConflictError` for the networks that every host has: nobody is put on them, or taken off.
+        """A network of the cluster or of this host, by name, id or the beginning of an id. Raises
+        :class:`NotFoundError`, and :class:`ConflictError` for those that every host has: nobody is put on them, or
+        taken off.
         """
         if ref in RESERVED_NAMES:
             raise ConflictError(
-                f'"{ref}" is a network that vxnet itself puts containers on', hint="name an overlay network"
+                f'"{ref}" is a network that vxnet itself puts containers on', hint="name one that somebody made"
             )
-        return find(ref, self._cluster.networks.values(), "network")
+        return find(ref, self._all().values(), "network")
+
+    def _all(self) -> Mapping[str, Network]:
+        """The cluster's first: where a name is in both, it is theirs."""
+        return {**self._cluster.networks, **self._local()}
+
+    def _blocks(self, network: Network) -> list[IPNetwork]:
+        """From where this host gives addresses; a network of its own is all its."""
+        if network.scope == "local":
+            return [subnet.prefix for subnet in network.subnets]
+        return [lease.prefix for lease in self._cluster.blocks(network.id)]
 
     async def join(self, container: Container, wish: NetworkWish) -> Network:
         """Check ``wish`` and make sure that there is an address for it: after this, :meth:`attach` cannot fail."""
         network = self.network(wish.network)
-        if network.driver != "overlay":
-            raise UnsupportedError(f'network "{network.name}": driver {network.driver} is not built yet')
         if network.ingress and container.task is None:
             raise CallerError(
                 f'network "{network.name}" is the routing mesh\'s: tasks of services with published ports are on it',
                 hint="publish a port of this host with `vxnet run -p`, or make a service",
             )
-        if not network.attachable and container.task is None:
+        if network.options.get(MODE) == "passthru" and (holders := self._holders(network)):
+            raise ConflictError(f'network "{network.name}" is of one container alone: "{holders[0][0]}" has it')
+        if network.scope == "swarm" and not network.attachable and container.task is None:
             raise CallerError(
                 f'network "{network.name}" is not attachable: only services may use it',
                 hint="create it with --attachable to start containers on it",
@@ -115,6 +132,8 @@ class Attachments:
         for version in _versions(network):
             wanted = wish.address(version)
             if self._pick(network, version, wanted) is None:
+                if network.scope == "local":
+                    raise _no_address(network, wanted)
                 await self._lease(network, version, wanted)
 
     async def _lease(self, network: Network, version: int, wanted: IPAddress | None) -> None:
@@ -166,26 +185,36 @@ class Attachments:
         return Attachment(
             network=network.id,
             ifname=ifname,
-            mac=allocate.mac_of(network.vni, addresses[0].ip),
+            mac=allocate.mac_of(_number(network), addresses[0].ip),
             addresses=tuple(addresses),
             aliases=wish.aliases,
+            way_out=()
+            if network.scope == "swarm" or network.internal
+            else tuple(subnet.gateway for subnet in network.subnets),
         )
 
     def network_of(self, attachment: Attachment) -> Network:
         """Raises :class:`NotFoundError` if it is no more."""
-        return find(attachment.network, self._cluster.networks.values(), "network")
+        return find(attachment.network, self._all().values(), "network")
+
+    def bridges_of(self, container: Container) -> list[str]:
+        """Names of the bridges in the host's namespace that it is on."""
+        local = self._local()
+        places = [local[one.network] for one in container.attachments if one.network in local]
+        names = [link_name(network) for network in places if network.driver == "bridge"]
+        return [*names, *((GATEWAY_BRIDGE,) if container.gateway is not None else ())]
 
     def is_free(self, container: Container, attachment: Attachment | None) -> bool:
         """May a container that has ended have its place again?"""
         if attachment is None:
             return True
         if not attachment.network:
-            subnet = self._gateway().network
+            subnets = {address.network for address in self._gateway()}
             taken = self._taken_on_gateway(but=container.id)
-            return all(interface.network == subnet and interface.ip not in taken for interface in attachment.addresses)
+            return all(one.network in subnets and one.ip not in taken for one in attachment.addresses)
         network = self.network_of(attachment)
         holders = {address for holder, address in self._holders(network) if holder != container.spec.name}
-        blocks = [lease.prefix for lease in self._cluster.blocks(network.id)]
+        blocks = self._blocks(network)
         return all(
             interface.ip not in holders and any(interface.ip in block for block in blocks)
             for interface in attachment.addresses
@@ -217,18 +246,19 @@ class Attachments:
         )
 
     def way_out(self, container: Container) -> Attachment | None:
-        """The place on ``vxnet_gw``; None if it asked for none, or is only on internal networks."""
-        networks = [
-            network
-            for attachment in container.attachments
-            if (network := self._cluster.networks.get(attachment.network)) is not None and not network.ingress
-        ]
-        wishes = container.spec.networks
-        if any(wish.network == "none" for wish in wishes) or (networks and all(net.internal for net in networks)):
+        """The place on ``vxnet_gw``; None if it wants none, has another way out, or is on internal networks alone."""
+        known = self._all()
+        networks = [known[one.network] for one in container.attachments if one.network in known]
+        if any(wish.network in ("none", "host") for wish in container.spec.networks):
+            return None
+        theirs = [network for network in networks if not network.ingress]
+        if theirs and all(network.internal for network in theirs):
             return None
         if container.gateway is not None:
             return container.gateway
-        gateway = self._gateway()
+        if any(one.way_out for one in container.attachments):
+            return None
+        gateway, *others = self._gateway()
         taken = {gateway.ip} | self._taken_on_gateway(but=container.id)
         address = allocate.pick_address(
             (gateway.network,), taken | _ends(gateway.network), last=self._last.get(("", 0))
@@ -240,7 +270,10 @@ class Attachments:
             network="",
             ifname=free_ifname(container),
             mac=allocate.mac_of(0, address),
-            addresses=(ipaddress.ip_interface((address, gateway.network.prefixlen)),),
+            addresses=(
+                ipaddress.ip_interface((address, gateway.network.prefixlen)),
+                *(allocate.beside(address, other) for other in others),
+            ),
         )
 
     def running_short(self) -> list[LeaseRequest]:
@@ -276,17 +309,23 @@ class Attachments:
 
     def _pick(self, network: Network, version: int, wanted: IPAddress | None) -> IPAddress | None:
         """None: only a manager can give one. Raises :class:`ConflictError` if ``wanted`` is in use here."""
-        blocks = _of_version(self._cluster.blocks(network.id), version)
+        blocks = [block for block in self._blocks(network) if block.version == version]
         taken = self._taken(network)
         if wanted is None:
             reserved = [address for subnet in network.subnets for address in allocate.reserved_addresses(subnet)]
             ranges = [allocate.given_from(subnet) for subnet in network.subnets]
             # Beside them are blocks of one: addresses that somebody chose here, and that go back.
+            if network.scope == "local":
+                blocks = [span for span in ranges if span.version == version]
             blocks = [block for block in blocks if allocate.overlap(block, ranges) is not None]
             return allocate.pick_address(blocks, taken, reserved, self._last.get((network.id, version)))
         if wanted in taken:
             holder = next(name for name, address in self._holders(network) if address == wanted)
             raise ConflictError(f'address {wanted} of network "{network.name}" is taken by container "{holder}"')
+        if network.scope == "local" and any(
+            wanted in allocate.reserved_addresses(subnet) for subnet in network.subnets
+        ):
+            return None
         return wanted if any(wanted in block for block in blocks) else None
 
     def _taken(self, network: Network) -> set[IPAddress]:
@@ -314,6 +353,20 @@ def free_ifname(container: Container, there: Collection[str] = ()) -> str:
     places = (*container.attachments, container.gateway)
     used = {*there, *(attachment.ifname for attachment in places if attachment is not None)}
     return next(name for number in range(len(used) + 1) if (name := f"eth{number}") not in used)
+
+
+def _number(network: Network) -> int:
+    """For the MAC: of a network of one host it follows from its id, so that two hosts on one wire differ."""
+    return network.vni if network.scope == "swarm" else int(network.id[:2], 16)
+
+
+def _no_address(network: Network, wanted: IPAddress | None) -> VxnetError:
+    subnets = ", ".join(str(subnet.range or subnet.prefix) for subnet in network.subnets)
+    if wanted is None:
+        return ExhaustedError(f'network "{network.name}" has no free address ({subnets})')
+    reserved = any(wanted in allocate.reserved_addresses(subnet) for subnet in network.subnets)
+    where = f'is kept by network "{network.name}"' if reserved else f'is outside network "{network.name}" ({subnets})'
+    return CallerError(f"address {wanted} {where}", hint="choose another, or none")
 
 
 def _versions(network: Network) -> list[int]:

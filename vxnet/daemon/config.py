@@ -12,7 +12,13 @@
 
     [gateway]                       # vxnet_gw, the containers' way out
     subnet = "172.19.0.0/16"        # default: the first of 172.19.0.0/16 … that no route of this host meets
+    ipv6 = true                     # a way out in IPv6, too, where this host has IPv6
+    subnet6 = "fd12:3456:789a::/64" # default: one that follows from the host's machine-id
     mtu = 1500                      # default: of the host's default route
+
+    [firewall]
+    keep-out = false                # true: nothing is written into other people's nftables; `vxnet info` says what
+                                    # they drop
 
     [userspace]                     # the forwarder, where tunnels are in user space
     queues = 1                      # pairs of threads
@@ -36,7 +42,18 @@ CONFIG_PATH = Path("/etc/vxnet/vxnet.toml")
 
 class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
     subnet: IPNetwork | None = None
-    mtu: int | None = None
+    ipv6: bool = True
+    subnet6: IPNetwork | None = None
+    mtu: Annotated[int, msgspec.Meta(ge=576, le=65535)] | None = None
+
+    def __post_init__(self) -> None:
+        for name, prefix, version, longest in (("subnet", self.subnet, 4, 28), ("subnet6", self.subnet6, 6, 96)):
+            if prefix is not None and (prefix.version != version or prefix.prefixlen > longest):
+                raise ValueError(f"gateway.{name} is an IPv{version} prefix of at most {longest} bits, found {prefix}")
+
+
+class FirewallConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+    keep_out: bool = False
 
 
 class UserspaceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
@@ -52,6 +69,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     metrics_addr: str = ""
     datapath: Literal["auto", "kernel", "userspace"] = "auto"
     gateway: GatewayConfig = GatewayConfig()
+    firewall: FirewallConfig = FirewallConfig()
     userspace: UserspaceConfig = UserspaceConfig()
 
 

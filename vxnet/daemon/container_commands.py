@@ -7,6 +7,7 @@ from collections.abc import AsyncIterable, AsyncIterator
 from vxnet.daemon import views
 from vxnet.daemon.containers import Containers
 from vxnet.daemon.copying import read_files, write_files
+from vxnet.daemon.local_networks import LocalNetworks
 from vxnet.daemon.membership import Membership
 from vxnet.model.api import ContainerUpdate, ContainerView, LogRequest, ProcessView, UsageView
 from vxnet.model.container import Container, ContainerSpec
@@ -17,9 +18,10 @@ class ContainerCommands:
 
     _containers: Containers
     _membership: Membership
+    _local: LocalNetworks
 
     async def containers(self, all: bool) -> tuple[ContainerView, ...]:
-        known = self._membership.networks
+        known = {**self._membership.networks, **self._local.networks}
         return tuple(
             views.container(container, known)
             for container in sorted(self._containers.all(), key=lambda container: -container.created_at)

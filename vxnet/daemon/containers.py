@@ -20,7 +20,7 @@ import contextlib
 import secrets
 import signal
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -30,27 +30,21 @@ from msgspec.structs import replace
 
 from vxnet.cluster.dns import Resolver
 from vxnet.core.containers import check_spec
-from vxnet.core.etc import etc_files
 from vxnet.core.names import view_of
 from vxnet.core.restarts import runs_again
 from vxnet.daemon.attachments import Attachments, Cluster
 from vxnet.daemon.inside import Inside
 from vxnet.daemon.nicknames import nickname
 from vxnet.daemon.ports import Ports
-from vxnet.daemon.records import Making, Records, ended
+from vxnet.daemon.records import Making, Records, ended, files_of
 from vxnet.daemon.restarts import Restarts
 from vxnet.daemon.state import StateDirectory
 from vxnet.daemon.wiring import Wiring
 from vxnet.host import tasks
 from vxnet.model.address import IPInterface
+from vxnet.model.cluster import Network
 from vxnet.model.container import Attachment, Container, ContainerSpec, NetworkWish, TaskRef
-from vxnet.model.errors import (
-    CallerError,
-    ConflictError,
-    HostError,
-    UnavailableError,
-    VxnetError,
-)
+from vxnet.model.errors import CallerError, ConflictError, HostError, UnavailableError, VxnetError
 from vxnet.model.host import Change
 from vxnet.model.service import PublicService
 
@@ -62,8 +56,8 @@ ENDING = frozenset({signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGQUI
 """Who sends these does not want the container back; others tell a command to do something."""
 KILL_TIMEOUT_S = 10.0
 """How long the kernel may take to end a process tree after SIGKILL before that is an error."""
-NOT_OVERLAYS = ("bridge", "none", "vxnet_gw")
-"""``--network`` values that mean the way out alone, or nothing."""
+NO_PLACES = ("bridge", "host", "none", "vxnet_gw")
+"""``--network`` values that mean the way out alone, the host's own namespace, or nothing."""
 
 
 class Containers:
@@ -76,16 +70,17 @@ class Containers:
         state: StateDirectory,
         run_directory: Path,
         cluster: Cluster,
-        gateway: Callable[[], IPInterface],
+        gateway: Callable[[], tuple[IPInterface, ...]],
         changed: Callable[[], None],
         settle: Callable[[str], Awaitable[Sequence[Change]]],
         resolver: Resolver,
         guests: Callable[[], tuple[Container, ...]] = lambda: (),
         services: Callable[[], Sequence[PublicService]] = lambda: (),
         foot: Callable[[], Attachment | None] = lambda: None,
+        local: Callable[[], Mapping[str, Network]] = dict,
     ) -> None:
         """``guests``: who beside containers has a name and addresses on this host. ``services``: of the whole cluster.
-        ``foot``: this node's own place in the ingress network.
+        ``foot``: this node's own place in the ingress network. ``local``: networks of this host alone.
         """
         self._state = state
         self._guests = guests
@@ -105,7 +100,7 @@ class Containers:
         self._loops: set[asyncio.Task[None]] = set()
         self._group = asyncio.TaskGroup()
         self.ports = Ports(services, self.live, changed)
-        self.attachments = Attachments(cluster, gateway, self._all_live, foot)
+        self.attachments = Attachments(cluster, gateway, self._all_live, foot, local)
         self.inside = Inside(state, run_directory, self._records, self._tasks, self._making)
         self.wiring = Wiring(state, self._records, cluster, self.attachments, changed, settle, self._all_live)
 
@@ -132,7 +127,7 @@ class Containers:
         container = self._reserve(spec, task, unready)
         with self._making.hold(container.id):
             try:
-                wishes = [wish for wish in spec.networks if wish.network not in NOT_OVERLAYS]
+                wishes = [wish for wish in spec.networks if wish.network not in NO_PLACES]
                 return await self._make(container.id, wishes)
             except BaseException:
                 await asyncio.shield(self._discard(container.id))
@@ -222,7 +217,7 @@ class Containers:
     async def _open_sandbox(self, container_id: str) -> Container:
         container = self._records.now(container_id)
         directory = self._state.container_directory(container_id)
-        task = await tasks.start(container, directory, etc_files(container), self._run_directory)
+        task = await tasks.start(container, directory, files_of(container), self._run_directory)
         container = self._records.keep(self._serve(replace(self._records.now(container_id), pid=task.pid), task))
         if task.root != "overlay":
             log.warning("container writes to memory", container=container_id[:12], name=container.spec.name)

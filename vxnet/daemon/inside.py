@@ -10,9 +10,8 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from vxnet.core.containers import check_spec
-from vxnet.core.etc import etc_files
 from vxnet.daemon.logs import read_log
-from vxnet.daemon.records import Making, Records
+from vxnet.daemon.records import Making, Records, files_of
 from vxnet.daemon.state import StateDirectory
 from vxnet.host import cgroups, tasks
 from vxnet.host.processes import processes_beside
@@ -110,7 +109,7 @@ class Inside:
         directory = self._state.container_directory(container.id)
         self._records.check_stays(container)
         with self._making.hold(container.id):
-            task = await tasks.start(container, directory, etc_files(container), self._run_directory)
+            task = await tasks.start(container, directory, files_of(container), self._run_directory)
             try:
                 yield task.pid
             finally:

@@ -322,7 +322,6 @@ class Place:
                 memory=facts.memory,
                 os=facts.os,
                 arch=facts.arch,
-                ports=facts.ports,
             )
             try:
                 if report != last:

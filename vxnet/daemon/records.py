@@ -9,10 +9,17 @@ from collections.abc import Iterator
 
 from msgspec.structs import replace
 
+from vxnet.core.etc import HostTexts, etc_files
 from vxnet.daemon.state import StateDirectory
+from vxnet.host.facts import own_texts
 from vxnet.host.tasks import Exit
 from vxnet.model.container import Container
 from vxnet.model.errors import ConflictError, NotFoundError
+
+
+def files_of(container: Container) -> dict[str, str]:
+    """Of its /etc: their texts by name."""
+    return etc_files(container, HostTexts(*own_texts()) if container.spec.shares_host_network else None)
 
 
 class Making:

@@ -9,6 +9,7 @@
      rows             of the other hosts, as received
      tasks.json       ended ones
      containers/ID/   container.json and what the shim keeps    guests/ID.json   namespaces of others
+     networks/ID.json of this host alone
 
 A file is replaced whole or not at all: written beside, synced, renamed. What cannot be read is an error that names the
 file; nothing is guessed in its place.
@@ -26,7 +27,7 @@ import structlog
 
 from vxnet.model.address import IPAddress, IPInterface
 from vxnet.model.assignment import Assignment
-from vxnet.model.cluster import Lease, Node, Record
+from vxnet.model.cluster import Lease, Network, Node, Record
 from vxnet.model.codec import from_json, to_json
 from vxnet.model.container import Attachment, Container
 from vxnet.model.errors import HostError
@@ -96,6 +97,7 @@ class StateDirectory:
         self.path = path
         self.containers_path = path / "containers"
         self.guests_path = path / "guests"
+        self.networks_path = path / "networks"
         self._gateway: GatewayChoice | None = None
         try:
             self.containers_path.mkdir(parents=True, exist_ok=True)
@@ -245,6 +247,30 @@ class StateDirectory:
             (self.guests_path / f"{guest_id}.json").unlink(missing_ok=True)
         except OSError as error:  # the next start finds that it has ended
             log.error("guest not forgotten", guest=guest_id[:12], error=str(error))
+
+    # Networks of this host alone
+
+    def networks(self) -> list[Network]:
+        """Those whose record can be read."""
+        found = []
+        for path in sorted(self.networks_path.glob("*.json")):
+            try:
+                network = self._read(f"networks/{path.name}", Network)
+            except HostError as error:
+                log.error("network passed over", network=path.name[:12], error=str(error))
+                continue
+            found += [network] if network is not None else []
+        return found
+
+    def save_network(self, network: Network) -> None:
+        self.networks_path.mkdir(exist_ok=True)
+        self._write(f"networks/{network.id}.json", to_json(network))
+
+    def forget_network(self, network_id: str) -> None:
+        try:
+            (self.networks_path / f"{network_id}.json").unlink(missing_ok=True)
+        except OSError as error:
+            raise HostError(f"cannot remove {error.filename}: {error.strerror}") from error
 
     # Files
 

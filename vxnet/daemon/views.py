@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from vxnet import __version__
 from vxnet.core.holdings import NO_NETWORK, by_network, holdings
+from vxnet.core.local_networks import PARENT, link_name
 from vxnet.core.rotation import use_of
 from vxnet.daemon.manager import Manager
 from vxnet.daemon.place import Place
@@ -29,10 +30,20 @@ from vxnet.model.api import (
 )
 from vxnet.model.cluster import Network, Subnet
 from vxnet.model.container import Container
-from vxnet.model.host import GatewayBridge
+from vxnet.model.host import GatewayBridge, HostFacts, HostState
 from vxnet.model.row import Endpoint, Gateway
 
 STATUS: Mapping[str, MemberStatus] = {"alive": "ready", "suspect": "suspect", "dead": "down", "left": "left"}
+WAY_OUT = (
+    "Every container's way out of the host, what docker_gwbridge is in Docker: a bridge in the host's own namespace "
+    "with NAT behind it. A container on an overlay has one interface there and its default route by it; containers do "
+    "not reach each other over it (that is what their networks are for), and ports that a container publishes in mode "
+    "host lead to its address here. Containers whose networks are all --internal have no place on it."
+)
+NEIGHBOURS = (
+    "the parent has an address of this host: containers here are its neighbours, and may send from any address, also "
+    "to the VXLAN port; this host and they do not reach each other"
+)
 REMOVED = "this node was removed from the cluster: `vxnet leave --force`, then join again"
 
 
@@ -107,8 +118,10 @@ def network(place: Place, record: Network, mtu: int, verbose: bool) -> NetworkVi
 def way_out(record: Network, bridge: GatewayBridge, hostname: str, containers: Iterable[Container]) -> NetworkView:
     """vxnet_gw as a network."""
     address = bridge.addresses[0]
+    subnets = tuple(Subnet(prefix=one.network, gateway=one.ip) for one in bridge.addresses)
     return NetworkView(
-        network=replace(record, subnets=(Subnet(prefix=address.network, gateway=address.ip),)),
+        network=replace(record, subnets=subnets),
+        about=WAY_OUT,
         mtu=bridge.mtu,
         endpoints=tuple(
             EndpointView(
@@ -122,6 +135,36 @@ def way_out(record: Network, bridge: GatewayBridge, hostname: str, containers: I
             )
             for container in containers
             if container.gateway is not None
+        ),
+    )
+
+
+def local_network(record: Network, state: HostState, facts: HostFacts, containers: Iterable[Container]) -> NetworkView:
+    """A network of this host alone."""
+    link = link_name(record)
+    mtu = next((bridge.mtu for bridge in state.bridges if bridge.name == link), record.mtu or 0)
+    warnings = []
+    if record.driver == "macvlan" and any(one.interface == record.options[PARENT] for one in facts.addresses):
+        warnings.append(NEIGHBOURS)
+    return NetworkView(
+        network=record,
+        link=link if record.driver == "bridge" else record.options[PARENT],
+        mtu=mtu,
+        warnings=tuple(warnings),
+        endpoints=tuple(
+            EndpointView(
+                name=container.spec.name,
+                node=facts.hostname,
+                addresses=tuple(interface.ip for interface in attachment.addresses),
+                mac=attachment.mac,
+                vtep=record.subnets[0].gateway,
+                state=container.state,
+                container=container.id[:12],
+                aliases=attachment.aliases,
+            )
+            for container in containers
+            for attachment in container.attachments
+            if attachment.network == record.id
         ),
     )
 

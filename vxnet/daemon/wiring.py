@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
+import ipaddress
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 
 from msgspec.structs import replace
@@ -23,11 +24,15 @@ from vxnet.model.errors import ConflictError, HostError, NotFoundError, VxnetErr
 from vxnet.model.host import Change
 from vxnet.model.row import Endpoint, EndpointState
 
+NO_VTEP = ipaddress.ip_address("0.0.0.0")
 
-def refusal(changes: Sequence[Change], sandbox: str, vnis: Collection[int]) -> Change | None:
-    """The first thing that the kernel refused and a sandbox on these segments needs."""
+
+def refusal(
+    changes: Sequence[Change], sandbox: str, vnis: Collection[int], bridges: Collection[str] = ()
+) -> Change | None:
+    """The first thing that the kernel refused and a sandbox on these segments, and bridges of the host, needs."""
     # Of what is shared only the devices: how to reach others is not this container's affair.
-    devices = {f"link {kind}{vni}" for vni in vnis for kind in ("vx", "br")}
+    devices = {f"link {kind}{vni}" for vni in vnis for kind in ("vx", "br")} | {f"link {name}" for name in bridges}
     for change in changes:
         needed = change.sandbox == sandbox or " ".join(change.object.split()[:2]) in devices
         if change.error and change.verb != "delete" and needed:
@@ -61,21 +66,32 @@ class Wiring:
         self._joining: set[str] = set()
         """Ids of rows of containers that run already, to which the others do not know the way yet."""
         self._rows: Remembered[Endpoint] = Remembered()
+        self._local_rows: Remembered[Endpoint] = Remembered()
 
     def endpoints(self) -> dict[str, Endpoint]:
         """The rows that this host should publish now, by row id."""
         vtep = self._cluster.data_path_addr
+        return {} if vtep is None else self._rows_on(self._cluster.networks, vtep, self._rows)
+
+    def local_endpoints(self, networks: Mapping[str, Network]) -> dict[str, Endpoint]:
+        """Those on networks of this host alone, which nobody else hears of: what runs there."""
+        rows = self._rows_on(networks, NO_VTEP, self._local_rows) if networks else {}
+        return {key: row for key, row in rows.items() if row.state == "ready"}
+
+    def _rows_on(
+        self, networks: Mapping[str, Network], vtep: IPAddress, remembered: Remembered[Endpoint]
+    ) -> dict[str, Endpoint]:
         rows = {}
-        self._rows.look()
+        remembered.look()
         for container in self._live():
             for attachment in container.attachments:
-                network = self._cluster.networks.get(attachment.network)
-                if network is None or vtep is None:
+                network = networks.get(attachment.network)
+                if network is None:
                     continue
                 row_id = _row_id(container, network.id)
                 state = "starting" if row_id in self._joining else _row_state(container)
                 make = partial(_row, container, attachment, network, vtep, state)
-                rows[row_id] = self._rows.of(row_id, (container, attachment, network, vtep, state), make)
+                rows[row_id] = remembered.of(row_id, (container, attachment, network, vtep, state), make)
         return rows
 
     def set_ready(self, container_id: str) -> None:
@@ -111,7 +127,8 @@ class Wiring:
         """Raises :class:`HostError` with the kernel's words if it refused something that the container needs."""
         container = self._records.now(container_id)
         vnis = [row.vni for key, row in self.endpoints().items() if key.startswith(container_id[:12])]
-        if (refused := refusal(await self._settle(container_id), container_id, vnis)) is not None:
+        bridges = self._attachments.bridges_of(container)
+        if (refused := refusal(await self._settle(container_id), container_id, vnis, bridges)) is not None:
             raise HostError(
                 f'the kernel refused {refused.object} for "{container.spec.name}": {refused.error}',
                 hint="`vxnet info` and the daemon's log tell more",
@@ -147,6 +164,11 @@ class Wiring:
             before = self._records.now(before.id)
             if not before.pid:
                 raise ConflictError(f'container "{before.spec.name}" is {before.state}: its networks are fixed')
+            if before.spec.shares_host_network:
+                raise ConflictError(
+                    f'container "{before.spec.name}" is in the host\'s own network namespace: it has no interfaces',
+                    hint="run it without --network host",
+                )
             try:
                 yield before.id
                 container = self._records.now(before.id)

@@ -13,7 +13,7 @@ import socket
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from vxnet.host import addresses, answers, hosttable, links, netns, nft, ports, sandbox, tap
+from vxnet.host import addresses, answers, hosttable, links, netns, nft, sandbox, tap
 from vxnet.host.datapath import bridge_wish, tunnel_wish
 from vxnet.host.links import Peer, Wish
 from vxnet.host.netlink import Netlink
@@ -36,6 +36,20 @@ _DEFAULT_BITS = 3
 """VPNs put 0.0.0.0/1 and 128.0.0.0/1 over the default route, others 2000::/3 in its place: "all the rest" they mean.
 Taken for networks they would leave no address to the cluster."""
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "uts")
+
+
+def own_texts() -> tuple[str, str, str]:
+    """/etc/resolv.conf, /etc/hosts and the hostname, as they are."""
+    return _text(RESOLV_CONF), _text(Path("/etc/hosts")), os.uname().nodename
+
+
+def link_names() -> frozenset[str]:
+    """Of the calling thread's namespace. Raises HostError."""
+    try:
+        with Netlink() as netlink:
+            return frozenset(links.dump(netlink))
+    except OSError as error:
+        raise HostError(f"cannot read this host's links: {error.strerror}") from error
 
 
 def observe_host() -> HostFacts:
@@ -72,7 +86,7 @@ def observe_host() -> HostFacts:
         memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         os=os.uname().sysname.lower(),
         arch=os.uname().machine,
-        ports=ports.listeners(),
+        ipv6=_first_line(Path("/proc/sys/net/ipv6/conf/all/disable_ipv6")) == "0",
         missing=missing(),
     )
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
@@ -24,12 +25,14 @@ from vxnet.host import (
     datapath,
     elements,
     gateway,
+    hooks,
     hosttable,
     links,
     mesh,
     neighbours,
     netns,
     nft,
+    passage,
     sandbox,
 )
 from vxnet.host.datapath import Datapath, Home, Resident, bridge_name, tunnel_name
@@ -68,8 +71,18 @@ class _Carried(NamedTuple):
 class Kernel:
     """Made in a thread of the host's namespace; used from any thread, by one at a time. It blocks."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, tunnels: Options | None = None) -> None:
-        """``tunnels``: how those in user space are to run. Raises HostError where netlink is out of reach."""
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        tunnels: Options | None = None,
+        *,
+        keep_out: bool = False,
+        hooks_file: Path = hooks.FILE,
+    ) -> None:
+        """``tunnels``: how those in user space are to run; ``keep_out``: of other people's nftables. Raises HostError
+        where netlink is out of reach."""
+        self._passage = passage.Passage(keep_out=keep_out)
+        self._hooks_file = hooks_file
         try:
             self._namespace = netns.current()
             self._netlink = Netlink(self._namespace)
@@ -80,8 +93,6 @@ class Kernel:
         self._datapath = Datapath(self._netlink, Tunnels(tunnels or Options()))
         self.events = Events()
         """Heard from the first reconcile on. Drained by whoever calls reconcile, from any thread."""
-        self._reader = links.Reader()
-        """Of the host's namespace."""
         self._tables = nft.Tables()
         self._services = Services(())
         self._ingress: Ingress | None = None
@@ -133,6 +144,7 @@ class Kernel:
         # Before the first look, so that nothing falls between the two.
         if self.events.follow(self._datapath.netlink, self._datapath.namespace, self._namespace):
             sandboxes = None
+        changes += self._beside_others(state)
         pending = self._tables.begin("host", self._namespace, self._nft, hosttable.ruleset(state), "the host")
         try:
             segments, found, made = self._datapath.ensure_segments(state.segments, state.data_port)
@@ -140,7 +152,7 @@ class Kernel:
             taps = {found[tunnel_name(one.vni)].ifindex: one.vni for one in state.segments if _is_tap(one, found)}
             if taps:
                 changes += self._datapath.tunnels.admit(_senders(state))
-            bridges, host_found = gateway.ensure(self._netlink, self._reader, host_bridges(state))
+            bridges, host_found = gateway.ensure(self._netlink, host_bridges(state))
             changes += bridges
             foot = mesh.ensure(
                 mesh.Ends(self._netlink, self._namespace, host_found),
@@ -177,6 +189,13 @@ class Kernel:
         if not look and ingress is not None and before is not None and ingress.ports is before.ports:
             return []
         return mesh.forget_stale_flows(self._nft, before, ingress)
+
+    def _beside_others(self, state: HostState) -> list[Change]:
+        """What of the host's rules is not in vxnet's own table."""
+        if not host_bridges(state) and state.ingress is None:
+            return passage.remove(self._namespace, self._nft)
+        made = hooks.ensure(self._namespace, self._nft, self._hooks_file)
+        return made + self._passage.ensure(self._namespace, self._nft)
 
     # Sandboxes
 
@@ -351,6 +370,10 @@ class Kernel:
         try:
             if not self._datapath.is_named() or not self._knows_residents():
                 return False
+            if (host_bridges(state) or state.ingress is not None) and not (
+                hooks.exists(self._nft) and self._passage.is_open(self._nft)
+            ):
+                return False
             return gateway.forwards(self._namespace, host_bridges(state), mesh.versions(state.ingress))
         except OSError as error:
             raise HostError(f"the kernel does not answer: {error.strerror or error}") from error
@@ -362,6 +385,13 @@ class Kernel:
             if any(there.get(key) != value for key, value in wanted.items()):
                 return False
         return True
+
+    def obstacles(self, ports: Iterable[tuple[str, int, str]]) -> list[str]:
+        """What of other people's firewalls is in vxnet's way, in words. Raises HostError."""
+        try:
+            return passage.obstacles(self._namespace, self._nft, ports)
+        except OSError as error:
+            raise HostError(f"cannot read the host's rules: {error.strerror}") from error
 
     def route_mtus(self, destinations: Iterable[IPAddress]) -> dict[IPAddress, int]:
         """The MTU of the route to each of these addresses, as configured; those without a route are left out."""
@@ -382,6 +412,7 @@ class Kernel:
         changes: list[Change] = []
         try:
             changes += datapath.clear(self._netlink)
+            changes += passage.remove(self._namespace, self._nft) + hooks.remove(self._namespace, self._nft)
             if nft.delete_table(self._namespace, self._nft):
                 changes.append(Change(verb="delete", object=f"nft table {nft.TABLE}"))
             changes += self._remove_datapath()

@@ -241,7 +241,9 @@ def ensure(entered: Entered, sides: Sides) -> list[Change]:
         kind = "macvlan" if interface.parent else "veth"
         if link is None or link.kind != kind:
             continue
-        wish = Wish(name=interface.name, kind=kind, mtu=interface.mtu, mac=interface.mac)
+        parent = sides.host.found.get(interface.parent)
+        mtu = interface.mtu or (link.mtu if parent is None else parent.mtu)
+        wish = Wish(name=interface.name, kind=kind, mtu=mtu, mac=interface.mac)
         old = before.get(interface.name)
         steps = mends if old is not None and old.ifindex == link.ifindex else completions
         steps += present((mend(wish, link),))
@@ -284,11 +286,11 @@ def _ensure_pairs(entered: Entered, sides: Sides, found: Mapping[str, Link]) -> 
     return changes
 
 
-def macvlan_wish(sandbox: Sandbox, interface: Interface) -> Wish:
+def macvlan_wish(sandbox: Sandbox, interface: Interface, parent: Link) -> Wish:
     return Wish(
         name=interface.name,
         kind="macvlan",
-        mtu=interface.mtu,
+        mtu=interface.mtu or parent.mtu,
         alias=port_alias(sandbox, interface),
         mac=interface.mac,
         data={"IFLA_MACVLAN_MODE": _MODES[interface.mode]},
@@ -301,18 +303,17 @@ _MODES: Mapping[str, int] = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8
 def _ensure_macvlan(entered: Entered, interface: Interface, host: Side, there: Link | None) -> list[Change]:
     """It is asked for in the sandbox, upon a link of the host's: made in the host's namespace it could not be called
     eth0 where the host has a link of that name. One that its parent took along is made again when that is back."""
-    wish = macvlan_wish(entered.sandbox, interface)
+    words = f"link {interface.name} upon {interface.parent} in {entered.sandbox.id[:12]}"
     parent = host.found.get(interface.parent)
+    if parent is None:
+        return [Change(verb="add", object=words, error=f"this host has no link {interface.parent}")]
+    wish = macvlan_wish(entered.sandbox, interface, parent)
     changes: list[Change] = []
     if there is not None and there.kind == wish.kind:
-        same = parent is not None and there.peer == parent.ifindex
-        if same and not links.differing(wish.data, there.data, wish.kind):
+        if there.peer == parent.ifindex and not links.differing(wish.data, there.data, wish.kind):
             return changes
         gone = Step("delete", f"link {interface.name} in {entered.sandbox.id[:12]}", links.delete([there.ifindex]))
         changes += carry_out(entered.netlink, [gone])
-    words = f"link {interface.name} upon {interface.parent} in {entered.sandbox.id[:12]}"
-    if parent is None:
-        return [*changes, Change(verb="add", object=words, error=f"this host has no link {interface.parent}")]
     number = links.namespace_number(entered.netlink, host.namespace)
     if number is None:
         return [*changes, Change(verb="add", object=words, error="the host's namespace has no number there")]

@@ -6,7 +6,7 @@ from typing import Literal
 
 from vxnet.model.address import IPAddress, IPNetwork
 from vxnet.model.assignment import Assignment
-from vxnet.model.cluster import DATA_PORT, Availability, Driver, Network, Node, Record, Role, TakenPort
+from vxnet.model.cluster import DATA_PORT, Availability, Driver, Network, Node, Record, Role
 from vxnet.model.container import ContainerState, RestartPolicy
 from vxnet.model.host import TunnelKind
 from vxnet.model.published import PublishedPort
@@ -65,7 +65,6 @@ class NodeReport(Record, frozen=True, kw_only=True):
     """Octets."""
     os: str = ""
     arch: str = ""
-    ports: tuple[TakenPort, ...] = ()
 
 
 class TaskReport(Record, frozen=True, kw_only=True):
@@ -247,7 +246,11 @@ class NetworkView(Record, frozen=True, kw_only=True):
     """Of the ingress network; as ``endpoints``."""
     peers: tuple[PeerView, ...] = ()
     warnings: tuple[str, ...] = ()
-    """About paths that carry less than this network's interfaces send."""
+    """About paths that carry less than this network's interfaces send; about neighbours of a macvlan's parent."""
+    about: str = ""
+    """For people: what ``vxnet_gw`` is."""
+    link: str = ""
+    """Of a network of this host: its bridge, or the parent of its macvlans."""
 
 
 class NetworkConnect(Record, frozen=True, kw_only=True):

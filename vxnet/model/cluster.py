@@ -9,7 +9,7 @@ import msgspec
 from vxnet.model.address import IPAddress, IPNetwork
 
 Role = Literal["worker", "manager"]
-Driver = Literal["overlay", "bridge", "host", "null"]
+Driver = Literal["overlay", "bridge", "macvlan", "host", "null"]
 Scope = Literal["swarm", "local"]
 Availability = Literal["active", "pause", "drain"]
 """``pause``: no new tasks; ``drain``: none at all."""
@@ -40,17 +40,6 @@ class Cluster(Record, frozen=True, kw_only=True):
     """memberlist's cluster label: packets with another one are dropped. Empty: none, as agents before it need it."""
 
 
-class TakenPort(Record, frozen=True, kw_only=True, order=True):
-    """A port of a host that a program of it has, or a container by ``run -p``: no service can have it there."""
-
-    number: int
-    protocol: Literal["tcp", "udp"]
-    address: IPAddress | None = None
-    """Of the host; None: all."""
-    holder: str
-    """``sshd``, ``container web``."""
-
-
 class Node(Record, frozen=True, kw_only=True):
     id: str
     name: str
@@ -77,8 +66,6 @@ class Node(Record, frozen=True, kw_only=True):
     """Octets."""
     os: str = ""
     arch: str = ""
-    ports: tuple[TakenPort, ...] = ()
-    """As last reported."""
 
 
 class Subnet(Record, frozen=True, kw_only=True):

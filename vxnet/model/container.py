@@ -104,6 +104,11 @@ class ContainerSpec(Record, frozen=True, kw_only=True):
     """Under the filter of :mod:`vxnet.host.seccomp`."""
     labels: dict[str, str] = {}
 
+    @property
+    def shares_host_network(self) -> bool:
+        """``--network host``: it has no network namespace of its own."""
+        return any(wish.network == "host" for wish in self.networks)
+
 
 class Attachment(Record, frozen=True, kw_only=True):
     """A container's place on one network, once its addresses are given."""
@@ -114,6 +119,8 @@ class Attachment(Record, frozen=True, kw_only=True):
     mac: MAC
     addresses: tuple[IPInterface, ...]
     aliases: tuple[str, ...] = ()
+    way_out: tuple[IPAddress, ...] = ()
+    """Routers there, that lead out of the network; one a family at most. Of networks of one host."""
 
 
 class TaskRef(Record, frozen=True, kw_only=True):

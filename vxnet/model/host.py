@@ -19,7 +19,7 @@ import ipaddress
 from typing import Literal
 
 from vxnet.model.address import MAC, IPAddress, IPInterface, IPNetwork
-from vxnet.model.cluster import DATA_PORT, Record, TakenPort
+from vxnet.model.cluster import DATA_PORT, Record
 from vxnet.model.published import PortProtocol
 
 DATAPATH_NAMESPACE = "vxnet"
@@ -148,6 +148,7 @@ class Interface(Record, frozen=True, kw_only=True):
     mode: MacvlanMode = "bridge"
     mac: MAC
     mtu: int
+    """0, of a macvlan: its parent's."""
     addresses: tuple[IPInterface, ...]
     links: tuple[IPNetwork, ...] = ()
     """Further prefixes that are reached without a next hop: the other subnets of its network."""
@@ -247,10 +248,10 @@ class HostFacts(Record, frozen=True, kw_only=True):
     os: str = ""
     arch: str = ""
     """As ``uname -m`` says it."""
-    ports: tuple[TakenPort, ...] = ()
-    """Of its programs, but those from which the kernel gives clients theirs."""
     datapath: TunnelKind = "kernel"
     """What this host's tunnels are."""
+    ipv6: bool = False
+    """It is not switched off here."""
     missing: tuple[str, ...] = ()
     """Kernel features and programs that vxnet needs and did not find, each with its cure."""
 

@@ -55,7 +55,8 @@ class Forward(NamedTuple):
 
 def view_of(container: Container) -> View:
     networks = tuple(attachment.network for attachment in container.attachments)
-    return View(networks, container.gateway is not None, container.spec.dns)
+    forward = container.gateway is not None or any(attachment.way_out for attachment in container.attachments)
+    return View(networks, forward, container.spec.dns)
 
 
 Claims = tuple[tuple[int, RowKey], ...]

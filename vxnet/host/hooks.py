@@ -1,0 +1,68 @@
+"""The operator's own rules about containers: ``table inet vxnet_user``, which vxnet makes and never writes rules in.
+
+vxnet's own table is replaced as a whole, and a rule that somebody added there would go with it. This one has empty
+chains before vxnet's own, is filled from ``/etc/vxnet/hooks.nft`` (lines for ``nft -f``) when it is made, and made
+again when somebody flushes all rules. A drop there is final; an accept leaves the rest to vxnet's table.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+from vxnet.host import nft
+from vxnet.host.elements import NFPROTO_INET
+from vxnet.host.netlink import Netlink, attribute, message
+from vxnet.model.errors import HostError
+from vxnet.model.host import Change
+
+NAME = "vxnet_user"
+FILE = Path("/etc/vxnet/hooks.nft")
+_CHAINS = ("prerouting", "input", "forward", "output")
+PRIORITY = -10
+"""Before vxnet's own filter (0), behind connection tracking and the translation of destinations (-100)."""
+
+
+def text() -> str:
+    chains = "".join(
+        f"\tchain {name} {{\n\t\ttype filter hook {name} priority {PRIORITY}; policy accept;\n\t}}\n"
+        for name in _CHAINS
+    )
+    return f"table inet {NAME} {{\n{chains}}}\n"
+
+
+def exists(netlink: Netlink) -> bool:
+    """In the namespace of ``netlink`` (of NETLINK_NETFILTER)."""
+    name = attribute(nft.NFTA_TABLE_NAME, NAME.encode() + b"\0")
+    return (
+        netlink.ask([message(nft.NFT_MSG_GETTABLE, 0, struct.pack("!BBH", NFPROTO_INET, 0, 0) + name)])[0] is not None
+    )
+
+
+def ensure(namespace: int, netlink: Netlink, file: Path = FILE) -> list[Change]:
+    """Raises HostError."""
+    if exists(netlink):
+        return []
+    words = f"nft table inet {NAME}"
+    try:
+        lines = file.read_text()
+    except FileNotFoundError:
+        lines = ""
+    except OSError as error:
+        nft.run(text(), namespace)
+        return [Change(verb="add", object=f"rules of {file}", error=error.strerror or str(error))]
+    try:
+        nft.run(f"{text()}{lines}", namespace)
+    except HostError as error:
+        if not lines:
+            raise
+        nft.run(text(), namespace)
+        return [Change(verb="add", object=f"rules of {file}", error=error.message)]
+    return [Change(verb="add", object=words)]
+
+
+def remove(namespace: int, netlink: Netlink) -> list[Change]:
+    if not exists(netlink):
+        return []
+    nft.run(f"delete table inet {NAME}\n", namespace)
+    return [Change(verb="delete", object=f"nft table inet {NAME}")]
