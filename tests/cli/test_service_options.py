@@ -59,3 +59,28 @@ def test_refusals(vxnet_: Vxnet, options: list[str], words: str) -> None:
     refused = vxnet_("service", "create", "--name", "web", *options, "--", "true")
     assert refused.exit_code and words in refused.stderr and refused.stderr.count("\n") == 1
     assert vxnet_("service", "ls", "-q").stdout == ""
+
+
+def test_a_page_for_people(vxnet_: Vxnet) -> None:
+    vxnet_("network", "create", "blue")
+    made = vxnet_(
+        *("service", "create", "-q", "--name", "web", "--replicas", "2", "--network", "name=blue,alias=www"),
+        *("--constraint", "node.role==manager", "--limit-memory", "64m", "--label", "team=a", "--", "sleep", "9"),
+    )
+    assert made.exit_code == 0, made.stderr
+    shown = vxnet_("service", "inspect", "--pretty", "web", "none")
+    assert shown.exit_code == 1 and shown.stderr.startswith("vxnet: there is no service 'none'")
+    lines = [" ".join(line.split()) for line in shown.stdout.splitlines()]
+    assert lines[:8] == [
+        f"ID: {made.stdout.strip()}",
+        "Name: web",
+        "Labels:",
+        "team: a",
+        "Service Mode: Replicated",
+        "Replicas: 2 (2 running)",
+        "Placement:",
+        "Constraints: node.role==manager",
+    ]
+    assert {"Args: sleep 9", "Resources:", "Limits: 64 MiB", "Update order: stop-first"} < {*lines}
+    (blue,) = [line for line in lines if line.startswith("blue: ")]
+    assert blue.endswith("; aliases www")

@@ -161,8 +161,8 @@ def report(error: Exception) -> None:
             say(_one_line(str(error)))
 
 
-def for_each(targets: Iterable[str], act: Callable[[str], object]) -> None:
-    """Do it to every target, whatever happens to the others; names those that it was done to, as Docker does.
+def for_each(targets: Iterable[str], act: Callable[[str], object], *, echo: bool = True) -> None:
+    """Do it to every target, whatever happens to the others; names those it was done to (``echo``), as Docker does.
 
     Ends the command with status 1 if any failed.
     """
@@ -174,7 +174,8 @@ def for_each(targets: Iterable[str], act: Callable[[str], object]) -> None:
             report(error)
             failed = True
         else:
-            click.echo(target)
+            if echo:
+                click.echo(target)
     if failed:
         raise click.exceptions.Exit(FAILED)
 

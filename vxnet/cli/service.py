@@ -22,6 +22,7 @@ from vxnet.cli.options import (
     not_built,
 )
 from vxnet.cli.progress import wait_converged, wait_gone
+from vxnet.cli.service_pretty import page
 from vxnet.cli.service_spec import create_options, update_options, with_changed_lists, with_lists, with_options
 from vxnet.cluster.client import Client
 from vxnet.model.api import ServiceUpdate, ServiceView, TaskView
@@ -288,8 +289,12 @@ def _task_row(task: TaskView, whole: bool) -> tuple[str, ...]:
 
 @click.command("inspect")
 @inspect_format
+@click.option("--pretty", is_flag=True, help="For people.")
 @click.argument("services", nargs=-1, required=True, metavar="SERVICE...", shell_complete=service_names)
 @click.pass_obj
-def inspect(client: Client, services: tuple[str, ...]) -> None:
+def inspect(client: Client, services: tuple[str, ...], pretty: bool) -> None:
     """Show everything about services."""
-    output.inspect(services, client.service)
+    if pretty:
+        for_each(services, lambda ref: click.echo(page(client.service(ref))), echo=False)
+    else:
+        output.inspect(services, client.service)
