@@ -23,6 +23,8 @@ class OneHost:
 
     def __init__(self, *blocks: str, spare: tuple[str, ...] = (), networks: tuple[Network, ...] = (NET,)) -> None:
         self.networks = {network.id: network for network in networks}
+        self.coming: dict[str, Network] = {}
+        """Said by the managers, and not in use yet."""
         self.data_path_addr: IPAddress | None = ip_address("192.168.56.11")
         self.asked: list[LeaseRequest] = []
         self.containers: list[Container] = []
@@ -39,6 +41,9 @@ class OneHost:
             )
             for block in self._blocks
         )
+
+    async def heard(self) -> None:
+        self.networks |= self.coming
 
     async def lease(self, request: LeaseRequest) -> None:
         self.asked.append(request)
@@ -224,3 +229,11 @@ async def test_a_link_that_is_one_containers_alone() -> None:
     await host.place("a", NetworkWish(network="desk"))
     with pytest.raises(ConflictError, match='of one container alone: "a" has it'):
         await host.place("b", NetworkWish(network="desk"))
+
+
+async def test_a_network_that_was_just_made_is_waited_for():
+    host = OneHost("10.0.16.8/29", networks=())
+    with pytest.raises(NotFoundError):
+        await host.place("a", NetworkWish(network=NET.name))
+    host.coming = {NET.id: NET}
+    assert (await host.place("a", NetworkWish(network=NET.name))).attachments

@@ -75,6 +75,9 @@ class Cluster:
         prefix = ipaddress.ip_network("10.0.0.8/29")
         return (Lease(network="net1", vni=65536, prefix=prefix, node="node1", epoch=1),)
 
+    async def heard(self) -> None:
+        pass
+
     async def lease(self, request: LeaseRequest) -> None:
         raise AssertionError("there are addresses")
 

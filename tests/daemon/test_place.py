@@ -158,6 +158,20 @@ async def test_a_disk_that_is_busy_holds_up_nothing_else(place, monkeypatch):
         assert not disk.late
 
 
+async def test_what_was_just_said_is_waited_for(place, monkeypatch):
+    """`vxnet run` right after `vxnet network create`, on a disk that takes its time."""
+    async with running(place):
+        disk = Disk(monkeypatch)
+        network = await place.manager.create_network(NetworkCreate(name="red"))
+        assert network.id not in place.networks
+        hearing = asyncio.create_task(place.heard())
+        await wait(lambda: "assignment.json" in disk.asked, "the assignment is written")
+        assert not hearing.done()
+        disk.free()
+        await hearing
+        assert network.id in place.networks
+
+
 async def test_blocks_that_go_back_are_kept_before_it_is_said(place, monkeypatch):
     async with running(place):
         network = await place.manager.create_network(NetworkCreate(name="red"))

@@ -427,7 +427,11 @@ class Agent(ContainerCommands):
         if (own := self._local.find(ref)) is not None:
             live = (*self._containers.live(), *self._guests.live())
             return views.local_network(own, self._plan().state, self._facts, live)
-        network = networks.find(ref, self._membership.networks.values(), "network")
+        try:
+            network = networks.find(ref, self._membership.networks.values(), "network")
+        except NotFoundError:
+            await self._membership.heard()  # it may have been made just now
+            network = networks.find(ref, self._membership.networks.values(), "network")
         segment = next((seg for seg in self._plan().state.segments if seg.vni == network.vni), None)
         view = views.network(self._membership.joined(), network, segment.mtu if segment is not None else 0, verbose)
         peers = frozenset(peer.vtep for peer in view.peers)

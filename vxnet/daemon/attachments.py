@@ -21,7 +21,7 @@ from vxnet.model.address import IPAddress, IPInterface, IPNetwork
 from vxnet.model.api import LeaseRequest
 from vxnet.model.cluster import Lease, Network
 from vxnet.model.container import Attachment, Container, NetworkWish
-from vxnet.model.errors import CallerError, ConflictError, ExhaustedError, VxnetError
+from vxnet.model.errors import CallerError, ConflictError, ExhaustedError, NotFoundError, VxnetError
 from vxnet.model.host import GATEWAY_BRIDGE
 
 INGRESS_INTERFACE = "ingress0"
@@ -42,6 +42,8 @@ class Cluster(Protocol):
     def data_path_addr(self) -> IPAddress | None: ...
 
     def blocks(self, network: str) -> tuple[Lease, ...]: ...
+
+    async def heard(self) -> None: ...
 
     async def lease(self, request: LeaseRequest) -> None: ...
 
@@ -98,7 +100,11 @@ class Attachments:
 
     async def join(self, container: Container, wish: NetworkWish) -> Network:
         """Check ``wish`` and make sure that there is an address for it: after this, :meth:`attach` cannot fail."""
-        network = self.network(wish.network)
+        try:
+            network = self.network(wish.network)
+        except NotFoundError:
+            await self._cluster.heard()  # it may have been made just now
+            network = self.network(wish.network)
         if network.ingress and container.task is None:
             raise CallerError(
                 f'network "{network.name}" is the routing mesh\'s: tasks of services with published ports are on it',

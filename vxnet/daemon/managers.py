@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Protocol
 
+from vxnet import __version__
 from vxnet.core.assignment import Update
 from vxnet.daemon.manager import Manager
+from vxnet.daemon.state import GatewayChoice
 from vxnet.model.api import LeaseRequest, NodeReport, TaskReport
-from vxnet.model.cluster import Lease, Signed
+from vxnet.model.cluster import GossipKey, Lease, Signed
+from vxnet.model.host import HostFacts
 
 
 class Managers(Protocol):
@@ -53,3 +56,17 @@ class Here:
 
     async def leave(self) -> None:
         """The last manager takes the cluster with it: there is nobody to tell."""
+
+
+def node_report(facts: HostFacts, gateway: GatewayChoice | None, keys: Iterable[GossipKey]) -> NodeReport:
+    """What the managers should know of this host."""
+    own = tuple(address.network for address in gateway.addresses) if gateway is not None else ()
+    return NodeReport(
+        routes=(*facts.routes, *own),
+        version=__version__,
+        key_epochs=tuple(key.epoch for key in keys),
+        cpus=facts.cpus,
+        memory=facts.memory,
+        os=facts.os,
+        arch=facts.arch,
+    )

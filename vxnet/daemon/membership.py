@@ -121,6 +121,11 @@ class Membership:
     def blocks(self, network: str) -> tuple[Lease, ...]:
         return self._place.blocks.get(network, ()) if self._place is not None else ()
 
+    async def heard(self) -> None:
+        """Until what the managers have said is in use here."""
+        if self._place is not None:
+            await self._place.heard()
+
     async def lease(self, request: LeaseRequest) -> None:
         await self.joined().lease(request)
 

@@ -35,7 +35,7 @@ from vxnet.core.timing import LAN
 from vxnet.daemon.absences import Absences
 from vxnet.daemon.keeping import in_thread, keep, or_later
 from vxnet.daemon.manager import Manager
-from vxnet.daemon.managers import Here, Managers
+from vxnet.daemon.managers import Here, Managers, node_report
 from vxnet.daemon.state import LastMembers, LocalNode, StateDirectory
 from vxnet.model.address import IPAddress
 from vxnet.model.api import Errand, LeaseRequest, NodeReport, TaskReport
@@ -268,6 +268,14 @@ class Place:
         self._report_due.set()
         self._changed()
 
+    async def heard(self) -> None:
+        """Until what the managers have said is in use; on a manager, what it has decided."""
+        if (manager := self.manager) is not None:
+            await self._learn(lambda old: manager.assignment_of(self.node.id))
+        else:
+            async with self._learning:
+                pass
+
     async def lease(self, request: LeaseRequest) -> None:
         """Further addresses of a network; they are in ``blocks`` when this returns."""
         signed = await self._managers.lease(request)
@@ -310,19 +318,7 @@ class Place:
         """The managers know this host's routes and version: pools avoid the one, upgrades need the other."""
         last: NodeReport | None = None
         while True:
-            gateway = self._state.gateway()
-            own = tuple(address.network for address in gateway.addresses) if gateway is not None else ()
-            epochs = tuple(key.epoch for key in self.assignment.keys)
-            facts = self._facts()
-            report = NodeReport(
-                routes=(*facts.routes, *own),
-                version=__version__,
-                key_epochs=epochs,
-                cpus=facts.cpus,
-                memory=facts.memory,
-                os=facts.os,
-                arch=facts.arch,
-            )
+            report = node_report(self._facts(), self._state.gateway(), self.assignment.keys)
             try:
                 if report != last:
                     await self._managers.report(report)
