@@ -69,6 +69,7 @@ def advance(task: Task, status: TaskStatus | None, report: TaskReport, now: floa
         message=report.message,
         exit_status=report.exit_status,
         container=report.container,
+        ports=report.ports,
     )
     if status is not None and report.state == old and (old in ENDED or _told(new) == _told(status)):
         return None
@@ -76,7 +77,7 @@ def advance(task: Task, status: TaskStatus | None, report: TaskReport, now: floa
 
 
 def _told(status: TaskStatus) -> tuple[object, ...]:
-    return status.state, status.message, status.exit_status, status.container
+    return status.state, status.message, status.exit_status, status.container, status.ports
 
 
 def orphaned(task: Task, status: TaskStatus | None, why: str, now: float) -> TaskStatus | None:

@@ -247,7 +247,9 @@ class Assigned:
         if check is not None and task.id not in self._watched:
             self._watched[task.id] = self._group.create_task(self._watch(task.id, container, check))
         state: TaskState = "starting" if container.unready else "running"
-        self._say(task.id, TaskFact(state, time.time(), container.started_at or time.time(), container=container.id))
+        now = time.time()
+        fact = TaskFact(state, now, container.started_at or now, container=container.id, ports=container.published)
+        self._say(task.id, fact)
 
     async def _watch(self, id: str, container: Container, check: HealthCheck) -> None:
         try:
@@ -391,4 +393,5 @@ def _report(id: str, fact: TaskFact) -> TaskReport:
         message=fact.message,
         exit_status=fact.exit_status,
         container=fact.container,
+        ports=fact.ports,
     )

@@ -62,7 +62,7 @@ def tasks(known: State, some: Iterable[Task]) -> tuple[TaskView, ...]:
             superseded=task.generation < newest[slot],
             version=task.version,
             argv=task.spec.container.argv,
-            ports=task.spec.container.ports,
+            ports=(status.ports if status is not None else ()) or task.spec.container.ports,
         )
         views.append((view.service, task.slot, view.node if not task.slot else "", -task.generation, view))
     views.sort(key=lambda one: one[:4])

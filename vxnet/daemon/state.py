@@ -32,6 +32,7 @@ from vxnet.model.codec import from_json, to_json
 from vxnet.model.container import Attachment, Container
 from vxnet.model.errors import HostError
 from vxnet.model.guest import Guest
+from vxnet.model.published import PublishedPort
 from vxnet.model.service import TaskState
 
 T = TypeVar("T")
@@ -74,6 +75,8 @@ class TaskFact(Record, frozen=True):
     exit_status: int | None = None
     container: str = ""
     """Id."""
+    ports: tuple[PublishedPort, ...] = ()
+    """Of this host."""
 
 
 class EndedTasks(Record, frozen=True, kw_only=True):

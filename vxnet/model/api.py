@@ -79,6 +79,8 @@ class TaskReport(Record, frozen=True, kw_only=True):
     message: str = ""
     exit_status: int | None = None
     container: str = ""
+    ports: tuple[PublishedPort, ...] = ()
+    """Of mode host, with the numbers that they have on the node."""
 
 
 class NodeUpdate(Record, frozen=True, kw_only=True):

@@ -235,3 +235,5 @@ class TaskStatus(Record, frozen=True, kw_only=True):
     exit_status: int | None = None
     container: str = ""
     """Id."""
+    ports: tuple[PublishedPort, ...] = ()
+    """Of mode host, with the numbers that they have on its node."""
