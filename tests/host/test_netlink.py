@@ -157,3 +157,19 @@ def test_a_wrong_name_of_an_attribute_does_not_pass() -> None:
         assert datapath.bridge_wish(segment).data.keys() <= _DATA["bridge"].keys()
     assert gateway.bridge_wish(GatewayBridge(addresses=(), mtu=1500)).data.keys() <= _DATA["bridge"].keys()
     assert datapath.TUNNEL_PORT.keys() | datapath.CONTAINER_PORT.keys() | gateway.GATEWAY_PORT.keys() <= _PORT.keys()
+
+
+@pytest.mark.host
+def test_a_link_that_has_only_counted_is_the_same_object(place: Place, netlink: Netlink) -> None:
+    place.sh("ip link add v1 type veth peer name v2; ip link set v1 up; ip link set v2 up")
+    place.sh("ip addr add 10.1.1.1/24 dev v1")
+    reader = links.Reader()
+    before = reader.dump(netlink)
+    counted = place.run("ip", "-s", "-j", "link", "show", "v2")
+    place.run("ping", "-c1", "-W1", "-q", "10.1.1.2", check=False)
+    assert place.run("ip", "-s", "-j", "link", "show", "v2") != counted
+    after = reader.dump(netlink)
+    assert after["v1"] is before["v1"] and after["v2"] is before["v2"]
+    assert after == links.dump(netlink)
+    place.sh("ip link set v2 mtu 1400 alias new")
+    assert reader.dump(netlink)["v2"] == before["v2"]._replace(mtu=1400, alias="new")

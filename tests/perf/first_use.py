@@ -7,10 +7,13 @@ in one that is too large for each row to go to everybody straight (:mod:`vxnet.c
 
 from __future__ import annotations
 
+import time
+
 from tests.perf.measure import python, sh, table
 from vxnet.lab import Lab
 
 USES = 100
+HEADER = ["", "uses", "bound, lost", "lost", "s in all"]
 SIZES = (3, 18)
 
 RUNS = """
@@ -36,14 +39,15 @@ print(lost)
 
 
 def main() -> None:
-    rows = []
     for hosts in SIZES:
+        rows = []
         with Lab(hosts=hosts) as lab:
             sh(lab, "h1", "vxnet network create -d overlay --attachable first")
             sh(lab, "h1", "vxnet network create -d overlay --attachable other")
             sh(lab, "h3", "vxnet run -d --name b --network first -- sleep infinity")
             sh(lab, "h2", "vxnet run -d --name a --network other -- sleep infinity")
             for words, code in (("`run`", RUNS), ("`network connect`", CONNECTS)):
+                began = time.monotonic()
                 lost = python(lab, "h2", code, str(USES), timeout_s=280).strip()
-                rows.append([f"{words}, {hosts} nodes", str(USES), "0", lost])
-    table("First uses of a network on a host new to it", ["", "uses", "bound, lost", "lost"], rows)
+                rows.append([words, str(USES), "0", lost, f"{time.monotonic() - began:.0f}"])
+        table(f"First uses of a network on a host new to it, {hosts} nodes", HEADER, rows)

@@ -372,11 +372,12 @@ def flood_rows(home: Home, vteps: Iterable[IPAddress]) -> Rows:
 def resident_rows(home: Home, residents: Iterable[Resident]) -> Rows:
     """Of containers here. Their neighbours too: a request for one that is known stays on this host."""
     rows: Rows = {}
+    bridge, neighbour = key_head(BRIDGE, home.bridge), key_head(NEIGHBOUR, home.bridge)
     for interface, port in residents:
         mac = octets(interface.mac)
-        rows[key_head(BRIDGE, home.bridge) + mac] = IFINDEX.pack(port)
+        rows[bridge + mac] = IFINDEX.pack(port)
         for address in interface.addresses:
-            rows[key_head(NEIGHBOUR, home.bridge) + address.ip.packed] = mac
+            rows[neighbour + address.packed] = mac
     return rows
 
 

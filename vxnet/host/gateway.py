@@ -21,7 +21,7 @@ from pathlib import Path
 from vxnet.host import addresses, links, netns
 from vxnet.host.addresses import Address
 from vxnet.host.datapath import CONTAINER_PORT, MARK, delete_links
-from vxnet.host.links import Link, Wish
+from vxnet.host.links import Link, Reader, Wish
 from vxnet.host.netlink import Netlink
 from vxnet.host.steps import Step, carry_out, mend, present, unless_new
 from vxnet.model.address import IPInterface
@@ -56,9 +56,9 @@ def bridge_wish(bridge: HostBridge) -> Wish:
     )
 
 
-def ensure(netlink: Netlink, bridges: Sequence[HostBridge]) -> tuple[list[Change], dict[str, Link]]:
+def ensure(netlink: Netlink, reader: Reader, bridges: Sequence[HostBridge]) -> tuple[list[Change], dict[str, Link]]:
     """The bridges with their addresses, and no others of vxnet's: changes, and the host's links as they are now."""
-    found = links.dump(netlink)
+    found = reader.dump(netlink)
     names = {bridge.name for bridge in bridges}
     doomed = [link for link in found.values() if link.alias == ALIAS and link.name not in names]
     changes = delete_links(netlink, doomed) if doomed else []
@@ -76,7 +76,7 @@ def ensure(netlink: Netlink, bridges: Sequence[HostBridge]) -> tuple[list[Change
             netlink.batch([links.no_link_local(wish.name)])  # refused where there is no IPv6
             made.append(f"link {wish.name}")
     if made:
-        found = links.dump(netlink)
+        found = reader.dump(netlink)
     for bridge in bridges:
         link = found.get(bridge.name)
         if link is None or link.kind != "bridge":

@@ -93,6 +93,8 @@ class Kernel:
         self._datapath = Datapath(self._netlink, Tunnels(tunnels or Options()))
         self.events = Events()
         """Heard from the first reconcile on. Drained by whoever calls reconcile, from any thread."""
+        self._reader = links.Reader()
+        """Of the host's namespace."""
         self._tables = nft.Tables()
         self._services = Services(())
         self._ingress: Ingress | None = None
@@ -152,7 +154,7 @@ class Kernel:
             taps = {found[tunnel_name(one.vni)].ifindex: one.vni for one in state.segments if _is_tap(one, found)}
             if taps:
                 changes += self._datapath.tunnels.admit(_senders(state))
-            bridges, host_found = gateway.ensure(self._netlink, host_bridges(state))
+            bridges, host_found = gateway.ensure(self._netlink, self._reader, host_bridges(state))
             changes += bridges
             foot = mesh.ensure(
                 mesh.Ends(self._netlink, self._namespace, host_found),

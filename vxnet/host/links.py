@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from vxnet.host.netlink import (
+    ATTRIBUTE,
     NLA_F_NESTED,
     NLM_F_CREATE,
     NLM_F_EXCL,
@@ -40,10 +41,12 @@ IFLA_ADDRESS = 1
 IFLA_IFNAME = 3
 IFLA_MTU = 4
 IFLA_LINK = 5
+IFLA_STATS = 7
 IFLA_MASTER = 10
 IFLA_PROTINFO = 12
 IFLA_LINKINFO = 18
 IFLA_IFALIAS = 20
+IFLA_STATS64 = 23
 IFLA_AF_SPEC = 26
 IFLA_GROUP = 27
 IFLA_EXT_MASK = 29
@@ -192,6 +195,8 @@ class Reader:
     def __init__(self) -> None:
         self._bodies: dict[bytes, Link] = {}
         self._links: dict[str, Link] = {}
+        self._counters: dict[int, _Counters] = {}
+        """By the length of an answer."""
 
     def dump(self, netlink: Netlink) -> dict[str, Link]:
         """All links of the namespace by name. Raises OSError."""
@@ -199,17 +204,49 @@ class Reader:
         bodies: dict[bytes, Link] = {}
         found: dict[str, Link] = {}
         for answer in netlink.dump(RTM_GETLINK, body):
-            link = self._bodies.get(answer)
+            calm = self._without_counters(answer)
+            link = self._bodies.get(calm)
             if link is None:
                 link = _parse(answer)
                 before = self._links.get(link.name)
-                if before == link:  # but for timers and counters
+                if before == link:  # but for timers
                     link = before
             if link.kind != "bridge":  # whose timers run: it never comes twice
-                bodies[answer] = link
+                bodies[calm] = link
             found[link.name] = link
         self._bodies, self._links = bodies, found
         return dict(found)
+
+    def _without_counters(self, answer: bytes) -> bytes:
+        """They are others each time, in two parts behind one another, and mostly in the same place."""
+        known = self._counters.get(len(answer))
+        if known is None or not (
+            answer.startswith(known.head, known.first) and answer.startswith(known.next, known.second)
+        ):
+            known = self._counters[len(answer)] = _find_counters(answer)
+        return answer[: known.first] + answer[known.end :]
+
+
+class _Counters(NamedTuple):
+    """Where IFLA_STATS64 and IFLA_STATS stand in an answer, and how they begin."""
+
+    first: int
+    second: int
+    end: int
+    head: bytes
+    next: bytes
+
+
+def _find_counters(answer: bytes) -> _Counters:
+    """An empty place at the end if they are not where they are looked for."""
+    offset, first, end = _IFINFO.size, 0, len(answer)
+    while offset + 4 <= end:
+        length, kind = ATTRIBUTE.unpack_from(answer, offset)
+        if kind == IFLA_STATS and first:
+            return _Counters(first, offset, offset + length, answer[first : first + 4], answer[offset : offset + 4])
+        first = offset if kind == IFLA_STATS64 else 0
+        offset += max(4, (length + 3) & ~3)
+    return _Counters(end, end, end, b"", b"")
 
 
 def get(netlink: Netlink, name: str) -> Link | None:
