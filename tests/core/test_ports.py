@@ -10,8 +10,10 @@ from msgspec.structs import replace
 from tests.daemon.memory_services import MemoryServices
 from vxnet.core import decisions, services
 from vxnet.core.networks import ingress_of
+from vxnet.core.placement import NOTHING, Rules
 from vxnet.core.ports import PORTS_MAX, check, meet, number_all
 from vxnet.model.api import ServiceUpdate
+from vxnet.model.cluster import Node, TakenPort
 from vxnet.model.container import ContainerSpec
 from vxnet.model.errors import CallerError, ConflictError, ExhaustedError, VxnetError
 from vxnet.model.published import FIRST_AUTO_PORT, LAST_AUTO_PORT, PublishedPort
@@ -188,3 +190,39 @@ def test_services_are_not_put_on_it(cluster: MemoryServices) -> None:
     container = replace(wanted.task.container, networks=(NetworkWish(network="ingress"),))
     with pytest.raises(VxnetError, match="routing mesh's"):
         create(cluster, replace(wanted, task=replace(wanted.task, container=container)))
+
+
+# What hosts have themselves
+
+
+def test_what_a_host_has_itself_is_no_services(cluster: MemoryServices) -> None:
+    service = create(cluster, spec("web", port(8080)))
+    node = Node(
+        id="n1",
+        name="h1",
+        role="worker",
+        advertise_addr=ipaddress.ip_address("192.168.56.11"),
+        data_path_addr=ipaddress.ip_address("192.168.56.11"),
+        joined_at=0.0,
+        ports=(
+            TakenPort(number=22, protocol="tcp", holder="sshd"),
+            TakenPort(number=8080, protocol="tcp", holder="caddy"),
+            TakenPort(number=53, protocol="udp", address=ipaddress.ip_address("127.0.0.53"), holder="systemd-resolve"),
+            TakenPort(number=FIRST_AUTO_PORT, protocol="tcp", holder="container db"),
+        ),
+    )
+    cluster.write({"node/n1": node})
+    for wanted, words in (
+        (port(22), "port 22/tcp is taken by sshd on h1"),
+        (port(53, protocol="udp"), "port 53/udp is taken by systemd-resolve on h1"),
+    ):
+        with pytest.raises(ConflictError, match=words):
+            create(cluster, spec("new", wanted))
+    made = create(cluster, spec("new", port(53, 53, "192.168.56.11", protocol="udp"), port(22, mode="host"), port(0)))
+    assert made.spec.ports[-1].published == FIRST_AUTO_PORT + 1
+    # One of mode host goes to another node.
+    rules = Rules(made.spec.task)
+    assert rules.refusal(node, True, 0, NOTHING) == "with port 22/tcp taken"
+    assert not rules.refusal(replace(node, ports=()), True, 0, NOTHING)
+    # What a service has is no obstacle to its update, though a program came first on some host.
+    update(cluster, service, replace(service.spec, labels={"a": "b"}))

@@ -6,12 +6,14 @@ import errno
 import ipaddress
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 
 from tests.host.throwaway import Host
-from vxnet.host.ports import Door, doors, hold, holder
+from vxnet.host.ports import Door, doors, hold, holder, listeners
 from vxnet.model.address import IPAddress
 from vxnet.model.errors import ConflictError
 from vxnet.model.published import PublishedPort
@@ -98,6 +100,35 @@ def test_what_another_program_has_is_not_taken_and_it_is_named(host: Host, proto
                 hold(Door(protocol, 8080, V4))  # type: ignore[arg-type]
             assert f"(process {os.getpid()})" in holder(8080, protocol)  # type: ignore[arg-type]
         assert holder(8080, protocol) == ""  # type: ignore[arg-type]
+
+    host.do(check)
+
+
+def test_what_the_hosts_programs_have(host: Host) -> None:
+    program = (
+        "import socket, sys\n"
+        "a = socket.create_server(('127.0.0.1', 8080))\n"
+        "b = socket.create_server(('::', 8081), family=socket.AF_INET6)\n"
+        "c = socket.socket(type=socket.SOCK_DGRAM); c.bind(('0.0.0.0', 53)); d = socket.create_server(('', 0))\n"
+        "print(flush=True); sys.stdin.read()"
+    )
+
+    def check() -> None:
+        with (
+            subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other,
+            hold(Door("tcp", 9090, V4)),  # type: ignore[union-attr]
+        ):
+            assert other.stdin is not None and other.stdout is not None
+            other.stdout.readline()
+            found = listeners()
+            other.stdin.close()
+        (name,) = {one.holder for one in found}
+        assert name.startswith("python")
+        assert [(one.protocol, one.number, one.address) for one in found] == [
+            ("tcp", 8080, LOOPBACK),
+            ("tcp", 8081, None),
+            ("udp", 53, V4),
+        ]
 
     host.do(check)
 

@@ -42,7 +42,7 @@ def test_each_node_has_the_port_and_a_foot(session: Session) -> None:
 
         def feet(host: str = host) -> bool:
             view = session.json(host, "vxnet network inspect -v ingress")[0]
-            assert [one["node"] for one in view["peers"]] == list(HOSTS)
+            assert [one["name"] for one in view["peers"]] == list(HOSTS)
             assert [one["node"] for one in view["endpoints"]] == ["h2"]
             return [one["node"] for one in view["gateways"]] == list(HOSTS)
 
@@ -93,11 +93,16 @@ def test_a_taken_port_names_its_holder(session: Session) -> None:
 
 
 def test_a_port_that_a_program_had_first_stays_with_it(session: Session) -> None:
+    session.lab.kill("h3", daemon=True)  # so that it cannot tell the manager of the program
     with session.lab.popen("h3", ["python3", "-m", "http.server", "8088"], stderr=subprocess.DEVNULL) as other:
         try:
             eventually(lambda: bind(session, "h3", 8088))
             session.service("web", "-p 8088:8080 --constraint node.hostname==h2", SERVER)
+            session.lab.start("h3")
             eventually(lambda: bind(session, "h2", 8088))
+            eventually(lambda: session.json("h1", "vxnet node inspect h3")[0]["node"]["ports"])
+            refused = session.refusal("h1", "vxnet service create --name other -p 9999:80 -p 8088:80 -- true")
+            assert "8088/tcp is taken by service web" in refused
             warned = eventually(lambda: session.json("h3", "vxnet info --format json")["warnings"])
             assert "8088/tcp is taken by" in warned[0] and "not answered" in warned[0]
         finally:

@@ -241,6 +241,7 @@ def report(wishes: Wishes, node_id: str, news: NodeReport) -> tuple[Decision, No
         memory=news.memory,
         os=news.os,
         arch=news.arch,
+        ports=news.ports,
     )
     return Decision({f"node/{node_id}": changed} if changed != node else {}, [f"node/{node_id}"]), None
 

@@ -156,9 +156,10 @@ class Rules:
             return f"short of CPUs (of {spec.reserve_cpus:g} to be reserved)"
         if spec.reserve_memory and used.memory + spec.reserve_memory > node.memory:
             return f"short of memory (of {spec.reserve_memory >> 20} MiB to be reserved)"
-        if self._ports and used.ports and (taken := sorted(self._ports & used.ports)):
-            number, protocol = taken[0]
-            return f"with port {number}/{protocol} taken"
+        if self._ports:
+            taken = {(one.number, one.protocol) for one in node.ports} | (used.ports or set())
+            for number, protocol in sorted(self._ports & taken):
+                return f"with port {number}/{protocol} taken"
         return ""
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from vxnet.model.address import IPAddress
-from vxnet.model.cluster import CONTROL_PORT, GOSSIP_PORT
+from vxnet.model.cluster import CONTROL_PORT, GOSSIP_PORT, Node
 from vxnet.model.errors import CallerError, ConflictError, ExhaustedError
 from vxnet.model.published import FIRST_AUTO_PORT, LAST_AUTO_PORT, PublishedPort
 from vxnet.model.service import Service, ServiceSpec
@@ -94,7 +94,9 @@ def check(ports: Sequence[PublishedPort]) -> None:
 # Of services: the managers' part
 
 
-def settle(spec: ServiceSpec, id: str, services: Mapping[str, Service], data_port: int) -> ServiceSpec:
+def settle(
+    spec: ServiceSpec, id: str, services: Mapping[str, Service], nodes: Iterable[Node], data_port: int
+) -> ServiceSpec:
     """``spec`` of service ``id`` with a number for each port of mode ingress, and those of mode host as a part of its
     tasks. Raises :class:`CallerError`, :class:`ConflictError` naming the holder, :class:`ExhaustedError`.
     """
@@ -107,15 +109,20 @@ def settle(spec: ServiceSpec, id: str, services: Mapping[str, Service], data_por
         )
     held = [*own_ports(data_port), *held_by_services(services, but=id)]
     by_number: dict[tuple[int, str], list[Held]] = {}
-    for one in held:
+    on_nodes = held_on_nodes(nodes)
+    # What a service has already it keeps, also if a program came to have it on a host.
+    had = services[id].spec.ports if id in services else ()
+    for one in (*held, *on_nodes):
         by_number.setdefault((one.port.published, one.port.protocol), []).append(one)
     for port in ports:
-        rivals = by_number.get((port.published, port.protocol), ())
+        rivals = by_number.get((port.published, port.protocol), [])
+        if any((port.published, port.protocol) == (one.published, one.protocol) for one in had):
+            rivals = [one for one in rivals if one not in on_nodes]
         # Of two that lead to containers of a node alone, each may have its node: the scheduler sees to that.
         rivals = [one for one in rivals if port.mode == "ingress" or one.port.mode == "ingress"]
         if holder := holder_of(port, rivals):
             raise ConflictError(f"port {name_of(port)} is taken by {holder}", hint="publish another one")
-    ports = number_all(ports, [one.port for one in held], modes=("ingress",))
+    ports = number_all(ports, [one.port for one in (*held, *on_nodes)], modes=("ingress",))
     container = replace(spec.task.container, ports=tuple(port for port in ports if port.mode == "host"))
     return replace(spec, ports=ports, task=replace(spec.task, container=container))
 
@@ -131,6 +138,24 @@ def held_by_services(services: Mapping[str, Service], *, but: str = "") -> list[
             more = [port for port in service.previous.ports if port not in service.spec.ports]
             held += [Held(port, f"service {service.name}, whose update is under way") for port in more]
     return held
+
+
+def held_on_nodes(nodes: Iterable[Node]) -> list[Held]:
+    """By programs of the hosts, and containers that are no tasks. The mesh would take them from those."""
+    return [
+        Held(
+            PublishedPort(
+                target=one.number,
+                published=one.number,
+                protocol=one.protocol,
+                mode="host",
+                addresses=() if one.address is None else (one.address,),
+            ),
+            f"{one.holder} on {node.name}",
+        )
+        for node in nodes
+        for one in node.ports
+    ]
 
 
 def number_all(

@@ -152,7 +152,7 @@ def _with_ports(wishes: Wishes, spec: ServiceSpec, id: str) -> ServiceSpec:
             "there is no ingress network, which published ports need",
             hint=f"`vxnet network create --ingress {networks.INGRESS}`, or publish with mode=host",
         )
-    return ports.settle(spec, id, wishes.services, wishes.cluster.data_port)
+    return ports.settle(spec, id, wishes.services, wishes.nodes.values(), wishes.cluster.data_port)
 
 
 def _guarded(decision: Decision, spec: ServiceSpec) -> Decision:

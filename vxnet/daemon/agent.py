@@ -114,7 +114,7 @@ class Agent(ContainerCommands):
         self._viewed: dict[str, Container] = {}
         """By id, as its name server last heard of it."""
         self._membership = Membership(
-            state, config, lambda: self._facts, self._changed, lambda errand: self._assigned.deliver(errand)
+            state, config, self._told_facts, self._changed, lambda errand: self._assigned.deliver(errand)
         )
         self.history = History()
         self._reconciler = Reconciler(self._kernel, self._plan, self._applied, self._observe)
@@ -206,7 +206,8 @@ class Agent(ContainerCommands):
     def _changed(self) -> None:
         """Something that rows, names or the kernel follow from is different."""
         self._foot.look()
-        self._containers.ports.look()
+        if self._containers.ports.look():
+            self._membership.facts_changed()
         endpoints = {("endpoint", id): row for id, row in self._containers.wiring.endpoints().items()}
         self._membership.publish({**endpoints, **self._foot.rows()})
         self._view_names()
@@ -279,6 +280,9 @@ class Agent(ContainerCommands):
         subnets = [subnet.prefix for network in known for subnet in network.subnets]
         place = self._membership.place
         return [*self._facts.routes, *subnets, *(place.assignment.cluster.pools if place is not None else ())]
+
+    def _told_facts(self) -> HostFacts:
+        return replace(self._facts, ports=(*self._facts.ports, *self._containers.ports.own()))
 
     async def _watch_host(self) -> None:
         """The host's own addresses and routes change under a running daemon."""

@@ -69,4 +69,5 @@ def node_report(facts: HostFacts, gateway: GatewayChoice | None, keys: Iterable[
         memory=facts.memory,
         os=facts.os,
         arch=facts.arch,
+        ports=facts.ports,
     )

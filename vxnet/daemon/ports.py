@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from vxnet.core.ports import Held, holder_of, name_of, number_all, own_ports
 from vxnet.host import ports as host
 from vxnet.host.ports import Door
-from vxnet.model.cluster import DATA_PORT
+from vxnet.model.cluster import DATA_PORT, TakenPort
 from vxnet.model.container import Container, ContainerSpec
 from vxnet.model.errors import CallerError, ConflictError, HostError
 from vxnet.model.published import PublishedPort
@@ -55,11 +55,12 @@ class Ports:
         self._retry = asyncio.Event()
         self._looked: tuple[Sequence[PublicService], list[Container]] = ((), [])
 
-    def look(self) -> None:
+    def look(self) -> bool:
+        """Whether it was for something."""
         services = self._services()
         published = [container for container in self._containers() if container.published]
         if services is self._looked[0] and published == self._looked[1]:
-            return  # most changes are of something else, and a cluster may have hundreds of ports
+            return False  # most changes are of something else, and a cluster may have hundreds of ports
         self._looked = services, published
         wanted = {door for one in self._wanted() for door in host.doors(one.port)}
         for door in self._sockets.keys() - wanted:
@@ -69,6 +70,7 @@ class Ports:
             del self._refused[door]
         for door in sorted(wanted - self._sockets.keys() - self._refused.keys(), key=str):
             self._try(door)
+        return True
 
     def _try(self, door: Door) -> None:
         try:
@@ -87,9 +89,13 @@ class Ports:
             for port in service.ports
             if port.mode == "ingress"
         ]
-        return found + [
+        return [*found, *self._of_containers(tasks=True)]
+
+    def _of_containers(self, *, tasks: bool) -> list[Held]:
+        return [
             Held(port, f"container {container.spec.name}")
             for container in self._containers()
+            if tasks or container.task is None
             for port in container.published
         ]
 
@@ -137,6 +143,15 @@ class Ports:
         return port.mode == "ingress" and any(door in self._refused for door in host.doors(port))
 
     # Of containers
+
+    def own(self) -> tuple[TakenPort, ...]:
+        """What containers that are no tasks have of this host, for the managers: of tasks they know."""
+        taken = []
+        for one in self._of_containers(tasks=False):
+            for address in one.port.addresses or (None,):
+                number, protocol = one.port.published, one.port.protocol
+                taken.append(TakenPort(number=number, protocol=protocol, address=address, holder=one.holder))
+        return tuple(taken)
 
     def check(self, spec: ContainerSpec) -> None:
         """Raises :class:`ConflictError` naming who has one of its ports already."""

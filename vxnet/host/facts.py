@@ -13,7 +13,7 @@ import socket
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from vxnet.host import addresses, answers, hosttable, links, netns, nft, sandbox, tap
+from vxnet.host import addresses, answers, hosttable, links, netns, nft, ports, sandbox, tap
 from vxnet.host.datapath import bridge_wish, tunnel_wish
 from vxnet.host.links import Peer, Wish
 from vxnet.host.netlink import Netlink
@@ -87,6 +87,7 @@ def observe_host() -> HostFacts:
         os=os.uname().sysname.lower(),
         arch=os.uname().machine,
         ipv6=_first_line(Path("/proc/sys/net/ipv6/conf/all/disable_ipv6")) == "0",
+        ports=ports.listeners(),
         missing=missing(),
     )
 

@@ -13,16 +13,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import ipaddress
+import itertools
 import os
 import socket
 import struct
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from vxnet.model.address import IPAddress
+from vxnet.model.cluster import TakenPort
 from vxnet.model.errors import ConflictError, HostError
 from vxnet.model.published import PortProtocol, PublishedPort
 
@@ -102,31 +105,69 @@ def _take_nothing(sock: socket.socket) -> None:
 # Who it is
 
 
+class _Socket(NamedTuple):
+    protocol: PortProtocol
+    state: str
+    address: IPAddress
+    number: int
+    inode: str
+
+
 def holder(number: int, protocol: PortProtocol) -> str:
     """``sshd (process 812)``: who has a port of this host; empty if that cannot be told. Reads /proc, which takes
     milliseconds where there are many processes.
     """
-    inodes = {inode for family in ("", "6") for inode in _sockets(f"/proc/thread-self/net/{protocol}{family}", number)}
-    for pid in _pids() if inodes else ():
+    inodes = frozenset(one.inode for one in _sockets() if (one.number, one.protocol) == (number, protocol))
+    return next((f"{name} (process {pid})" for name, pid in _processes(inodes).values()), "")
+
+
+def listeners() -> tuple[TakenPort, ...]:
+    """The ports of this host's programs, but this process's own, and those that come and go with clients."""
+    found = [one for one in _sockets() if one.state == _LISTENS[one.protocol] and one.number < CLIENTS_FROM]
+    holders = _processes(frozenset(one.inode for one in found))
+    taken = set()
+    for one in found:
+        name, pid = holders.get(one.inode, ("another program", 0))
+        if pid != os.getpid():
+            # A socket on :: takes IPv4's connections as well, as a rule.
+            address = None if one.address == _ANY[1] else one.address
+            taken.add(TakenPort(number=one.number, protocol=one.protocol, address=address, holder=name))
+    return tuple(sorted(taken, key=lambda one: (one.protocol, one.number, str(one.address), one.holder)))
+
+
+CLIENTS_FROM: Final = 32768
+"""The first port that the kernel gives to clients (ip_local_port_range)."""
+_LISTENS: Final[dict[PortProtocol, str]] = {"tcp": "0A", "udp": "07"}
+"""States in proc_pid_net(5): TCP_LISTEN; and TCP_CLOSE, which is a UDP socket without a peer."""
+
+
+def _sockets() -> Iterator[_Socket]:
+    """All of this network namespace that a process has: fields 2, 4 and 10 of proc_pid_net(5)."""
+    for protocol, family in itertools.product(_LISTENS, ("", "6")):
+        with contextlib.suppress(OSError), open(f"/proc/thread-self/net/{protocol}{family}") as lines:
+            next(lines, "")
+            for line in lines:
+                _, local, _, state, *_, inode = line.split()[:10]
+                address, _, number = local.partition(":")
+                if inode != "0":
+                    yield _Socket(protocol, state, _address(address), int(number, 16), inode)
+
+
+def _address(text: str) -> IPAddress:
+    """32-bit words in the host's order."""
+    words = struct.unpack(f"={len(text) // 8}I", bytes.fromhex(text))
+    return ipaddress.ip_address(struct.pack(f">{len(words)}I", *words))
+
+
+@functools.lru_cache(maxsize=1)
+def _processes(inodes: frozenset[str]) -> Mapping[str, tuple[str, int]]:
+    """(name, pid) of those who have these sockets, by inode. The same ones are looked up once."""
+    found: dict[str, tuple[str, int]] = {}
+    for pid in [name for name in os.listdir("/proc") if name.isdecimal()] if inodes else ():
         with contextlib.suppress(OSError):
             for fd in os.listdir(f"/proc/{pid}/fd"):
                 with contextlib.suppress(OSError):
-                    target = os.readlink(f"/proc/{pid}/fd/{fd}")
-                    if target.startswith("socket:[") and target[8:-1] in inodes:
-                        name = Path(f"/proc/{pid}/comm").read_text().strip()
-                        return f"{name} (process {pid})"
-    return ""
-
-
-def _sockets(table: str, number: int) -> Iterator[str]:
-    """Inodes of those with this local port: fields 2 and 10 of proc_pid_net(5)."""
-    with contextlib.suppress(OSError), open(table) as lines:
-        next(lines, "")
-        for line in lines:
-            fields = line.split()
-            if int(fields[1].rpartition(":")[2], 16) == number and fields[9] != "0":
-                yield fields[9]
-
-
-def _pids() -> list[str]:
-    return [name for name in os.listdir("/proc") if name.isdecimal()]
+                    inode = os.readlink(f"/proc/{pid}/fd/{fd}").removeprefix("socket:[").removesuffix("]")
+                    if inode in inodes:
+                        found[inode] = Path(f"/proc/{pid}/comm").read_text().strip(), int(pid)
+    return found

@@ -6,7 +6,7 @@ from typing import Literal
 
 from vxnet.model.address import IPAddress, IPNetwork
 from vxnet.model.assignment import Assignment
-from vxnet.model.cluster import DATA_PORT, Availability, Driver, Network, Node, Record, Role
+from vxnet.model.cluster import DATA_PORT, Availability, Driver, Network, Node, Record, Role, TakenPort
 from vxnet.model.container import ContainerState, RestartPolicy
 from vxnet.model.host import TunnelKind
 from vxnet.model.published import PublishedPort
@@ -65,6 +65,7 @@ class NodeReport(Record, frozen=True, kw_only=True):
     """Octets."""
     os: str = ""
     arch: str = ""
+    ports: tuple[TakenPort, ...] = ()
 
 
 class TaskReport(Record, frozen=True, kw_only=True):

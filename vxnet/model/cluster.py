@@ -40,6 +40,17 @@ class Cluster(Record, frozen=True, kw_only=True):
     """memberlist's cluster label: packets with another one are dropped. Empty: none, as agents before it need it."""
 
 
+class TakenPort(Record, frozen=True, kw_only=True, order=True):
+    """A port of a host that a program of it has, or a container by ``run -p``: no service can have it there."""
+
+    number: int
+    protocol: Literal["tcp", "udp"]
+    address: IPAddress | None = None
+    """Of the host; None: all."""
+    holder: str
+    """``sshd``, ``container web``."""
+
+
 class Node(Record, frozen=True, kw_only=True):
     id: str
     name: str
@@ -66,6 +77,8 @@ class Node(Record, frozen=True, kw_only=True):
     """Octets."""
     os: str = ""
     arch: str = ""
+    ports: tuple[TakenPort, ...] = ()
+    """As last reported."""
 
 
 class Subnet(Record, frozen=True, kw_only=True):

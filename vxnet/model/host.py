@@ -19,7 +19,7 @@ import ipaddress
 from typing import Literal
 
 from vxnet.model.address import MAC, IPAddress, IPInterface, IPNetwork
-from vxnet.model.cluster import DATA_PORT, Record
+from vxnet.model.cluster import DATA_PORT, Record, TakenPort
 from vxnet.model.published import PortProtocol
 
 DATAPATH_NAMESPACE = "vxnet"
@@ -248,6 +248,8 @@ class HostFacts(Record, frozen=True, kw_only=True):
     os: str = ""
     arch: str = ""
     """As ``uname -m`` says it."""
+    ports: tuple[TakenPort, ...] = ()
+    """Of its programs, but those from which the kernel gives clients theirs."""
     datapath: TunnelKind = "kernel"
     """What this host's tunnels are."""
     ipv6: bool = False
