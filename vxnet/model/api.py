@@ -81,7 +81,6 @@ class TaskReport(Record, frozen=True, kw_only=True):
     exit_status: int | None = None
     container: str = ""
     ports: tuple[PublishedPort, ...] = ()
-    """Of mode host, with the numbers that they have on the node."""
 
 
 class NodeUpdate(Record, frozen=True, kw_only=True):

@@ -1,0 +1,135 @@
+"""The ports of one host: held while somebody publishes them, left to programs that had them first."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Iterator
+
+import pytest
+from msgspec.structs import replace
+
+from vxnet.daemon import ports as daemon_ports
+from vxnet.daemon.ports import Ports
+from vxnet.model.cluster import TakenPort
+from vxnet.model.container import Attachment, Container, ContainerSpec, TaskRef
+from vxnet.model.errors import CallerError, ConflictError
+from vxnet.model.published import FIRST_AUTO_PORT, PublishedPort
+from vxnet.model.service import PublicService
+
+HERE = ipaddress.ip_address("127.0.0.1")
+DEADLINE_S = 10.0
+
+
+class OneHost:
+    def __init__(self) -> None:
+        self.services: tuple[PublicService, ...] = ()
+        self.containers: list[Container] = []
+        self.changes = 0
+        self.ports = Ports(lambda: self.services, lambda: self.containers, self._changed)
+
+    def _changed(self) -> None:
+        self.changes += 1
+
+    def publish(self, *ports: PublishedPort) -> None:
+        self.services = (PublicService(id="s", name="web", ports=ports),) if ports else ()
+
+    def container(self, name: str, *ports: PublishedPort, task: TaskRef | None = None) -> Container:
+        spec = ContainerSpec(name=name, argv=("true",), ports=ports)
+        gateway = Attachment(network="", ifname="eth0", mac="", addresses=())
+        return Container(id=name * 8, spec=spec, task=task, gateway=gateway, created_at=0.0)
+
+
+@pytest.fixture
+def host() -> Iterator[OneHost]:
+    made = OneHost()
+    yield made
+    made.ports.close()
+
+
+def port(number: int, **fields: object) -> PublishedPort:
+    return PublishedPort(target=80, published=number, addresses=(HERE,), **fields)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def number() -> int:
+    """That nobody has."""
+    with socket.socket() as sock:
+        sock.bind((str(HERE), 0))
+        return int(sock.getsockname()[1])
+
+
+def is_free(number: int) -> bool:
+    with socket.socket() as sock:
+        try:
+            sock.bind((str(HERE), number))
+        except OSError:
+            return False
+    return True
+
+
+def test_held_as_long_as_it_is_published(host: OneHost, number: int) -> None:
+    host.publish(port(number))
+    assert host.ports.look() and not is_free(number)
+    assert not host.ports.look(), "nothing is different"
+    host.publish(port(number, mode="host"))
+    assert host.ports.look() and is_free(number), "a port of mode host is held where its container is"
+    host.publish()
+    host.containers = [replace(host.container("web"), published=(port(number, mode="host"),))]
+    assert host.ports.look() and not is_free(number)
+    host.containers = []
+    assert host.ports.look() and is_free(number)
+
+
+async def test_what_a_program_had_first_stays_with_it(
+    host: OneHost, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon_ports, "RETRY_S", 0.05)
+    with socket.create_server((str(HERE), number)):
+        host.publish(port(number), port(number, protocol="udp"))
+        host.ports.look()
+        (warning,) = host.ports.warnings()
+        assert f"127.0.0.1:{number}/tcp is taken by another program" in warning
+        (service,) = host.ports.answered(host.services)
+        assert service.ports == (port(number, protocol="udp"),)
+        trying = asyncio.create_task(host.ports.run())
+        async with asyncio.timeout(DEADLINE_S):
+            while "(process " not in host.ports.warnings()[0]:
+                await asyncio.sleep(0.01)
+        assert not host.changes
+    async with asyncio.timeout(DEADLINE_S):
+        while not host.changes:
+            await asyncio.sleep(0.01)
+    trying.cancel()
+    assert not host.ports.warnings() and host.ports.answered(host.services) == host.services
+    assert not is_free(number)
+
+
+def test_a_container_claims_its_ports(host: OneHost, number: int) -> None:
+    host.publish(port(number))
+    host.ports.look()
+    with pytest.raises(ConflictError, match=f"127.0.0.1:{number}/tcp is taken by service web"):
+        host.ports.check(host.container("db", port(number, mode="host")).spec)
+    host.publish()
+    host.ports.look()
+    with socket.create_server((str(HERE), FIRST_AUTO_PORT)) if is_free(FIRST_AUTO_PORT) else socket.socket():
+        claimed = host.ports.claim(host.container("db", port(number, mode="host"), port(0, mode="host")))
+    first, second = claimed.published
+    assert first.published == number and second.published > FIRST_AUTO_PORT, "the first of the range is a program's"
+    host.containers = [claimed]
+    with pytest.raises(ConflictError, match="is taken by container db"):
+        host.ports.claim(host.container("other", port(number, mode="host")))
+    assert host.ports.own() == tuple(
+        TakenPort(number=one.published, protocol="tcp", address=HERE, holder="container db")
+        for one in claimed.published
+    )
+    host.containers = [replace(claimed, task=TaskRef(task="t", service="s"))]
+    assert host.ports.own() == (), "of tasks the managers know"
+
+
+def test_ports_that_would_lead_nowhere(host: OneHost) -> None:
+    container = host.container("db", port(80, mode="host"))
+    host.ports.check_way(container)
+    with pytest.raises(CallerError, match="no way out"):
+        host.ports.check_way(replace(container, gateway=None))
