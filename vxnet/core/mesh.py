@@ -16,9 +16,11 @@ from itertools import chain
 from typing import NamedTuple
 
 from vxnet.core.balance import Tasks, buckets
-from vxnet.model.address import IPAddress, IPNetwork
-from vxnet.model.host import MeshPort
+from vxnet.core.facts import ByOwner, Fact, Facts
+from vxnet.model.address import MAC, IPAddress, IPNetwork
+from vxnet.model.host import HostFacts, MeshPort
 from vxnet.model.published import PublishedPort, PublishPolicy
+from vxnet.model.row import Gateway
 from vxnet.model.service import PublicService
 
 Behind = Mapping[str, Tasks]
@@ -54,6 +56,7 @@ _NOBODY = Tasks((), ())
 
 Held = Mapping[str, tuple[IPAddress, ...]]
 """Addresses of this host's links, by name."""
+NOTHING_HELD: Held = {}
 
 
 class Mesh:
@@ -62,6 +65,16 @@ class Mesh:
     def __init__(self) -> None:
         self._made: dict[tuple[str, PublishedPort], tuple[tuple[object, ...], tuple[MeshPort, ...]]] = {}
         self._result: tuple[MeshPort, ...] = ()
+        self._feet = ByOwner(_feet)
+        self._gateways: tuple[MAC, ...] = ()
+
+    def gateways(self, facts: Facts, network: str, own: MAC) -> tuple[MAC, ...]:
+        """Of all nodes' feet in ``network``, the ingress one; ``own``: this one's."""
+        feet = chain.from_iterable(self._feet.of(facts).values())
+        found = tuple(sorted({own, *(mac for where, mac in feet if where == network)}))
+        if found != self._gateways:
+            self._gateways = found
+        return self._gateways
 
     def ports(
         self, services: Iterable[PublicService], behind: Callable[[str], Behind], node: str, held: Held
@@ -87,6 +100,10 @@ class Mesh:
         if list(map(id, found)) != list(map(id, self._result)):
             self._result = tuple(found)
         return self._result
+
+
+def _feet(_owner: str, rows: tuple[Fact, ...]) -> tuple[tuple[str, MAC], ...]:
+    return tuple((row.network, row.mac) for _, _, row in rows if isinstance(row, Gateway))
 
 
 def _order(port: MeshPort) -> tuple[object, ...]:
@@ -135,3 +152,11 @@ def _merged(sources: Iterable[IPNetwork]) -> tuple[IPNetwork, ...]:
 
 def _sorted(addresses: Iterable[IPAddress]) -> tuple[IPAddress, ...]:
     return tuple(sorted(addresses, key=lambda address: address.packed))
+
+
+def by_link(facts: HostFacts) -> Held:
+    """The host's addresses, by the name of their link."""
+    held: dict[str, tuple[IPAddress, ...]] = {}
+    for one in facts.addresses:
+        held[one.interface] = (*held.get(one.interface, ()), one.address.ip)
+    return held

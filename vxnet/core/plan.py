@@ -12,18 +12,31 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from vxnet.core.balance import Balance
 from vxnet.core.facts import NO_FACTS, Facts
 from vxnet.core.local_networks import NOTHING_LOCAL, PARENT, LocalPart, link_name, macvlan_mode
+from vxnet.core.mesh import NOTHING_HELD, Held, Mesh
 from vxnet.core.remembered import Remembered
 from vxnet.core.remotes import Groups
-from vxnet.model.address import IPAddress, IPNetwork
+from vxnet.model.address import IPAddress, IPInterface, IPNetwork
 from vxnet.model.cluster import Cluster, Network, Node
 from vxnet.model.container import Attachment, Container
-from vxnet.model.host import RESOLVER, GatewayBridge, HostState, Interface, Sandbox, Segment, TunnelKind
+from vxnet.model.host import (
+    RESOLVER,
+    Answers,
+    GatewayBridge,
+    HostState,
+    Ingress,
+    Interface,
+    Sandbox,
+    Segment,
+    TunnelKind,
+)
+from vxnet.model.published import PortProtocol
 from vxnet.model.service import PublicService
 
 DEFAULT_MTU = 1500
@@ -57,6 +70,9 @@ def plan(
     boxes: Remembered[Sandbox] | None = None,
     datapath: TunnelKind = "kernel",
     ingress: Attachment | None = None,
+    published: Sequence[PublicService] | None = None,
+    held: Held = NOTHING_HELD,
+    mesh: Mesh | None = None,
     own: LocalPart = NOTHING_LOCAL,
 ) -> HostState:
     """The desired state. A host in no cluster (``self_node`` and ``cluster`` None) has its containers' way out alone.
@@ -65,12 +81,14 @@ def plan(
     are passed over. ``members``: VTEP of each node that may send, by node id. ``underlay_mtu``: of the paths to the
     VTEPs, or a function of them. ``dns_ports``: where each container's resolver listens. ``services``: all;
     ``serving``: the rows that count for load balancing, which ends with an owner's death though its paths stay.
-    ``own``: networks and ports of this host alone. ``groups``, ``balance``, ``boxes``: what earlier calls made of all
-    this, for speed; the result is the same without.
+    ``own``: networks and ports of this host alone. ``ingress``: this node's foot in the routing mesh's network;
+    ``published``: the services with those of their ports that this node can answer, None: with all; ``held``: the
+    addresses of its links. ``groups``, ``balance``, ``boxes``, ``mesh``: what earlier calls made of all this, for
+    speed; the result is the same without.
     """
     boxes = Remembered() if boxes is None else boxes
     if self_node is None or cluster is None:
-        sandboxes = _sandboxes(containers, networks, {}, gateway, dns_ports, boxes, own.networks)
+        sandboxes = _sandboxes(containers, networks, {}, gateway, dns_ports, boxes, own.networks, _NO_ANSWERS)
         way_out = gateway if sandboxes else None
         return HostState(sandboxes=sandboxes, gateway=way_out, bridges=own.bridges, ports=own.ports)
     local = self_node.data_path_addr
@@ -93,7 +111,8 @@ def plan(
     groups = Groups() if groups is None else groups
     elsewhere = groups.of(facts, {(network, networks[network].vni) for network in residents})
 
-    virtual = (Balance() if balance is None else balance).of(serving, services, residents.keys())
+    balance = Balance() if balance is None else balance
+    virtual = balance.of(serving, services, residents.keys())
 
     def segment(network: Network) -> Segment:
         here = residents[network.id]
@@ -115,6 +134,7 @@ def plan(
             remotes=known.remotes,
             flood=known.vteps,
             services=virtual[network.id],
+            ingress=network.ingress,
             foreign=_sorted_addresses({peer.vtep for peer in network.peers if peer.vtep.version == local.version}),
         )
 
@@ -122,16 +142,62 @@ def plan(
         segment(networks[network]) for network in sorted(residents, key=lambda network: networks[network].vni)
     )
     senders = {vtep for segment in segments for vtep in segment.flood}
+    foot, answering = None, _NO_ANSWERS
+    if ingress is not None and ingress.network in mtus:
+        network = networks[ingress.network]
+        mesh = Mesh() if mesh is None else mesh
+        behind = partial(balance.behind, network.id)
+        foot = Ingress(
+            vni=network.vni,
+            mac=ingress.mac,
+            mtu=mtus[network.id],
+            addresses=ingress.addresses,
+            ports=mesh.ports(services if published is None else published, behind, self_node.id, held),
+            gateways=mesh.gateways(facts, network.id, ingress.mac),
+        )
+        answering = _Answering(network.id, ingress.addresses, _targets(services))
     return HostState(
         segments=segments,
-        sandboxes=_sandboxes(containers, networks, mtus, gateway, dns_ports, boxes, own.networks),
+        sandboxes=_sandboxes(containers, networks, mtus, gateway, dns_ports, boxes, own.networks, answering),
         gateway=gateway,
+        ingress=foot,
         bridges=own.bridges,
         ports=own.ports,
         data_port=cluster.data_port,
         # Also of nodes that are gone from the members but whose containers are still kept on the paths.
         vteps=_sorted_addresses({*vteps, *senders}),
     )
+
+
+_Ports = tuple[tuple[PortProtocol, int], ...]
+
+
+class _Answering(NamedTuple):
+    """What tasks need to answer the routing mesh."""
+
+    network: str
+    """Id of the ingress network; empty: there is none here."""
+    via: tuple[IPInterface, ...]
+    targets: Mapping[str, _Ports]
+    """By service, the ports of its tasks that are published."""
+
+    def of(self, container: Container) -> Answers | None:
+        ports = self.targets.get(container.task.service) if container.task is not None else None
+        place = next((one for one in container.attachments if one.network == self.network), None)
+        if not ports or place is None:
+            return None
+        return Answers(interface=place.ifname, ports=ports, via=tuple(one.ip for one in self.via))
+
+
+_NO_ANSWERS = _Answering("", (), {})
+
+
+def _targets(services: Sequence[PublicService]) -> dict[str, _Ports]:
+    return {
+        service.id: tuple(sorted({(port.protocol, port.target) for port in service.ports if port.mode == "ingress"}))
+        for service in services
+        if service.ports
+    }
 
 
 def _sandboxes(
@@ -142,6 +208,7 @@ def _sandboxes(
     dns_ports: Mapping[str, int],
     boxes: Remembered[Sandbox],
     local: Mapping[str, Network],
+    answering: _Answering,
 ) -> tuple[Sandbox, ...]:
     boxes.look()
     made = []
@@ -152,8 +219,9 @@ def _sandboxes(
         around = [
             (networks.get(one.network), local.get(one.network), mtus.get(one.network)) for one in container.attachments
         ]
-        make = partial(_sandbox, container, networks, mtus, gateway, port, local)
-        made.append(boxes.of(container.id, (container, port, gateway, *around), make))
+        answers = answering.of(container)
+        make = partial(_sandbox, container, networks, mtus, gateway, port, local, answers)
+        made.append(boxes.of(container.id, (container, port, gateway, answers, *around), make))
     return tuple(made)
 
 
@@ -164,6 +232,7 @@ def _sandbox(
     gateway: GatewayBridge | None,
     dns_port: int,
     local: Mapping[str, Network],
+    answers: Answers | None,
 ) -> Sandbox:
     interfaces = [
         _interface(container, attachment, networks[attachment.network], mtus[attachment.network])
@@ -188,6 +257,7 @@ def _sandbox(
         dns_port=dns_port,
         resolver=container.resolver or RESOLVER,
         foreign=bool(container.netns),
+        answers=answers,
     )
 
 

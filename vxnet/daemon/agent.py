@@ -26,6 +26,7 @@ from vxnet.core import networks, plan
 from vxnet.core.balance import Balance
 from vxnet.core.facts import NO_FACTS, Fact, Facts
 from vxnet.core.local_networks import local_part
+from vxnet.core.mesh import Mesh, by_link
 from vxnet.core.names import view_of
 from vxnet.core.remembered import Remembered
 from vxnet.core.remotes import Groups
@@ -58,7 +59,6 @@ from vxnet.model.api import (
     Info,
     InitRequest,
     JoinRequest,
-    NetworkConnect,
     NetworkCreate,
     NetworkPrune,
     NetworkUpdate,
@@ -71,7 +71,6 @@ from vxnet.model.api import (
 from vxnet.model.cluster import CONTROL_PORT, GOSSIP_PORT, ForeignPeer, Network, Node, Role
 from vxnet.model.container import Container
 from vxnet.model.errors import ConflictError, HostError, NotFoundError
-from vxnet.model.guest import GuestView, GuestWish
 from vxnet.model.host import GATEWAY_BRIDGE, Change, HostFacts, Sandbox
 from vxnet.model.service import PublicService
 
@@ -110,11 +109,16 @@ class Agent(ContainerCommands):
         )
         self._groups = Groups()
         self._balance = Balance()
+        self._mesh = Mesh()
         self._boxes: Remembered[Sandbox] = Remembered()
         self._viewed: dict[str, Container] = {}
         """By id, as its name server last heard of it."""
         self._membership = Membership(
-            state, config, self._told_facts, self._changed, lambda errand: self._assigned.deliver(errand)
+            state,
+            config,
+            lambda: self._containers.ports.told(self._facts),
+            self._changed,
+            lambda errand: self._assigned.deliver(errand),
         )
         self.history = History()
         self._reconciler = Reconciler(self._kernel, self._plan, self._applied, self._observe)
@@ -208,8 +212,7 @@ class Agent(ContainerCommands):
         self._foot.look()
         if self._containers.ports.look():
             self._membership.facts_changed()
-        endpoints = {("endpoint", id): row for id, row in self._containers.wiring.endpoints().items()}
-        self._membership.publish({**endpoints, **self._foot.rows()})
+        self._membership.publish({**self._containers.wiring.rows(), **self._foot.rows()})
         self._view_names()
         self._blocks.look()
         self._assigned.wake()
@@ -230,7 +233,7 @@ class Agent(ContainerCommands):
     def _plan(self) -> Plan[_Seen]:
         place = self._membership.place
         live = [*(container for container in self._containers.live() if container.pid), *self._guests.live()]
-        services = self._containers.ports.answered(self._membership.services)
+        services = self._membership.services
         rows = place.rows() if place is not None else NO_FACTS
         needed = place is not None or live
         mtu = self._paths.mtu
@@ -254,6 +257,9 @@ class Agent(ContainerCommands):
             boxes=self._boxes,
             datapath=self._facts.datapath,
             ingress=self._foot.attachment(),
+            published=self._containers.ports.answered(services),
+            held=by_link(self._facts),
+            mesh=self._mesh,
             own=own,
         )
         vnis = frozenset(segment.vni for segment in state.segments)
@@ -281,9 +287,6 @@ class Agent(ContainerCommands):
         place = self._membership.place
         return [*self._facts.routes, *subnets, *(place.assignment.cluster.pools if place is not None else ())]
 
-    def _told_facts(self) -> HostFacts:
-        return replace(self._facts, ports=(*self._facts.ports, *self._containers.ports.own()))
-
     async def _watch_host(self) -> None:
         """The host's own addresses and routes change under a running daemon."""
         while True:
@@ -294,6 +297,7 @@ class Agent(ContainerCommands):
         self._facts = replace(await asyncio.to_thread(observe_host), datapath=self._facts.datapath)
         self._resolver.set_upstreams(self._facts.nameservers)
         self._membership.facts_changed()
+        self._reconciler.wake()
 
     async def _answer_names(self) -> None:
         """After a start queries wait until the others' names are known again: a late answer harms nobody, a wrong "no
@@ -474,25 +478,3 @@ class Agent(ContainerCommands):
             self._local.remove(own)
             return
         await self._membership.manager("network rm").remove_network(ref)
-
-    async def connect(self, ref: str, request: NetworkConnect) -> None:
-        if (guest := self._guests.named(request.container)) is not None:
-            wish = GuestWish(name=guest.name, ip=request.ip, ip6=request.ip6, aliases=request.aliases)
-            await self._guests.connect(ref, wish)
-        else:
-            await self._containers.wiring.connect(ref, request)
-
-    async def disconnect(self, ref: str, request: NetworkConnect, force: bool) -> None:
-        if (guest := self._guests.named(request.container)) is not None:
-            await self._guests.disconnect(ref, GuestWish(name=guest.name))
-        else:
-            await self._containers.wiring.disconnect(ref, request)
-
-    async def connect_guest(self, ref: str, wish: GuestWish) -> GuestView:
-        return await self._guests.connect(ref, wish)
-
-    async def disconnect_guest(self, ref: str, wish: GuestWish) -> None:
-        await self._guests.disconnect(ref, wish)
-
-    async def guests(self) -> tuple[GuestView, ...]:
-        return self._guests.views()

@@ -1,4 +1,4 @@
-"""What people may do with a host's containers: the agent's part of the local API that is theirs."""
+"""What people may do with a host's containers and guests: the agent's part of the local API that is theirs."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import AsyncIterable, AsyncIterator
 from vxnet.daemon import views
 from vxnet.daemon.containers import Containers
 from vxnet.daemon.copying import read_files, write_files
+from vxnet.daemon.guests import Guests
 from vxnet.daemon.local_networks import LocalNetworks
 from vxnet.daemon.membership import Membership
-from vxnet.model.api import ContainerUpdate, ContainerView, LogRequest, ProcessView, UsageView
+from vxnet.model.api import ContainerUpdate, ContainerView, LogRequest, NetworkConnect, ProcessView, UsageView
 from vxnet.model.container import Container, ContainerSpec
+from vxnet.model.guest import GuestView, GuestWish
 
 
 class ContainerCommands:
@@ -18,6 +20,7 @@ class ContainerCommands:
 
     _containers: Containers
     _membership: Membership
+    _guests: Guests
     _local: LocalNetworks
 
     async def containers(self, all: bool) -> tuple[ContainerView, ...]:
@@ -81,3 +84,27 @@ class ContainerCommands:
 
     async def shim(self, ref: str) -> str:
         return self._containers.inside.shim(ref)
+
+    # Their networks
+
+    async def connect(self, ref: str, request: NetworkConnect) -> None:
+        if (guest := self._guests.named(request.container)) is not None:
+            wish = GuestWish(name=guest.name, ip=request.ip, ip6=request.ip6, aliases=request.aliases)
+            await self._guests.connect(ref, wish)
+        else:
+            await self._containers.wiring.connect(ref, request)
+
+    async def disconnect(self, ref: str, request: NetworkConnect, force: bool) -> None:
+        if (guest := self._guests.named(request.container)) is not None:
+            await self._guests.disconnect(ref, GuestWish(name=guest.name))
+        else:
+            await self._containers.wiring.disconnect(ref, request)
+
+    async def connect_guest(self, ref: str, wish: GuestWish) -> GuestView:
+        return await self._guests.connect(ref, wish)
+
+    async def disconnect_guest(self, ref: str, wish: GuestWish) -> None:
+        await self._guests.disconnect(ref, wish)
+
+    async def guests(self) -> tuple[GuestView, ...]:
+        return self._guests.views()

@@ -24,6 +24,7 @@ from vxnet.host.ports import Door
 from vxnet.model.cluster import DATA_PORT, TakenPort
 from vxnet.model.container import Container, ContainerSpec
 from vxnet.model.errors import CallerError, ConflictError, HostError
+from vxnet.model.host import HostFacts
 from vxnet.model.published import PublishedPort
 from vxnet.model.service import PublicService
 
@@ -144,8 +145,12 @@ class Ports:
 
     # Of containers
 
+    def told(self, facts: HostFacts) -> HostFacts:
+        """As the managers should hear of them, with what containers here have."""
+        return replace(facts, ports=(*facts.ports, *self.own()))
+
     def own(self) -> tuple[TakenPort, ...]:
-        """What containers that are no tasks have of this host, for the managers: of tasks they know."""
+        """What containers that are no tasks have of this host: of tasks the managers know."""
         taken = []
         for one in self._of_containers(tasks=False):
             for address in one.port.addresses or (None,):

@@ -68,6 +68,10 @@ class Wiring:
         self._rows: Remembered[Endpoint] = Remembered()
         self._local_rows: Remembered[Endpoint] = Remembered()
 
+    def rows(self) -> dict[tuple[str, str], Endpoint]:
+        """:meth:`endpoints` by kind and id."""
+        return {("endpoint", id): row for id, row in self.endpoints().items()}
+
     def endpoints(self) -> dict[str, Endpoint]:
         """The rows that this host should publish now, by row id."""
         vtep = self._cluster.data_path_addr
