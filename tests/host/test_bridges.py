@@ -298,6 +298,19 @@ def test_macvlan(rig: Rig) -> None:
     assert c1.reaches("192.168.9.2")
 
 
+def test_a_macvlan_that_has_its_parent_alone(rig: Rig) -> None:
+    """It has the parent's MAC, and leaves it as it was."""
+    before = rig.host.links()["eth0"]["address"]
+    state = HostState(sandboxes=(upon(rig.c1, mode="passthru"),), gateway=GATEWAY)
+    for _ in range(2):
+        assert errors(rig.host.reconcile(state)) == []
+    assert rig.host.reconcile(state) == []
+    assert rig.host.links()["eth0"]["address"] == before == rig.c1.links()["eth1"]["address"]
+    assert rig.c1.reaches("192.168.9.2")
+    (refused,) = errors(rig.host.reconcile(replace(state, sandboxes=(*state.sandboxes, upon(rig.c2, mode="passthru")))))
+    assert refused.sandbox == rig.c2.id
+
+
 def test_a_macvlan_without_its_parent(rig: Rig) -> None:
     """It says so, and is there when the parent is."""
     state = HostState(sandboxes=(upon(rig.c1, "lan7"),), gateway=GATEWAY)

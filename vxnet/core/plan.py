@@ -244,7 +244,9 @@ def _sandbox(
         for attachment in container.attachments
         if attachment.network in local
     ]
-    default_via = next((one.way_out for one in container.attachments if one.way_out and one.network in local), ())
+    # A guest's way out is its own affair.
+    places = () if container.netns else container.attachments
+    default_via = next((one.way_out for one in places if one.way_out and one.network in local), ())
     if gateway is not None and container.gateway is not None:
         interfaces.append(_interface(container, container.gateway, None, gateway.mtu))
         versions = {interface.version for interface in container.gateway.addresses}

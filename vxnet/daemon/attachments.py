@@ -86,10 +86,10 @@ class Attachments:
             raise ConflictError(
                 f'"{ref}" is a network that vxnet itself puts containers on', hint="name one that somebody made"
             )
-        return find(ref, self._all().values(), "network")
+        return find(ref, self.known().values(), "network")
 
-    def _all(self) -> Mapping[str, Network]:
-        """The cluster's first: where a name is in both, it is theirs."""
+    def known(self) -> Mapping[str, Network]:
+        """All networks, by id. The cluster's first: where a name is this host's, too, it is theirs."""
         return {**self._cluster.networks, **self._local()}
 
     def _blocks(self, network: Network) -> list[IPNetwork]:
@@ -201,7 +201,7 @@ class Attachments:
 
     def network_of(self, attachment: Attachment) -> Network:
         """Raises :class:`NotFoundError` if it is no more."""
-        return find(attachment.network, self._all().values(), "network")
+        return find(attachment.network, self.known().values(), "network")
 
     def bridges_of(self, container: Container) -> list[str]:
         """Names of the bridges in the host's namespace that it is on."""
@@ -253,7 +253,7 @@ class Attachments:
 
     def way_out(self, container: Container) -> Attachment | None:
         """The place on ``vxnet_gw``; None if it wants none, has another way out, or is on internal networks alone."""
-        known = self._all()
+        known = self.known()
         networks = [known[one.network] for one in container.attachments if one.network in known]
         if any(wish.network in ("none", "host") for wish in container.spec.networks):
             return None

@@ -33,7 +33,7 @@ from vxnet.daemon.wiring import refusal
 from vxnet.host import foreign
 from vxnet.host.foreign import Held
 from vxnet.model.container import Container, ContainerSpec, NetworkWish
-from vxnet.model.errors import CallerError, ConflictError, HostError, NotFoundError, VxnetError
+from vxnet.model.errors import CallerError, ConflictError, HostError, NotFoundError, UnsupportedError, VxnetError
 from vxnet.model.guest import Guest, GuestView, GuestWish
 from vxnet.model.host import Change
 
@@ -97,7 +97,7 @@ class Guests:
         return tuple(self._view(guest) for guest in sorted(self._guests.values(), key=lambda guest: guest.name))
 
     def _view(self, guest: Guest) -> GuestView:
-        known = self._cluster.networks
+        known = self._attachments.known()
         return GuestView(
             id=guest.id,
             name=guest.name,
@@ -186,6 +186,11 @@ class Guests:
             raise ConflictError(f'the name "{name}" is taken on this host', hint="give another with --name")
 
     async def _attach(self, guest: Guest, ref: str, wish: GuestWish) -> None:
+        if self._attachments.network(ref).driver == "macvlan":
+            raise UnsupportedError(
+                "a guest cannot be on a macvlan network: nobody would take the interface out of its namespace again",
+                hint="ip link add link PARENT name NAME netns PID type macvlan mode bridge",
+            )
         request = NetworkWish(network=ref, ip=wish.ip, ip6=wish.ip6, aliases=wish.aliases)
         there = foreign.survey(self._held[guest.id]).interfaces
         if wish.ifname in there:
@@ -203,8 +208,9 @@ class Guests:
     async def _settled(self, guest: Guest) -> None:
         """Raises :class:`HostError` with the kernel's words if it refused something that the guest needs."""
         changes = await self._settle(guest.id)
-        vnis = [self._cluster.networks[one.network].vni for one in guest.attachments]
-        if (refused := refusal(changes, guest.id, vnis)) is not None:
+        vnis = [known.vni for one in guest.attachments if (known := self._cluster.networks.get(one.network))]
+        bridges = self._attachments.bridges_of(self._as_container(guest))
+        if (refused := refusal(changes, guest.id, vnis, bridges)) is not None:
             raise HostError(
                 f'the kernel refused {refused.object} for "{guest.name}": {refused.error}',
                 hint="`vxnet info` and the daemon's log tell more",
@@ -224,7 +230,7 @@ class Guests:
     def _names_of(self, guest: Guest) -> View:
         """What it can ask for. Its own way out is its own affair: only where all its networks are internal are names
         from outside not asked for it."""
-        networks = [self._cluster.networks.get(one.network) for one in guest.attachments]
+        networks = [self._attachments.known().get(one.network) for one in guest.attachments]
         open_to_all = not all(network is not None and network.internal for network in networks)
         return View(tuple(one.network for one in guest.attachments), open_to_all)
 

@@ -243,7 +243,7 @@ def ensure(entered: Entered, sides: Sides) -> list[Change]:
             continue
         parent = sides.host.found.get(interface.parent)
         mtu = interface.mtu or (link.mtu if parent is None else parent.mtu)
-        wish = Wish(name=interface.name, kind=kind, mtu=mtu, mac=interface.mac)
+        wish = Wish(name=interface.name, kind=kind, mtu=mtu, mac=_own_mac(interface))
         old = before.get(interface.name)
         steps = mends if old is not None and old.ifindex == link.ifindex else completions
         steps += present((mend(wish, link),))
@@ -292,9 +292,14 @@ def macvlan_wish(sandbox: Sandbox, interface: Interface, parent: Link) -> Wish:
         kind="macvlan",
         mtu=interface.mtu or parent.mtu,
         alias=port_alias(sandbox, interface),
-        mac=interface.mac,
+        mac=_own_mac(interface),
         data={"IFLA_MACVLAN_MODE": _MODES[interface.mode]},
     )
+
+
+def _own_mac(interface: Interface) -> MAC | None:
+    """With ``passthru`` it has its parent's, and to set another would set the parent's."""
+    return None if interface.parent and interface.mode == "passthru" else interface.mac
 
 
 _MODES: Mapping[str, int] = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
