@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable
 
 import pytest
 
 from tests.system.operator import Session, eventually
+from vxnet.lab import Lab
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -140,3 +142,53 @@ def test_everything_is_there_again_after_a_restart(session: Session) -> None:
     session.lab.start("h3")
     assert bind(session, "h3", 8080)
     assert session.json("h3", "vxnet network inspect ingress")[0]["gateways"] == before
+
+
+# The routing mesh, as a client outside the cluster meets it
+
+TELLS_ITS_CLIENT = """
+import http.server, socket
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write((self.client_address[0] + "\\n").encode())
+class Server(http.server.ThreadingHTTPServer):
+    address_family = socket.AF_INET6
+Server(("::", 80), Handler).serve_forever()
+"""
+
+
+@pytest.mark.timeout(180)
+def test_each_host_answers_and_the_server_sees_its_client(make_lab: Callable[..., Lab]) -> None:
+    """h4 has no part in the cluster. A host is killed: the others still answer."""
+    lab = make_lab(hosts=4, join=False)
+    session = Session(lab)
+    session.say("h1", "vxnet init --advertise-addr eth1")
+    token = session.say("h1", "vxnet join-token -q worker").strip()
+    for host in ("h2", "h3"):
+        session.say(host, f"vxnet join --token {token} --advertise-addr eth1 192.168.56.11")
+    session.network("my-overlay-network")
+    session.service(
+        "my-web",
+        "--network my-overlay-network -p 80:80 --replicas 2 --constraint node.hostname!=h1",
+        f"python3 -u -c '{TELLS_ITS_CLIENT}'",
+    )
+
+    def ask(number: int) -> str:
+        done = session.run("h4", f"curl -sS --max-time 3 http://192.168.56.1{number}/")
+        assert done.returncode == 0, f"h{number}: {done.stderr}"
+        return done.stdout.strip().removeprefix("::ffff:")
+
+    for number in (1, 2, 3):
+        for _ in range(20):
+            assert eventually(lambda number=number: ask(number)) == "192.168.56.14"  # type: ignore[misc]
+    logs = session.say("h1", "vxnet service logs my-web 2>&1")
+    assert logs.count("192.168.56.14 - - ") >= 60 and logs.count('"GET / HTTP/1.1" 200') >= 60
+    lab.kill("h3")
+    for number in (1, 2):
+        for _ in range(20):
+            assert eventually(lambda number=number: ask(number)) == "192.168.56.14"  # type: ignore[misc]
+    # Nothing else of the hosts answers for it once it is gone.
+    session.say("h1", "vxnet service rm my-web")
+    assert eventually(lambda: session.run("h4", "curl -sS --max-time 3 http://192.168.56.11/").returncode == 7)
