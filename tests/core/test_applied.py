@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 
 from vxnet.core.applied import RESIDENTS_LIMIT, Acknowledgements
-from vxnet.model.row import Applied, Endpoint, EndpointState, RowKey, Value, Version
+from vxnet.model.row import Applied, Endpoint, EndpointState, Gateway, RowKey, Value, Version
 
 Row = tuple[RowKey, Version, Value]
 
@@ -73,3 +73,24 @@ def test_of_a_crowd_nobody_is_waited_for_but_in_its_drain() -> None:
     # Another network of the same nodes is not crowded.
     elsewhere = [endpoint("me", "new", 7, vni=65537, state="starting"), endpoint("n0", "x", 4, vni=65537), *crowd]
     assert unaware(elsewhere, "me", {"new"}) == {"n0"}
+
+
+def test_a_nodes_foot_in_the_ingress_network_lives_there() -> None:
+    """It sends connections to the tasks of published services, whether it has one itself or not."""
+    foot = Gateway(
+        network="net65536",
+        vni=65536,
+        addresses=(ipaddress.ip_address("10.0.0.16"),),
+        mac="02:00:0a:00:00:10",
+        vtep=ipaddress.ip_address("192.168.56.12"),
+    )
+    rows = [
+        endpoint("me", "web", 7, state="draining"),
+        (RowKey("a", "gateway", "net65536"), Version(1, 3), foot),
+        endpoint("b", "y", 4, vni=65537),
+    ]
+    assert unaware(rows, "me", {"web"}, "draining") == {"a"}
+    told = acknowledgement(rows, "a", {65536})
+    assert told == Applied(versions=(("me", 1, 7),))
+    answered = (RowKey("a", "applied", ""), Version(1, 4), told)
+    assert unaware([*rows, answered], "me", {"web"}, "draining") == frozenset()

@@ -18,9 +18,11 @@ from vxnet.core.remembered import Remembered
 from vxnet.model import codec
 from vxnet.model.address import IPAddress
 from vxnet.model.cluster import Cluster, ForeignPeer, Network, Node, Subnet
-from vxnet.model.container import Attachment, Container, ContainerSpec
+from vxnet.model.container import Attachment, Container, ContainerSpec, TaskRef
 from vxnet.model.host import GatewayBridge, HostState, Interface, Remote, Sandbox, Segment
-from vxnet.model.row import Endpoint, RowKey, Version
+from vxnet.model.published import PublishedPort
+from vxnet.model.row import Endpoint, Gateway, RowKey, Version
+from vxnet.model.service import PublicService
 
 A, B, C = (ip_address(f"192.168.56.1{number}") for number in (1, 2, 3))
 SELF = Node(id="node-a", name="h1", role="manager", advertise_addr=A, data_path_addr=A, joined_at=0.0)
@@ -289,3 +291,57 @@ def test_port_names_differ() -> None:
     names = ["eth0", "eth1", "eth10", "eth100", "eth101", "a-long-name-one", "a-long-name-two"]
     assert len({port_name(ID, name) for name in names}) == len(names)
     assert port_name(ID, "eth0") == "v1a2b3c4d5.eth0"
+
+
+def test_the_routing_mesh() -> None:
+    """This node's foot, a published task here and one elsewhere, and another node that only hands connections on."""
+    ingress = replace(NETWORKS["net-a"], ingress=True)
+    mine = attachment(9, ifname="ingress0")
+    task = replace(container(attachment(3, "net-b"), mine, gateway=WAY_OUT), task=TaskRef(task="t1", service="s"))
+    web = PublicService(id="s", name="web", ports=(PublishedPort(target=80, published=8080),))
+    foot = attachment(8, ifname="vxnet_in")
+    there = Gateway(network="net-a", vni=65536, addresses=(ip_address("10.0.0.16"),), mac="02:00:0a:00:00:10", vtep=B)
+    tasks = [replace(endpoint(9, A), service="s", task="t1"), replace(endpoint(17, B), service="s", task="t2")]
+    rows = Facts.gather(
+        [
+            (RowKey("node-a", "endpoint", "1"), Version(1, 1), tasks[0]),
+            (RowKey("node-b", "endpoint", "2"), Version(1, 1), tasks[1]),
+            (RowKey("node-b", "gateway", "net-a"), Version(1, 2), there),
+        ]
+    )
+
+    def of(foot: Attachment | None, published: Sequence[PublicService] | None = None) -> HostState:
+        return plan(
+            self_node=SELF,
+            cluster=CLUSTER,
+            networks={**NETWORKS, "net-a": ingress},
+            containers=(task,) if foot is not None else (),
+            facts=rows,
+            members={"node-a": A, "node-b": B},
+            underlay_mtu=1500,
+            gateway=GATEWAY,
+            dns_ports={},
+            services=[web],
+            published=published,
+            serving=rows,
+            ingress=foot,
+        )
+
+    state = of(foot)
+    segment = next(one for one in state.segments if one.vni == 65536)
+    assert segment.ingress and [remote.mac for remote in segment.remotes] == ["02:00:0a:00:00:10", "02:00:0a:00:00:11"]
+    assert state.ingress is not None
+    assert (state.ingress.mac, state.ingress.addresses, state.ingress.mtu) == (foot.mac, foot.addresses, 1450)
+    assert state.ingress.gateways == ("02:00:0a:00:00:08", "02:00:0a:00:00:10")
+    (port,) = (one for one in state.ingress.ports if one.version == 4)
+    assert (port.published, port.target, port.protocol) == (8080, 80, "tcp")
+    (box,) = state.sandboxes
+    assert box.answers is not None
+    assert (box.answers.interface, box.answers.ports) == ("ingress0", (("tcp", 80),))
+    assert box.answers.via == (ip_address("10.0.0.8"),)
+    # A port that a program of this host has; its task answers what comes by other nodes all the same.
+    left = of(foot, [replace(web, ports=())])
+    assert left.ingress is not None and left.ingress.ports == () and left.sandboxes == state.sandboxes
+    # Nothing published, or no address: nothing of it is here.
+    bare = of(None)
+    assert bare.ingress is None and not bare.segments
