@@ -79,7 +79,7 @@ bench: $(VENV)/test.stamp ext
 
 # In virtual time the processor is the limit: the same core, compiled, which has to come to the same end as the core
 # that is shipped.
-SIM_COMPILED := $(patsubst %,vxnet/core/%.py,agenda broadcast exchange frame gossip layered lifeguard members news \
+SIM_COMPILED := $(patsubst %,vxnet/core/%.py,agenda broadcast exchange frame gossip intake layered lifeguard members news \
     oldpack probe push roster spread stream swim timing wire) tests/sim/network.py
 
 sim: $(VENV)/sim.stamp

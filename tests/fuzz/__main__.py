@@ -8,9 +8,12 @@ it.
 from __future__ import annotations
 
 import argparse
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import FrameType
 
 PLACE = Path("build/fuzz")
 DEFAULT_S = 600
@@ -18,6 +21,9 @@ INPUT_LIMIT = 4096
 """Octets."""
 MEMORY_MB = 1024
 HANG_S = 10
+"""Of processor time for one input: the process may well be stopped for longer."""
+STUCK_S = 900
+"""… and of any time, for a loop in C."""
 
 
 def one(name: str, seconds: int) -> int:
@@ -27,6 +33,13 @@ def one(name: str, seconds: int) -> int:
     with atheris.instrument_imports(include=["vxnet.core", "vxnet.model"]):
         from tests.fuzz.targets import TARGETS
     target = TARGETS[name]
+    signal.signal(signal.SIGPROF, _hang)
+
+    def run(data: bytes) -> None:
+        signal.setitimer(signal.ITIMER_PROF, HANG_S)
+        target.run(data)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
     corpus = PLACE / name
     corpus.mkdir(parents=True, exist_ok=True)
     for number, seed in enumerate(target.seeds):
@@ -35,13 +48,23 @@ def one(name: str, seconds: int) -> int:
         f"-max_total_time={seconds}",
         f"-max_len={INPUT_LIMIT}",
         f"-rss_limit_mb={MEMORY_MB}",
-        f"-timeout={HANG_S}",
+        f"-timeout={STUCK_S}",
         f"-artifact_prefix={PLACE}/{name}-",
         "-print_final_stats=1",
     ]
-    atheris.Setup([sys.argv[0], *options, str(corpus)], target.run)
+    atheris.Setup([sys.argv[0], *options, str(corpus)], run)
     atheris.Fuzz()
     return 0
+
+
+def _hang(_signal: int, _frame: FrameType | None) -> None:
+    raise AssertionError(f"one input took {HANG_S} s")
+
+
+def _children_cpu_s() -> float:
+    """Of all that have ended. On a busy machine it is less than the time that passed."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def main() -> int:
@@ -77,6 +100,7 @@ def main() -> int:
             "--one",
             name,
         ]
+        before = _children_cpu_s()
         with log.open("wb") as output:
             done = subprocess.run(words, stdout=output, stderr=subprocess.STDOUT, check=False)
         lines = log.read_text(errors="replace").splitlines()
@@ -85,7 +109,11 @@ def main() -> int:
         cov = covered.partition("cov: ")[2].split(" ")[0]
         runs, memory = (figures.get(key, "?").strip() for key in ("number_of_executed_units", "peak_rss_mb"))
         end = "FAILED" if done.returncode else ""
-        print(f"{name:14} {runs:>10} inputs {cov:>6} branches {memory:>5} MB  {end}".rstrip(), flush=True)
+        cpu_s = _children_cpu_s() - before
+        print(
+            f"{name:14} {runs:>10} inputs {cov:>6} branches {memory:>5} MB {cpu_s:>5.0f} s of CPU  {end}".rstrip(),
+            flush=True,
+        )
         if done.returncode:
             failed.append(name)
             print(*lines[-40:], sep="\n", file=sys.stderr)

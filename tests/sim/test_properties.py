@@ -273,3 +273,16 @@ def test_the_same_seed_is_the_same_run(seed: int) -> None:
         return sim.history
 
     assert history() == history()
+
+
+@pytest.mark.parametrize("seed", [4, 6])
+def test_the_last_row_of_a_flood_does_not_wait_for_a_turn(seed: int) -> None:
+    """Without a look once it is calm again these two took 4.4 and 3.3 s."""
+    sim = Simulation(seed, 60, weather=Weather(loss=0.1), acquainted=True)
+    sim.run(3)
+    for number in range(1200):
+        sim.put(number % 60 + 1, f"{sim.rng.randbytes(6).hex()}.net1", number)
+    sim.run(0.1)
+    assert len(sim.roots()) > 1
+    sim.run(2.9, until=lambda: len(sim.roots()) == 1)
+    assert len(sim.roots()) == 1

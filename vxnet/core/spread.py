@@ -12,10 +12,11 @@ from collections.abc import Hashable
 
 from vxnet.core import muster, rows
 from vxnet.core.author import Author
+from vxnet.core.intake import Arrival, Intake
 from vxnet.core.members import Address, Member
 from vxnet.core.muster import octets
 from vxnet.core.oldpack import MalformedError
-from vxnet.core.push import DATAGRAM, Push
+from vxnet.core.push import DATAGRAM, LIGHT, Push
 from vxnet.core.roster import Round, Span
 from vxnet.core.rows import (
     Ask,
@@ -56,6 +57,8 @@ HOUSEKEEPING_S = 30.0
 GONE_LIMIT = 20_000
 IN_FLIGHT_S = 0.3
 """An owner's rows that came so lately are followed by others, perhaps: no reason to ask for them."""
+CALM_S = 0.3
+"""After much news and then none for so long, the next comparison does not wait for its turn."""
 FULL_S = 0.05
 TOMBSTONE_S = 30.0
 """Deleted rows are carried along this long at most before a floor takes their place."""
@@ -68,11 +71,13 @@ class Spread:
         self._table = table
         self._author = author
         self.push = Push(swim, self.dropped)
+        self._intake = Intake(swim.agenda, self._check_batch)
         self._changed_at: dict[str, float] = {}
         self._round = Round(swim.rng)
         self._soon_s = SOON_S
         self._doubts = 0
         self._quiet_revision = 0
+        self._is_flooded = False
         self._absent_since: dict[str, float] = {}
         self._gone: dict[str, float] = {}
         agenda, settings = swim.agenda, swim.settings
@@ -114,9 +119,10 @@ class Spread:
             message = rows.decode(payload)
             match message:
                 case Batch():
-                    self._receive_batch(message, sender, None)
+                    self._receive_batch(message, Arrival(sender, None, is_found=False, is_rare=True))
                 case Relay():
-                    self._receive_batch(message.batch, sender, Span(message.begin, message.end))
+                    span = Span(message.begin, message.end)
+                    self._receive_batch(message.batch, Arrival(sender, span, is_found=False, is_rare=True))
                 case Batches():
                     self._receive_batches(message, sender)
                 case Ids():
@@ -148,47 +154,63 @@ class Spread:
         return {
             "ledgers": len(self._table.ledgers),
             "row_octets": self._table.octets,
+            "rows_unchecked": len(self._intake),
             **self.push.statistics(),
             "rows_dropped": self.dropped.total(),
         }
 
     # New rows
 
-    def _receive_batch(self, batch: Batch, sender: Address | None, span: Span | None, *, tell: bool = True) -> bool:
-        """Whether it was news."""
+    def _receive_batch(self, batch: Batch, arrival: Arrival) -> None:
         content = rows.decode_content(batch.content)
         key = LedgerKey(content.owner, content.key)
         if key == self._author.key:
             self._hear_of_myself(batch, content)
-            return False
-        if content.owner in self._gone:
-            return False
+        elif content.owner not in self._gone:
+            # Most of what gossip brings is known already, and a look is cheaper than a signature.
+            if not self._table.could_be_news(key, content):
+                self._pass_on(batch, arrival)
+            elif not self._intake.add(batch, arrival):
+                self.dropped["too many rows to check"] += 1
+
+    def _check_batch(self, batch: Batch, arrival: Arrival) -> None:
+        """It may be news, or may have been when it came."""
+        content = rows.decode_content(batch.content)
+        key = LedgerKey(content.owner, content.key)
         urgency = self._table.urgency(key, content)
-        if not self._table.receive(batch, content):
-            if span is not None:
-                self.push.pass_on(batch, span)
-            return False
-        if tell:
-            self.push.tell(batch, urgency, span)
-        self._changed_at[content.owner] = self._swim.agenda.now
+        try:
+            if not self._table.receive(batch, content):
+                self._pass_on(batch, arrival)
+                return
+        except MalformedError as error:
+            self.dropped[str(error)] += 1
+            return
+        if arrival.is_rare:
+            self.push.tell(batch, urgency, arrival.span)
+        if arrival.is_found:
+            self._compare_soon()
+        now = self._swim.agenda.now
+        self._changed_at[content.owner] = now
+        if self.push.load > LIGHT:
+            self._note_flood()
         if content.owner not in self._absent_since and self._swim.members.of_id(content.owner) is None:
-            self._absent_since[content.owner] = self._swim.agenda.now
-        if self._table.ledgers[key].get("certificate") is None and sender is not None:
+            self._absent_since[content.owner] = now
+        if self._table.ledgers[key].get("certificate") is None:
             # Without it the rows mean nothing, and who sent them knows it.
-            self._want(key, sender, "certificate")
-        return True
+            self._want(key, arrival.sender, "certificate")
+
+    def _pass_on(self, batch: Batch, arrival: Arrival) -> None:
+        if arrival.span is not None:
+            self.push.pass_on(batch, arrival.span)
 
     def _receive_batches(self, message: Batches, sender: Address) -> None:
-        news = False
         # A few that somebody lacked others may lack too; of a whole table they would only hear what they know.
-        tell = len(message.batches) <= DATAGRAMS_AT_ONCE
+        arrival = Arrival(sender, None, is_found=True, is_rare=len(message.batches) <= DATAGRAMS_AT_ONCE)
         for batch in message.batches:
             try:
-                news |= self._receive_batch(batch, sender, None, tell=tell)
+                self._receive_batch(batch, arrival)
             except MalformedError as error:
                 self.dropped[str(error)] += 1
-        if news:
-            self._compare_soon()
 
     def _hear_of_myself(self, batch: Batch, content: rows.BatchContent) -> None:
         """Rows in this node's name that it has not written in this life."""
@@ -224,6 +246,20 @@ class Spread:
             self._compare_soon()
         else:
             self._quiet_revision = self._table.revision
+
+    def _note_flood(self) -> None:
+        """Under load the names of rows are told so few times that somebody is left out."""
+        self._is_flooded = True
+        if "flood" not in self._swim.agenda:
+            self._swim.agenda.after(CALM_S, "flood", self._look_for_calm)
+
+    def _look_for_calm(self) -> None:
+        if self._is_flooded:
+            self._is_flooded = False
+            self._swim.agenda.after(CALM_S, "flood", self._look_for_calm)
+        else:
+            self._soon_s = SOON_S
+            self._compare_soon()
 
     def _compare_soon(self) -> None:
         self._doubts = DOUBTS
@@ -297,13 +333,14 @@ class Spread:
                 self._send_have(source.endpoint, [], mine[at : at + 12], answer=False)
 
     def _want(self, key: LedgerKey, addr: Address, what: Hashable) -> None:
+        asked = ("asked", key, what)
+        if asked in self._swim.agenda:
+            return
+        self._swim.agenda.after(ASKED_S, asked, lambda: None)
         ledger = self._table.ledgers.get(key)
         versions = () if ledger is None else ledger.versions()
         floor = Version(0, 0) if ledger is None else ledger.floor
-        asked = ("asked", key, what)
-        if asked not in self._swim.agenda:
-            self._swim.agenda.after(ASKED_S, asked, lambda: None)
-            self._send(addr, Want(key.owner, key.key, (floor.incarnation, floor.seq), versions, self._swim.me.name))
+        self._send(addr, Want(key.owner, key.key, (floor.incarnation, floor.seq), versions, self._swim.me.name))
 
     def _answer_want(self, want: Want) -> None:
         source = self._swim.members.get(want.source)

@@ -200,17 +200,21 @@ class Table:
         known = {} if ledger is None else ledger.rows
         return int(not any(row.value is None or (row.kind, row.id) in known for row in content.rows))
 
+    def could_be_news(self, key: LedgerKey, content: BatchContent) -> bool:
+        """Whether it would change anything, if it was signed."""
+        ledger = self.ledgers.get(key)
+        return ledger is None or _could_be_news(ledger, content)
+
     def receive(self, batch: Batch, content: BatchContent | None = None) -> bool:
         """Merge. Whether any of it was news. ``content``: the batch's, if it was decoded before. Raises
         :class:`MalformedError`: no batch, not signed, no room."""
         if content is None:
             content = decode_content(batch.content)
         key = LedgerKey(content.owner, content.key)
-        ledger = self.ledgers.get(key)
-        # Most of what gossip brings is known already, and a look is cheaper than a signature.
-        if ledger is not None and not _could_be_news(ledger, content):
+        if not self.could_be_news(key, content):
             return False
         check_signature(batch, content)
+        ledger = self.ledgers.get(key)
         if ledger is None:
             ledger = self._make_room(key)
         elif self.ledgers.is_shared(key):
