@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.host.rig import Pair, errors, wait_until
+from vxnet.host.inspection import differences
 from vxnet.model.host import HostState
 
 pytestmark = pytest.mark.host
@@ -113,6 +114,10 @@ DAMAGES = [
 ]
 
 
+def inspection(pair: Pair) -> set[str]:
+    return {change.object for change in pair.h1.do(differences, pair.s1)}
+
+
 def works(pair: Pair) -> bool:
     return (
         pair.c1.reaches("10.0.16.3")
@@ -125,9 +130,13 @@ def works(pair: Pair) -> bool:
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.what.replace(" ", "-"))
 def test_is_mended(pair: Pair, damage: Damage) -> None:
     before = picture(pair)
+    assert inspection(pair) == set()
     damage.do(pair)
+    told = inspection(pair)
+    assert inspection(pair) == told, "a look changes nothing"
     changes = pair.h1.reconcile(pair.s1)
     assert changes and errors(changes) == []
+    assert told, f"not seen by inspection: {changes}"
     if damage.changes is not None:
         assert len(changes) == damage.changes, changes
     assert settles_to(pair, before)

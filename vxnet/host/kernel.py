@@ -281,7 +281,7 @@ class Kernel:
         complete: bool,
     ) -> list[Change]:
         """``made``: names of the links that are new, and so have no rows yet; ``taps``: VNI by ifindex."""
-        carried = _to_carry(state, found)
+        carried = to_carry(state, found)
         learning = frozenset(segment.vni for segment in state.segments if segment.foreign)
         # What a tunnel has learnt goes with its last peer without vxnet, and not by its age.
         complete |= learning != self._learning
@@ -453,7 +453,7 @@ def _is_empty(state: HostState) -> bool:
     return not (state.segments or state.sandboxes or host_bridges(state) or state.vteps)
 
 
-def _to_carry(state: HostState, found: Mapping[str, Link]) -> dict[int, _Carried]:
+def to_carry(state: HostState, found: Mapping[str, Link]) -> dict[int, _Carried]:
     """By VNI, for each segment that has its devices."""
     residents: dict[int, list[Resident]] = {}
     for box in state.sandboxes:

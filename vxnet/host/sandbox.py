@@ -143,15 +143,18 @@ def _sysctls(sandbox: Sandbox) -> dict[str, str]:
 class Entered:
     """A sandbox that is there: its descriptor and netlink sockets in it, for the length of one reconcile."""
 
-    def __init__(self, sandbox: Sandbox, namespace: int, *, whole: bool) -> None:
+    def __init__(
+        self, sandbox: Sandbox, namespace: int, *, whole: bool, kind: type[Netlink] = Netlink, settle: bool = True
+    ) -> None:
+        """``kind``: of its sockets; ``settle``: whether sysctls are set, too."""
         self.sandbox = sandbox
         self.namespace = namespace
         self.pending: Pending | None = None
 
         def prepare() -> tuple[Netlink | None, Netlink]:
-            if whole:
+            if whole and settle:
                 netns.set_sysctls(_sysctls(sandbox))
-            return Netlink() if whole else None, Netlink(protocol=elements.NETLINK_NETFILTER)
+            return kind() if whole else None, kind(protocol=elements.NETLINK_NETFILTER)
 
         self._links, self.nft = netns.inside(namespace, prepare)
 
@@ -233,7 +236,8 @@ def ensure(entered: Entered, sides: Sides) -> list[Change]:
     loopback = found.get("lo")
     if loopback is not None and not loopback.up:
         mends.append(Step("replace", "link lo up", [links.change(loopback.ifindex, up=True)]))
-    if changes and (entered.sandbox.foreign or entered.sandbox.answers is not None):
+    is_new = {link.ifindex for link in found.values()} != {link.ifindex for link in before.values()}
+    if is_new and (entered.sandbox.foreign or entered.sandbox.answers is not None):
         netns.inside(entered.namespace, lambda: netns.set_sysctls(_sysctls(entered.sandbox)))
     held = addresses.dump(inner)
     for interface in entered.sandbox.interfaces:
