@@ -41,6 +41,7 @@ from vxnet.model.api import (
     TaskView,
     UsageView,
 )
+from vxnet.model.checkup import Diagnosis, Exam
 from vxnet.model.cluster import ForeignPeer, Network, Node, Record, Role
 from vxnet.model.container import Container, ContainerSpec
 from vxnet.model.errors import ForbiddenError, NotFoundError, PeerError, UnavailableError
@@ -124,6 +125,13 @@ class Client:
             for chunk in exchange.chunks():
                 *lines, rest = (rest + chunk).split(b"\n")
                 yield from (self._read(line, Event) for line in lines)
+
+    def diagnosis(self) -> Diagnosis:
+        return self._get("diagnosis", Diagnosis)
+
+    def examine(self) -> Exam:
+        """Takes about two seconds, for as many nodes as there are."""
+        return self._post("examination", Exam)
 
     def rotation(self) -> Rotation:
         return self._get("gossip/rotation", Rotation)

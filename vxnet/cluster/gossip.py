@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from vxnet.cluster.journal import Journal
+from vxnet.core.checkup import Word
 from vxnet.core.facts import Facts
 from vxnet.core.gossip import GossipNode
 from vxnet.core.members import Address, Member
@@ -104,6 +105,8 @@ class Gossip:
             journal.rewrite(self.core.table.batches())
             self.core.table.received = journal.append
         self.changed = asyncio.Event()
+        self.on_word: Callable[[Word], None] = lambda word: None
+        """Is told what others say in an examination (core/checkup)."""
         self._udp: socket.socket | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._group: asyncio.TaskGroup | None = None
@@ -154,6 +157,11 @@ class Gossip:
 
     def delete(self, kind: str, id_: str) -> None:
         self.core.delete(kind, id_, time.monotonic())
+        self._transmit()
+
+    def say(self, word: Word, member: Member) -> None:
+        """A part of an examination."""
+        self.core.say(word, member, time.monotonic())
         self._transmit()
 
     def republished(self) -> None:
@@ -300,6 +308,8 @@ class Gossip:
             group.create_task(self._dial(stream))
         while (contact := self.core.next_event()) is not None:
             log.info("gossip %s %s:%s", "met" if contact.reached else "cannot reach", *contact.address)
+        while (word := self.core.next_word()) is not None:
+            self.on_word(word)
         if self.core.take_changes():
             self.changed.set()
         if self._timer is not None:

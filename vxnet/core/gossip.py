@@ -18,7 +18,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from vxnet.core import checkup
 from vxnet.core.author import Author
+from vxnet.core.checkup import Word
 from vxnet.core.evidence import Judge
 from vxnet.core.exchange import Contacted
 from vxnet.core.facts import Facts
@@ -100,6 +102,7 @@ class GossipNode:
         self._members_changed = False
         self._seen_revision = -1
         self._contacts: list[Contacted] = []
+        self._words: list[Word] = []
         self._republished = False
         self._remembered_until = 0.0
         self.author.put("certificate", "", Certificate(certificate))
@@ -129,6 +132,10 @@ class GossipNode:
     def next_event(self) -> Contacted | None:
         """What became of a join. Changes of members and rows are states, not events: see :meth:`take_changes`."""
         return self._contacts.pop(0) if self._contacts else None
+
+    def next_word(self) -> Word | None:
+        """What was said here in an examination (core/checkup)."""
+        return self._words.pop(0) if self._words else None
 
     def take_changes(self) -> bool:
         """Whether members or rows are other than at the last call."""
@@ -163,6 +170,12 @@ class GossipNode:
         self.swim.handle_timer(now)
         if self.author.delete(kind, id_):
             self.spread.flush_soon()
+
+    def say(self, word: Word, member: Member, now: float) -> None:
+        """A part of an examination; it goes the way that it says."""
+        self.swim.handle_timer(now)
+        send = self.swim.send_user if word.by == "udp" else self.swim.send_user_stream
+        send(member.endpoint, checkup.encode(word))
 
     def remember(self, batches: Iterable[Batch], now: float) -> None:
         """What an earlier life had heard of others. Their paths hold, for as long as a silent node's do, until they are
@@ -285,10 +298,18 @@ class GossipNode:
                     if not after.present:
                         for delay in (planned_absence_s(after), self._settings.paths_kept_s):
                             self._look_again(after.name, delay)
+                case UserMessage(payload, _) if payload.startswith(checkup.MAGIC):
+                    self._hear_word(payload)
                 case UserMessage(payload, sender):
                     self.spread.receive(payload, sender)
                 case Contacted():
                     self._contacts = [*self._contacts[-63:], event]
+
+    def _hear_word(self, payload: bytes) -> None:
+        try:
+            self._words = [*self._words[-63:], checkup.decode(payload)]
+        except MalformedError as error:
+            self.spread.dropped[str(error)] += 1
 
     def _look_again(self, name: str, delay_s: float) -> None:
         """When what is shown of a dead node changes by time alone."""

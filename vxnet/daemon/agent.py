@@ -36,6 +36,7 @@ from vxnet.daemon.blocks import Blocks
 from vxnet.daemon.config import Config
 from vxnet.daemon.container_commands import ContainerCommands
 from vxnet.daemon.containers import Containers
+from vxnet.daemon.diagnosis import Doctor
 from vxnet.daemon.foot import Foot
 from vxnet.daemon.guests import Guests
 from vxnet.daemon.history import History, look_at
@@ -148,15 +149,12 @@ class Agent(ContainerCommands):
             lambda: self._local.networks,
         )
         self._foot = Foot(state, self._membership, self._changed)
+        parts = self._membership, self._reconciler, self._paths, self._containers.all, lambda: self._facts
+        self.doctor = Doctor(state, run_directory, *parts)
         self._blocks = Blocks(self._membership, self._containers.attachments)
+        attachments, all_containers = self._containers.attachments, self._containers.all
         self._guests = Guests(
-            state,
-            self._membership,
-            self._containers.attachments,
-            resolver,
-            self._containers.all,
-            self._changed,
-            self._settle,
+            state, self._membership, attachments, resolver, all_containers, self._changed, self._settle
         )
         self._assigned = Assigned(self._containers, lambda: self._membership.place, self._reconciler.settle, state)
 
@@ -203,6 +201,7 @@ class Agent(ContainerCommands):
             self._foot.run(self._containers.attachments),
             self._containers.ports.run(),
             self._assigned.run(),
+            self.doctor.run(),
         )
 
     # The state, in and out
@@ -217,6 +216,7 @@ class Agent(ContainerCommands):
         self._blocks.look()
         self._assigned.wake()
         self._paths.look()
+        self.doctor.look()
         self._observe()
         self._reconciler.wake()
 

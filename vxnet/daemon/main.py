@@ -24,7 +24,7 @@ import structlog
 from vxnet import __version__
 from vxnet.cluster.api import serve_unix
 from vxnet.daemon import config as configuration
-from vxnet.daemon import history, metrics
+from vxnet.daemon import diagnosis, history, metrics
 from vxnet.daemon.agent import Agent
 from vxnet.daemon.local_api import build_app
 from vxnet.daemon.state import RUN_DIRECTORY, STATE_DIRECTORY
@@ -81,6 +81,7 @@ async def _serve(config: configuration.Config, socket_path: Path) -> None:
             app = build_app(agent)
             app.router.add_routes(metrics.routes(agent.measured, agent.health))
             app.router.add_routes(history.routes(agent.history))
+            app.router.add_routes(diagnosis.routes(agent.doctor))
             await servers.enter_async_context(serve_unix(app, socket_path, systemd.activated()))
             if config.metrics_addr:
                 await servers.enter_async_context(metrics.serve(config.metrics_addr, agent.measured, agent.health))

@@ -75,6 +75,8 @@ class Reconciler(Generic[S]):
         """None: something changed since it was made."""
         # One thread for good: netlink handles belong to the thread that made them.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kernel")
+        self.refused: tuple[Change, ...] = ()
+        """What the kernel refused in the last cycle."""
         self.drift = 0
         """Repairs: how often the kernel was found different although the wish was the same."""
         self.worked_at = -math.inf
@@ -84,6 +86,10 @@ class Reconciler(Generic[S]):
     def settled(self) -> HostState | None:
         """What the kernel was last made to be; None: that failed, and is tried again."""
         return self._last
+
+    def plan(self) -> HostState:
+        """What the kernel shall be now."""
+        return self._plan().state
 
     def wake(self, *, full: bool = False) -> None:
         self._full |= full
@@ -172,6 +178,7 @@ class Reconciler(Generic[S]):
 
     def _count(self, state: HostState, changes: Sequence[Change]) -> None:
         failed = [change for change in changes if change.error]
+        self.refused = tuple(failed)
         for change in failed:
             log.error("kernel refused", verb=change.verb, object=change.object, error=change.error)
         if state == self._last:
