@@ -21,6 +21,7 @@ import os
 import socket
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,12 @@ MS_MOVE: Final = 0x2000
 SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 FOLDERS: Final = {"/var/lib/vxnet": "var-lib-vxnet", "/etc/vxnet": "etc-vxnet"}
-FILES: Final = {"/etc/hosts": "hosts", "/etc/hostname": "hostname", "/etc/resolv.conf": "resolv.conf"}
+FILES: Final = {
+    "/etc/hosts": "hosts",
+    "/etc/hostname": "hostname",
+    "/etc/machine-id": "machine-id",
+    "/etc/resolv.conf": "resolv.conf",
+}
 """Of a host's own, by their names on its disk."""
 
 # Ignoring SIGCHLD, which survives exec, makes the kernel reap every orphan of the host.
@@ -128,6 +134,7 @@ def lay_disk(lab: str, host: str, hosts_file: str, datapath: str) -> None:
         (top / FOLDERS["/etc/vxnet"] / "vxnet.toml").write_text(configuration)
     (top / "hosts").write_text(hosts_file)
     (top / "hostname").write_text(f"{host}\n")
+    (top / "machine-id").write_text(f"{uuid.uuid4().hex}\n")
     (top / "resolv.conf").write_text("# A lab has no way out: there is nobody to ask.\n")
 
 

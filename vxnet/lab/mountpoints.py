@@ -15,7 +15,7 @@ from typing import Final
 from vxnet.lab import state
 
 _FOLDERS: Final = (Path("/var/lib/vxnet"), Path("/etc/vxnet"), state.DISKS, state.NETNS)
-_FILES: Final = (Path("/etc/hosts"), Path("/etc/hostname"), Path("/etc/resolv.conf"))
+_FILES: Final = tuple(map(Path, ("/etc/hosts", "/etc/hostname", "/etc/machine-id", "/etc/resolv.conf")))
 
 
 def ensure() -> None:
