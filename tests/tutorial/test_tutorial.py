@@ -1,4 +1,5 @@
-"""docs/tutorial.md, typed into a lab of three hosts. What the page prints must come back."""
+"""docs/tutorial.md, and docs/tutorial.zh.md in Chinese, typed into a lab of three hosts. What a page prints must come
+back."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ import pytest
 
 from tests.tutorial.console import Step, filled, matches, steps
 
-PAGE = Path(__file__).resolve().parents[2] / "docs/tutorial.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 VXNET = [sys.executable, "-m", "vxnet"]
 LAB = f"tutorial{os.getpid()}"
 
@@ -47,9 +48,10 @@ def on(host: str, command: str) -> list[str]:
     return [*VXNET, "lab", "exec", "--name", LAB, host, "--", "sh", "-c", command]
 
 
-def test_the_tutorial(lab: None) -> None:
+@pytest.mark.parametrize("page", ["tutorial.md", "tutorial.zh.md"])
+def test_the_tutorial(lab: None, page: str) -> None:
     printed = ""
-    for step in steps(PAGE.read_text()):
+    for step in steps((DOCS / page).read_text()):
         command = filled(step.command.text, printed)
         if step.inside:
             converse(step, command)

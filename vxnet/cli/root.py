@@ -84,9 +84,11 @@ TABLE: Final[Table] = {
         },
     ),
     "events": "events:events",
-    "doctor": LATER,
+    "doctor": "doctor:doctor",
+    "trace": "trace:trace",
+    "support-bundle": "bundle:support_bundle",
     "bench": LATER,
-    "capture": LATER,
+    "capture": "capture:capture",
     "lab": Section(
         "Several hosts on this machine, each with its own daemon.",
         {

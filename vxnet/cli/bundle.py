@@ -1,0 +1,39 @@
+"""`vxnet support-bundle`: one file for whoever is to help."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from vxnet.cluster.client import Client
+from vxnet.model.errors import CallerError
+
+
+@click.command("support-bundle")
+@click.option("-o", "--output", "path", metavar="FILE", help="Default: vxnet-support-HOST-TIME.tar.gz, here.")
+@click.pass_obj
+def support_bundle(client: Client, path: str | None) -> None:
+    """Put what is known of this host and its cluster into one file.
+
+    What the daemon and the kernel say, the log, and what `vxnet doctor` finds. Tokens, keys and the environments of
+    containers are left out; names, addresses and command lines are in it. For root.
+    """
+    import os
+
+    from vxnet.doctor import examine
+    from vxnet.tools import bundle
+
+    chosen = Path(path or f"vxnet-support-{os.uname().nodename}-{time.strftime('%Y%m%d-%H%M%S')}.tar.gz")
+    if chosen.exists():
+        raise CallerError(f"{chosen} is there already", hint="choose another name with -o")
+    names = bundle.write(client, chosen, lambda: examine(client)[1], _progress)
+    _progress("")
+    click.echo(f"{chosen}: {len(names)} files. Look through it before you send it: `tar -xOzf {chosen} | less`")
+
+
+def _progress(text: str) -> None:
+    if sys.stderr.isatty():
+        click.echo(f"\r\033[K{text}", nl=False, err=True)

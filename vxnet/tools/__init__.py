@@ -1,0 +1,1 @@
+"""Instruments for operators: they look at a host and its networks from the outside, and change nothing."""
