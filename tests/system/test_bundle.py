@@ -1,4 +1,4 @@
-"""`vxnet support-bundle`: what is in it, and that no secret is."""
+"""`vxnet bundle`: what is in it, and that no secret is."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_it_tells_much_and_no_secret(session: Session) -> None:
     token = session.say("h1", "vxnet join-token worker -q").strip()
     keys = [one["key"] for one in session.table("h1", "vxnet gossip keys")]
     private = session.say("h1", "cat /var/lib/vxnet/node.key").split("\n")[1]
-    said = session.say("h1", "cd /run && vxnet support-bundle -o b.tar.gz")
+    said = session.say("h1", "cd /run && vxnet bundle -o b.tar.gz")
     assert said.startswith("b.tar.gz: ")
     path = session.lab["h1"].root / "run/b.tar.gz"
     assert path.stat().st_mode & 0o777 == 0o600
@@ -34,14 +34,14 @@ def test_it_tells_much_and_no_secret(session: Session) -> None:
     assert {one["name"] for one in (node["node"] for node in json.loads(files["nodes.json"]))} == {"h1", "h2", "h3"}
     assert b"table inet vxnet" in files["nft.txt"] and b"vx6" in files["datapath-links.txt"]
     assert any(one["check"] == "data port" for one in json.loads(files["doctor.json"]))
-    assert "is there already" in session.refusal("h1", "cd /run && vxnet support-bundle -o b.tar.gz")
+    assert "is there already" in session.refusal("h1", "cd /run && vxnet bundle -o b.tar.gz")
     session.say("h1", "rm /run/b.tar.gz")
 
 
 def test_without_a_daemon_it_is_made_all_the_same(session: Session) -> None:
     session.lab.kill("h3", daemon=True)
     try:
-        session.say("h3", "cd /run && vxnet support-bundle -o b.tar.gz")
+        session.say("h3", "cd /run && vxnet bundle -o b.tar.gz")
         assert "error" in session.say("h3", "tar -xOzf /run/b.tar.gz --wildcards '*/info.json'; rm /run/b.tar.gz")
     finally:
         session.lab.start("h3")

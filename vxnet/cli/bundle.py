@@ -1,4 +1,4 @@
-"""`vxnet support-bundle`: one file for whoever is to help."""
+"""`vxnet bundle`: one file for whoever is to help."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from vxnet.cluster.client import Client
 from vxnet.model.errors import CallerError
 
 
-@click.command("support-bundle")
+@click.command()
 @click.option("-o", "--output", "path", metavar="FILE", help="Default: vxnet-support-HOST-TIME.tar.gz, here.")
 @click.pass_obj
-def support_bundle(client: Client, path: str | None) -> None:
-    """Put what is known of this host and its cluster into one file.
+def bundle(client: Client, path: str | None) -> None:
+    """Put all that is known of this host into one file.
 
     What the daemon and the kernel say, the log, and what `vxnet doctor` finds. Tokens, keys and the environments of
     containers are left out; names, addresses and command lines are in it. For root.
@@ -24,12 +24,12 @@ def support_bundle(client: Client, path: str | None) -> None:
     import os
 
     from vxnet.doctor import examine
-    from vxnet.tools import bundle
+    from vxnet.tools.bundle import write
 
     chosen = Path(path or f"vxnet-support-{os.uname().nodename}-{time.strftime('%Y%m%d-%H%M%S')}.tar.gz")
     if chosen.exists():
         raise CallerError(f"{chosen} is there already", hint="choose another name with -o")
-    names = bundle.write(client, chosen, lambda: examine(client)[1], _progress)
+    names = write(client, chosen, lambda: examine(client)[1], _progress)
     _progress("")
     click.echo(f"{chosen}: {len(names)} files. Look through it before you send it: `tar -xOzf {chosen} | less`")
 

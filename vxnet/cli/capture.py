@@ -37,10 +37,10 @@ def capture(
     interface: str,
     quiet: bool,
 ) -> None:
-    """Show what the hosts send each other for containers; ends with Ctrl-C.
+    """Show what hosts send each other for containers.
 
-    Taken at this host's card, so traffic between two containers of this host is not in it. Needs scapy (`pip install
-    vxnet[debug]`) and root.
+    Ends with Ctrl-C. Taken at this host's card, so traffic between two containers of this host is not in it. Needs
+    scapy (`pip install vxnet[debug]`) and root.
     """
     from vxnet import __version__
     from vxnet.tools import pcapng

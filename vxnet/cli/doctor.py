@@ -22,7 +22,7 @@ MARKS = {"ok": "ok", "note": "note", "warning": "WARNING", "fault": "FAULT"}
 )
 @click.pass_obj
 def doctor(client: Client, fix: bool, quiet: bool, form: Format) -> None:
-    """Look for what is wrong with this host and its ways to the others.
+    """Look for what is wrong here and on the ways to others.
 
     Kernel, planned against observed state, ports and firewalls both ways, path MTUs, checksums, addresses, clocks,
     certificates, disk, names, leftovers. The other hosts' daemons take part; nothing is changed without --fix.

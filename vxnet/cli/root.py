@@ -7,7 +7,7 @@ from typing import Final
 import click
 
 from vxnet import __version__
-from vxnet.cli.group import LATER, Root, Section, Table
+from vxnet.cli.group import Root, Section, Table
 from vxnet.cluster.client import SOCKET_VARIABLE, Client
 
 TABLE: Final[Table] = {
@@ -86,8 +86,8 @@ TABLE: Final[Table] = {
     "events": "events:events",
     "doctor": "doctor:doctor",
     "trace": "trace:trace",
-    "support-bundle": "bundle:support_bundle",
-    "bench": LATER,
+    "bundle": "bundle:bundle",
+    "bench": "bench:bench",
     "capture": "capture:capture",
     "lab": Section(
         "Several hosts on this machine, each with its own daemon.",

@@ -20,7 +20,7 @@ STOPPED = 4
 @click.argument("target")
 @click.pass_obj
 def trace(client: Client, form: Format, container: str, target: str) -> None:
-    """Show which way a packet of CONTAINER's goes to TARGET, and where it stops.
+    """Show the way of a packet, and where it stops.
 
     CONTAINER is one of this host's, TARGET a name as it would say it, or an address. What the kernel has is held
     against what is planned; then one echo is sent and watched. Nothing is changed.

@@ -41,6 +41,7 @@ from vxnet.model.api import (
     TaskView,
     UsageView,
 )
+from vxnet.model.bench import BenchEnd, BenchWish
 from vxnet.model.checkup import Diagnosis, Exam
 from vxnet.model.cluster import ForeignPeer, Network, Node, Record, Role
 from vxnet.model.container import Container, ContainerSpec
@@ -132,6 +133,25 @@ class Client:
     def examine(self) -> Exam:
         """Takes about two seconds, for as many nodes as there are."""
         return self._post("examination", Exam)
+
+    @contextlib.contextmanager
+    def bench_end(self, node: str, wish: BenchWish) -> Iterator[BenchEnd]:
+        """An end of a measurement on that node, for as long as the block lasts."""
+        target = f"/v1/nodes/{node}/bench"
+        with contextlib.ExitStack() as stack:
+            said = b""
+            with self._reached(ANSWER_S):
+                opening = Exchange(self.socket_path, "POST", target, codec.to_json(wish), ANSWER_S)
+                exchange = stack.enter_context(opening)
+                if exchange.status >= 400:
+                    raise failure_from_json(exchange.status, exchange.read())
+                chunks = exchange.chunks()
+                while b"\n" not in said and (chunk := next(chunks, b"")):
+                    said += chunk
+            if b"\n" not in said:
+                hint = "its daemon's log may say why"
+                raise PeerError(f"the end of the measurement on node {node} ended at once", hint=hint)
+            yield self._read(said.partition(b"\n")[0], BenchEnd)
 
     def rotation(self) -> Rotation:
         return self._get("gossip/rotation", Rotation)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import structlog
+from aiohttp import web
 from msgspec.structs import astuple, replace
 
 from vxnet import __version__
@@ -30,7 +31,7 @@ from vxnet.core.mesh import Mesh, by_link
 from vxnet.core.names import view_of
 from vxnet.core.remembered import Remembered
 from vxnet.core.remotes import Groups
-from vxnet.daemon import metrics, views, watch
+from vxnet.daemon import benches, metrics, views, watch
 from vxnet.daemon.assigned import Assigned
 from vxnet.daemon.blocks import Blocks
 from vxnet.daemon.config import Config
@@ -157,6 +158,7 @@ class Agent(ContainerCommands):
             state, self._membership, attachments, resolver, all_containers, self._changed, self._settle
         )
         self._assigned = Assigned(self._containers, lambda: self._membership.place, self._reconciler.settle, state)
+        self._assigned.bench = lambda wish: benches.end(wish, config.userspace)
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -347,6 +349,9 @@ class Agent(ContainerCommands):
     async def measured(self) -> Measured:
         place = self._membership.place
         return metrics.measure(await self.info(), place, self._containers.all(), self._resolver.statistics())
+
+    def bench_routes(self) -> list[web.RouteDef]:
+        return benches.routes(self._membership, self._assigned.bench)
 
     def health(self) -> Health:
         return metrics.health(self._membership.place, settled=self._reconciler.settled is not None)

@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
 import structlog
 from msgspec.structs import replace
@@ -35,6 +35,7 @@ from vxnet.daemon.place import Place
 from vxnet.daemon.state import EndedTasks, StateDirectory, TaskFact
 from vxnet.host.processes import open_connections
 from vxnet.model.api import Errand, NetworkConnect, TaskReport
+from vxnet.model.bench import BenchWish
 from vxnet.model.container import Container, NetworkWish, TaskRef
 from vxnet.model.errors import ConflictError, NotFoundError, UnavailableError, VxnetError
 from vxnet.model.service import HealthCheck, Task, TaskState
@@ -62,6 +63,8 @@ class Assigned:
         state: StateDirectory,
     ) -> None:
         self._containers = containers
+        self.bench: Callable[[BenchWish], AsyncGenerator[bytes, None]]
+        """An end of a measurement on this host."""
         self._place = place
         self._settle = settle
         self._due = asyncio.Event()
@@ -325,11 +328,16 @@ class Assigned:
         self._moved.set()
 
     def deliver(self, errand: Errand) -> None:
-        """The log of a task, to the manager that asks for it."""
+        """What a manager asks for."""
         self._group.create_task(self._deliver(errand))
 
     async def _deliver(self, errand: Errand) -> None:
         place, container = self._place(), self._container_of(errand.task)
+        if place is not None and errand.bench is not None:
+            with contextlib.suppress(VxnetError):
+                async with contextlib.aclosing(self.bench(errand.bench)) as pieces:
+                    await place.deliver(errand, pieces)
+            return
         if place is None or container is None:
             return
         try:

@@ -1,4 +1,4 @@
-"""What a manager asks of a node for somebody who waits: the output of a task.
+"""What a manager asks of a node for somebody who waits: the output of a task, or an end of a measurement.
 
 ::
 
@@ -18,6 +18,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from vxnet.core.assignment import item
 from vxnet.daemon.mirror import Mirror
 from vxnet.model.api import Errand, LogRequest
+from vxnet.model.bench import BenchWish
 from vxnet.model.errors import NotFoundError, UnavailableError
 
 BEGIN_S = 5.0
@@ -36,7 +37,19 @@ class Errands:
         """The log of a task in pieces, as its node reads it. Raises :class:`UnavailableError` if the node is not there
         to be asked, or does not begin in time.
         """
-        errand = Errand(id=self._new_id(), task=task, request=request)
+        async with contextlib.aclosing(
+            self._ask(node, Errand(id=self._new_id(), task=task, request=request))
+        ) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def bench(self, node: str, wish: BenchWish) -> AsyncGenerator[bytes, None]:
+        """What its end of a measurement says, for as long as it is read. Raises as :meth:`logs`."""
+        async with contextlib.aclosing(self._ask(node, Errand(id=self._new_id(), bench=wish))) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def _ask(self, node: str, errand: Errand) -> AsyncGenerator[bytes, None]:
         waiting = self._waiting[errand.id] = _Waiting(node)
         try:
             if not self._mirror.say(node, item("errand", errand.id, errand)):

@@ -82,6 +82,7 @@ async def _serve(config: configuration.Config, socket_path: Path) -> None:
             app.router.add_routes(metrics.routes(agent.measured, agent.health))
             app.router.add_routes(history.routes(agent.history))
             app.router.add_routes(diagnosis.routes(agent.doctor))
+            app.router.add_routes(agent.bench_routes())
             await servers.enter_async_context(serve_unix(app, socket_path, systemd.activated()))
             if config.metrics_addr:
                 await servers.enter_async_context(metrics.serve(config.metrics_addr, agent.measured, agent.health))

@@ -6,6 +6,7 @@ from typing import Literal
 
 from vxnet.model.address import IPAddress, IPNetwork
 from vxnet.model.assignment import Assignment
+from vxnet.model.bench import BenchWish
 from vxnet.model.cluster import DATA_PORT, Availability, Driver, Network, Node, Record, Role, TakenPort
 from vxnet.model.container import ContainerState, RestartPolicy
 from vxnet.model.host import TunnelKind
@@ -381,11 +382,12 @@ class LogRequest(Record, frozen=True, kw_only=True):
 
 
 class Errand(Record, frozen=True, kw_only=True):
-    """What a manager asks of a node: to deliver the log of one of its tasks."""
+    """What a manager asks of a node: to deliver the log of one of its tasks, or to be one end of a measurement."""
 
     id: str
-    task: str
-    request: LogRequest
+    task: str = ""
+    request: LogRequest = LogRequest()
+    bench: BenchWish | None = None
 
 
 class ContainerView(Record, frozen=True, kw_only=True):

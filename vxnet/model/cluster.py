@@ -18,8 +18,8 @@ CONTROL_PORT = 2377
 GOSSIP_PORT = 7946
 DATA_PORT = 4789
 FIRST_VNI = 65536
-LAST_VNI = (1 << 24) - 2
-"""The one behind it is an examination's (core/checkup)."""
+LAST_VNI = (1 << 24) - 3
+"""The two behind it are an examination's (core/checkup) and a measurement's (tools/bench_end)."""
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

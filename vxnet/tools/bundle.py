@@ -1,4 +1,4 @@
-"""`vxnet support-bundle`: what somebody needs who is to help, in one file, and none of the cluster's secrets.
+"""`vxnet bundle`: what somebody needs who is to help, in one file, and none of the cluster's secrets.
 
 The keys of the gossip, tokens, certificates' keys and the store are never asked for. What people put into containers
 themselves (environments) is left out by name, and whatever looks like a join token is blotted out everywhere.
