@@ -205,7 +205,7 @@ def plot(figures: Sequence[HostFigures], path: str) -> None:
     """Bars, as PNG or SVG by the name's end."""
     # By its name: who checks types need not have it installed.
     drawing: Any = importlib.import_module("matplotlib.figure")
-    kinds = {
+    kinds: dict[str, Callable[[PathFigures], float]] = {
         "TCP, Gb/s": lambda one: (one.tcp_bits_s or 0) / 1e9,
         "round trip, µs": lambda one: one.rtt_us or 0,
         "UDP, 1000 packets/s": lambda one: (one.udp_packets_s or 0) / 1000,
