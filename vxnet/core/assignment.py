@@ -19,10 +19,10 @@ from typing import Any, NamedTuple, cast
 import msgspec
 from msgspec.structs import replace
 
-from vxnet.model.api import Errand
 from vxnet.model.assignment import Assignment
 from vxnet.model.cluster import Cluster, GossipKey, LeaseSet, Manager, Network, Record, Signed
 from vxnet.model.codec import from_json, to_json
+from vxnet.model.errand import Errand
 from vxnet.model.errors import PeerError
 from vxnet.model.service import PublicService, Task
 

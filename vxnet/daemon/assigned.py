@@ -34,9 +34,10 @@ from vxnet.daemon.keeping import keep
 from vxnet.daemon.place import Place
 from vxnet.daemon.state import EndedTasks, StateDirectory, TaskFact
 from vxnet.host.processes import open_connections
-from vxnet.model.api import Errand, NetworkConnect, TaskReport
+from vxnet.model.api import NetworkConnect, TaskReport
 from vxnet.model.bench import BenchWish
 from vxnet.model.container import Container, NetworkWish, TaskRef
+from vxnet.model.errand import Errand
 from vxnet.model.errors import ConflictError, NotFoundError, UnavailableError, VxnetError
 from vxnet.model.service import HealthCheck, Task, TaskState
 

@@ -17,8 +17,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 from vxnet.core.assignment import item
 from vxnet.daemon.mirror import Mirror
-from vxnet.model.api import Errand, LogRequest
+from vxnet.model.api import LogRequest
 from vxnet.model.bench import BenchWish
+from vxnet.model.errand import Errand
 from vxnet.model.errors import NotFoundError, UnavailableError
 
 BEGIN_S = 5.0

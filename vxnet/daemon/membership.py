@@ -33,9 +33,10 @@ from vxnet.daemon.manager import Manager
 from vxnet.daemon.place import OwnRows, Place
 from vxnet.daemon.state import LocalNode, StateDirectory
 from vxnet.model.address import IPAddress
-from vxnet.model.api import Errand, InitRequest, JoinClaim, JoinRequest, LeaseRequest
+from vxnet.model.api import InitRequest, JoinClaim, JoinRequest, LeaseRequest
 from vxnet.model.assignment import Assignment
 from vxnet.model.cluster import CONTROL_PORT, GOSSIP_PORT, Lease, Network, Node
+from vxnet.model.errand import Errand
 from vxnet.model.errors import (
     CallerError,
     ConflictError,

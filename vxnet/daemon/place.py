@@ -38,9 +38,10 @@ from vxnet.daemon.manager import Manager
 from vxnet.daemon.managers import Here, Managers, node_report
 from vxnet.daemon.state import LastMembers, LocalNode, StateDirectory
 from vxnet.model.address import IPAddress
-from vxnet.model.api import Errand, LeaseRequest, NodeReport, TaskReport
+from vxnet.model.api import LeaseRequest, NodeReport, TaskReport
 from vxnet.model.assignment import Assignment
 from vxnet.model.cluster import GOSSIP_PORT, Lease, Network
+from vxnet.model.errand import Errand
 from vxnet.model.errors import ForbiddenError, HostError, VxnetError
 from vxnet.model.host import HostFacts
 from vxnet.model.row import Applied, Endpoint, Gateway

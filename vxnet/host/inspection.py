@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections.abc import Mapping, Sequence
 
-from vxnet.host import datapath, elements, gateway, hosttable, links, neighbours, netns, nft, sandbox
+from vxnet.host import datapath, elements, gateway, hosttable, links, mesh, neighbours, netns, nft, sandbox
 from vxnet.host.datapath import bridge_name, bridge_wish, tunnel_name, tunnel_port, tunnel_wish
 from vxnet.host.kernel import to_carry
 from vxnet.host.links import Link
@@ -19,7 +19,7 @@ from vxnet.host.nft import Ruleset
 from vxnet.host.sandbox import Side, Sides
 from vxnet.host.steps import Step, mend, mend_port, present
 from vxnet.host.vips import Services
-from vxnet.model.host import DATAPATH_NAMESPACE, Change, HostState, Sandbox, host_bridges
+from vxnet.model.host import DATAPATH_NAMESPACE, INGRESS_LINK, Change, HostState, Sandbox, host_bridges
 
 
 class Onlooker(Netlink):
@@ -58,15 +58,15 @@ def differences(state: HostState) -> list[Change]:
         # Somebody else's namespace is held by the daemon: its path means nothing here.
         for one in (box for box in state.sandboxes if not box.foreign):
             changes += _sandbox(one, sides, services)
-        changes += _rows(state, inner, found)
+        changes += _foot(state, sides) + _rows(state, inner, found)
         return changes + _too_much(state, sides)
 
 
 def _host(
     state: HostState, own: int, host: Netlink, stack: contextlib.ExitStack
 ) -> tuple[list[Change], dict[str, Link]]:
-    changes, found = gateway.ensure(host, host_bridges(state))
-    if not gateway.forwards(own, host_bridges(state)):
+    changes, found = gateway.ensure(host, links.Reader(), host_bridges(state))
+    if not gateway.forwards(own, host_bridges(state), mesh.versions(state.ingress)):
         changes.append(Change(verb="replace", object="sysctl net.ipv4.ip_forward 1"))
     packets = stack.enter_context(Onlooker(own, elements.NETLINK_NETFILTER))
     wanted = hosttable.ruleset(state) if state != HostState() else None
@@ -85,7 +85,7 @@ def _table(namespace: int, netlink: Netlink, wanted: Ruleset | None, where: str)
     return [
         Change(verb="replace", object=f"{words}: set {name}")
         for name, members in wanted.elements.items()
-        if dict(members) != dict(found.elements[name])
+        if elements.difference(name, members, found.elements[name])
     ]
 
 
@@ -132,11 +132,23 @@ def _rows(state: HostState, netlink: Netlink, found: Mapping[str, Link]) -> list
     return neighbours.apply(netlink, neighbours.difference(wanted, there), wanted, there, names)
 
 
+def _foot(state: HostState, sides: Sides) -> list[Change]:
+    if state.ingress is None:
+        return []
+    ends = {INGRESS_LINK: sides.host.found.get(INGRESS_LINK), mesh.PORT: sides.datapath.found.get(mesh.PORT)}
+    return [
+        Change(verb="add" if link is None else "replace", object=f"link {name}")
+        for name, link in ends.items()
+        if link is None or not link.up
+    ]
+
+
 def _too_much(state: HostState, sides: Sides) -> list[Change]:
     vnis = {segment.vni for segment in state.segments}
     wanted = {bridge_name(vni) for vni in vnis} | {tunnel_name(vni) for vni in vnis}
     wanted |= {one.port for box in state.sandboxes for one in box.interfaces}
     wanted |= {bridge.name for bridge in host_bridges(state)}
+    wanted |= {INGRESS_LINK, mesh.PORT} if state.ingress is not None else set()
     return [
         Change(verb="delete", object=f"link {link.name}")
         for side in (sides.datapath, sides.host)

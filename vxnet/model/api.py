@@ -6,7 +6,6 @@ from typing import Literal
 
 from vxnet.model.address import IPAddress, IPNetwork
 from vxnet.model.assignment import Assignment
-from vxnet.model.bench import BenchWish
 from vxnet.model.cluster import DATA_PORT, Availability, Driver, Network, Node, Record, Role, TakenPort
 from vxnet.model.container import ContainerState, RestartPolicy
 from vxnet.model.host import TunnelKind
@@ -379,15 +378,6 @@ class LogRequest(Record, frozen=True, kw_only=True):
     """Lines from the end; -1: all."""
     since: str = ""
     """RFC 3339 in UTC with nine digits of a second, as the log has it."""
-
-
-class Errand(Record, frozen=True, kw_only=True):
-    """What a manager asks of a node: to deliver the log of one of its tasks, or to be one end of a measurement."""
-
-    id: str
-    task: str = ""
-    request: LogRequest = LogRequest()
-    bench: BenchWish | None = None
 
 
 class ContainerView(Record, frozen=True, kw_only=True):
