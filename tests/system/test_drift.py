@@ -51,7 +51,8 @@ DAMAGES = {
     "container's address": "nsenter -t PID -n ip -4 addr flush dev eth0",
     "container's route": "nsenter -t PID -n ip route del default",
     "way out": "ip link del vxnet_gw",
-    "address of the way out": "ip addr flush dev vxnet_gw",
+    "address of the way out": "ip -4 addr flush dev vxnet_gw",
+    "address of the way out in IPv6": "ip -6 addr flush dev vxnet_gw",
     "routing": "echo 0 > /proc/sys/net/ipv4/ip_forward",
 }
 
