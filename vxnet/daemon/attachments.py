@@ -15,7 +15,7 @@ from typing import Protocol
 from msgspec.structs import replace
 
 from vxnet.core import allocate
-from vxnet.core.local_networks import MODE, link_name
+from vxnet.core.local_networks import MODE, link_name, reached_at
 from vxnet.core.networks import RESERVED_NAMES, find
 from vxnet.model.address import IPAddress, IPInterface, IPNetwork
 from vxnet.model.api import LeaseRequest
@@ -202,6 +202,10 @@ class Attachments:
     def network_of(self, attachment: Attachment) -> Network:
         """Raises :class:`NotFoundError` if it is no more."""
         return find(attachment.network, self.known().values(), "network")
+
+    def reached(self, container: Container) -> tuple[IPAddress, ...]:
+        """At which addresses the host itself reaches it."""
+        return reached_at(container, self._local())
 
     def bridges_of(self, container: Container) -> list[str]:
         """Names of the bridges in the host's namespace that it is on."""

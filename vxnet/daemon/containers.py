@@ -207,7 +207,7 @@ class Containers:
             await self.wiring.attach(container_id, wish)
         container = self._records.now(container_id)
         container = self._records.keep(replace(container, gateway=self.attachments.way_out(container)))
-        self.ports.check_way(container)
+        self.ports.check_way(container, self.attachments.reached(container))
         self._changed()
         container = await self._open_sandbox(container_id)
         if container_id not in self._tasks:

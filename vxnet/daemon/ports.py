@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import structlog
 from msgspec.structs import replace
@@ -21,6 +21,7 @@ from msgspec.structs import replace
 from vxnet.core.ports import Held, holder_of, name_of, number_all, own_ports
 from vxnet.host import ports as host
 from vxnet.host.ports import Door
+from vxnet.model.address import IPAddress
 from vxnet.model.cluster import DATA_PORT, TakenPort
 from vxnet.model.container import Container, ContainerSpec
 from vxnet.model.errors import CallerError, ConflictError, HostError
@@ -162,12 +163,13 @@ class Ports:
         """Raises :class:`ConflictError` naming who has one of its ports already."""
         self._check(spec.ports)
 
-    def check_way(self, container: Container) -> None:
-        """Raises :class:`CallerError` if its ports would lead nowhere."""
-        if container.spec.ports and container.gateway is None:
+    def check_way(self, container: Container, reached: Collection[IPAddress]) -> None:
+        """``reached``: at which addresses this host reaches it. Raises :class:`CallerError` if its ports would lead
+        nowhere."""
+        if container.spec.ports and not reached:
             raise CallerError(
-                f'"{container.spec.name}" has no way out of its networks, and its published ports would lead nowhere',
-                hint="leave -p out, or give it a network that is not internal",
+                f'this host does not reach "{container.spec.name}", and its published ports would lead nowhere',
+                hint="leave -p out, or give it a network that is neither internal nor macvlan",
             )
 
     def claim(self, container: Container) -> Container:
