@@ -30,11 +30,13 @@ AT_ONCE = """
 import sys, time
 from concurrent.futures import ThreadPoolExecutor
 from vxnet.cluster.client import Client
+from vxnet.model import codec
 from vxnet.model.container import ContainerSpec, NetworkWish
 def start(number):
     spec = ContainerSpec(name=f"c{number}", argv=("sleep", "infinity"), networks=(NetworkWish(network="live"),))
     Client().create_container(spec, start=True)
 count = int(sys.argv[1])
+codec.get_ready()
 with ThreadPoolExecutor(count) as pool:
     started = time.monotonic()
     list(pool.map(start, range(count)))

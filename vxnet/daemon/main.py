@@ -29,6 +29,7 @@ from vxnet.daemon.agent import Agent
 from vxnet.daemon.local_api import build_app
 from vxnet.daemon.state import RUN_DIRECTORY, STATE_DIRECTORY
 from vxnet.host import systemd
+from vxnet.model import codec
 from vxnet.model.errors import CallerError, ConflictError, HostError, VxnetError
 
 log = structlog.get_logger()
@@ -47,6 +48,7 @@ def main(*, config_path: Path = configuration.CONFIG_PATH, socket_path: Path = R
         _set_up_logging(config.log_level)
         with _only_one(RUN_DIRECTORY):
             gc.set_threshold(*GARBAGE)
+            codec.get_ready()
             asyncio.run(_serve(config, socket_path))
     except VxnetError as error:
         print(f"vxnet: {error}", file=sys.stderr)

@@ -17,6 +17,7 @@ from vxnet.lab import cgroups, programs, state
 from vxnet.lab import process as processes
 from vxnet.lab.process import Process
 from vxnet.lab.state import LabHost
+from vxnet.model import codec
 from vxnet.model.api import InitRequest, JoinRequest
 from vxnet.model.errors import HostError, UnavailableError
 
@@ -125,6 +126,7 @@ def in_parallel(work: Callable[[T], U], items: Sequence[T], *, give_up: Callable
     """
     if not items:
         return []
+    codec.get_ready()
     with ThreadPoolExecutor(max_workers=min(len(items), 4 * (os.cpu_count() or 1))) as pool:
         futures = [pool.submit(work, item) for item in items]
         try:

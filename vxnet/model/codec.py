@@ -32,6 +32,18 @@ def _address_from_text(kind: Any, value: Any) -> Any:
     return parse(value)
 
 
+def get_ready() -> None:
+    """Find out now how each record is read, and not at its first use: there msgspec crashes the whole process if two
+    threads do it at once. To be called before there are several."""
+    waiting: list[type] = [msgspec.Struct]
+    while waiting:
+        kind = waiting.pop()
+        waiting += kind.__subclasses__()
+        if kind.__module__.startswith(_RECORDS):
+            msgspec.json.Decoder(kind, dec_hook=_address_from_text)
+
+
+_RECORDS = "vxnet.model."
 _json = msgspec.json.Encoder(enc_hook=str)
 
 
