@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -84,8 +85,10 @@ failed, times, lock = [], [], threading.Lock()
 request = b"GET / HTTP/1.0\r\n\r\n"
 def ask():
     begun = time.monotonic()
+    doing = "connect"
     try:
         with socket.create_connection(("my-app", 8080), timeout=5) as one:
+            doing = "read"
             one.sendall(request)
             answer = b""
             while piece := one.recv(4096):
@@ -94,7 +97,7 @@ def ask():
             raise OSError(f"answer {answer[:30]!r}")
     except OSError as error:
         with lock:
-            failed.append((time.monotonic(), f"{type(error).__name__}: {error}"))
+            failed.append((time.monotonic(), f"{doing}: {type(error).__name__}: {error}"))
     with lock:
         times.append(time.monotonic() - begun)
 print("asking", flush=True)
@@ -216,7 +219,12 @@ class VipWatch(_Told):
             bad = max((one.at for one in later if one.who == "failed" or one.who in gone), default=after)
             return bad if any(one.at > bad + QUIET_S for one in later) else None
 
-        return self.wait(look, "connections go on failing")
+        try:
+            return self.wait(look, "")
+        except AssertionError:
+            last = self._connections[-1].at
+            who = Counter(one.who for one in self._connections if one.at > last - QUIET_S)
+            raise AssertionError(f"connections go on failing: in the last second {dict(who)}") from None
 
     def reached(self, wanted: frozenset[str], after: float) -> float:
         """When the last of ``wanted`` answered for the first time."""

@@ -49,6 +49,8 @@ QUIET_S = 0.5
 """Longest wait, once nobody sends new connections, for those that are open to end. Most requests take less; one that is
 kept open is cut by its server's own end, as SIGTERM asks for."""
 QUIET_LOOK_S = 0.02
+QUIET_LOOKS = 2
+"""In a row without a connection: on a busy host a packet that was sent before the other nodes' word comes after it."""
 
 log = structlog.get_logger()
 
@@ -310,7 +312,8 @@ class Assigned:
             self.drain_timeouts += 1
             log.warning("drained without everybody's word", task=ref.task[:12], bound_s=ref.drain_s)
         deadline = time.monotonic() + QUIET_S
-        while time.monotonic() < deadline and await _in_use(container.pid):
+        quiet = 0
+        while (quiet := 0 if await _in_use(container.pid) else quiet + 1) < QUIET_LOOKS and time.monotonic() < deadline:
             await asyncio.sleep(QUIET_LOOK_S)
         log.info("task drained", task=ref.task[:12], after_s=round(time.monotonic() - begun, 3))
 

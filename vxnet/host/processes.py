@@ -10,7 +10,7 @@ from pathlib import Path
 from vxnet.model.api import ProcessView
 
 _STAT = re.compile(r"\d+ \((.*)\) (.*)", re.DOTALL)
-_ESTABLISHED, _LISTEN = "01", "0A"
+_ESTABLISHED, _SYN_RECV, _LISTEN = "01", "03", "0A"
 """States in /proc/net/tcp: the kernel's include/net/tcp_states.h."""
 _LOOPBACK = ("0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F")
 """As /proc/net/tcp has them on little endian machines; elsewhere a connection to oneself is waited for, too."""
@@ -39,10 +39,10 @@ def pids_beside(pid: int, proc: Path = Path("/proc")) -> list[int]:
 
 
 def open_connections(pid: int, proc: Path = Path("/proc")) -> int:
-    """TCP connections that others have open to servers in the network namespace of ``pid``; 0 if that has ended.
-    Blocks.
+    """TCP connections that others have open to servers in the network namespace of ``pid``, or are just opening; 0 if
+    that has ended. Blocks.
     """
-    established: list[tuple[str, str]] = []
+    ports: list[str] = []
     listening: set[str] = set()
     for table in ("tcp", "tcp6"):
         try:
@@ -53,9 +53,9 @@ def open_connections(pid: int, proc: Path = Path("/proc")) -> int:
             _, local, remote, state = line.split()[:4]
             if state == _LISTEN:
                 listening.add(local.rpartition(":")[2])
-            elif state == _ESTABLISHED and remote.partition(":")[0] not in _LOOPBACK:
-                established.append((local.rpartition(":")[2], remote))
-    return sum(port in listening for port, _ in established)
+            elif state in (_ESTABLISHED, _SYN_RECV) and remote.partition(":")[0] not in _LOOPBACK:
+                ports.append(local.rpartition(":")[2])
+    return sum(port in listening for port in ports)
 
 
 def _read(entry: Path) -> ProcessView:
