@@ -763,6 +763,9 @@ async def test_another_ingress_network_in_place_of_the_first(cluster, manager):
     await manager.remove_network("ingress")
     with pytest.raises(CallerError, match="neither --attachable nor --internal"):
         await manager.create_network(network("doors", ingress=True))
+    both = await manager.create_network(network("ingress", attachable=False, ingress=True))
+    assert [subnet.prefix.version for subnet in both.subnets] == [4, 6]
+    await manager.remove_network("ingress")
     made = await manager.create_network(own)
     await cluster.reopen()
     assert cluster.manager.networks() == (made,) and made.mtu == 1400

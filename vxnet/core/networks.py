@@ -96,7 +96,9 @@ def decide_network(
 def families_without_subnet(request: NetworkCreate) -> list[int]:
     """IP versions that are wanted, and for which a subnet is to be found. Raises :class:`CallerError`."""
     versions = {prefix.version for prefix in request.subnets}
-    wanted = {4: request.ipv4 or (request.ipv4 is None and (request.ipv6 or 6 not in versions)), 6: request.ipv6}
+    # A published port answers on all addresses of a node: the mesh has both families, unless somebody chooses.
+    ipv6 = request.ipv6 or (request.ingress and not request.subnets)
+    wanted = {4: request.ipv4 or (request.ipv4 is None and (ipv6 or 6 not in versions)), 6: ipv6}
     if not any(wanted.values()) and not versions:
         raise CallerError("a network without IPv4 and IPv6 has no addresses", hint="`--no-ipv4` needs `--ipv6`")
     if request.ipv4 is False and 4 in versions:
@@ -127,7 +129,7 @@ def first_ingress(cluster: Cluster, nodes: Collection[Node], networks: Collectio
     :class:`ExhaustedError` (pools), :class:`ConflictError` (the name, by a network that was made before there were
     ingress networks).
     """
-    request = NetworkCreate(name=INGRESS, ingress=True, ipv6=True)
+    request = NetworkCreate(name=INGRESS, ingress=True)
     id = hashlib.blake2s(f"{cluster.id}/{INGRESS}".encode(), digest_size=16).hexdigest()[:25]
     return decide_network(
         request, id=id, vni=vni, cluster=cluster, networks=networks, nodes=nodes, now=cluster.created_at
