@@ -24,6 +24,7 @@ BENCHES = (
     "gossip",
     "services",
     "scheduling",
+    "mesh_updates",
 )
 
 

@@ -1,5 +1,4 @@
-"""docs/tutorial.md, and docs/tutorial.zh.md in Chinese, typed into a lab of three hosts. What a page prints must come
-back."""
+"""docs/tutorial.md, and docs/tutorial.zh.md in Chinese, typed into a lab. What a page prints must come back."""
 
 from __future__ import annotations
 
@@ -38,7 +37,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(300)]
 @pytest.fixture
 def lab() -> Iterator[None]:
     try:
-        subprocess.run([*VXNET, "lab", "up", "--name", LAB, "--hosts", "3", "--no-join"], check=True)
+        subprocess.run([*VXNET, "lab", "up", "--name", LAB, "--hosts", "4", "--no-join"], check=True)
         yield
     finally:
         subprocess.run([*VXNET, "lab", "down", "--name", LAB], check=False)
