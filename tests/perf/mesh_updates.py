@@ -92,8 +92,10 @@ def asking(lab: Lab, hosts: Sequence[str], rate: int = RATE, timeout_s: float = 
 
 
 def create(lab: Lab, *options: str) -> None:
-    words = ["vxnet", "service", "create", "-q", "--name", "site", "--network", "blue", "-p", "8080:8080", *options]
-    lab.run("h1", [*words, "--replicas", "6", "--", "python3", "-c", SERVER], check=True, timeout_s=ANSWERS_S)
+    # A task is ready when it answers, not when its program has begun.
+    health = ["--health-cmd", "curl -sf -o /dev/null http://127.0.0.1:8080/", "--health-interval", "5s"]
+    words = ["vxnet", "service", "create", "-q", "--name", "site", "--network", "blue", "-p", "8080:8080", *health]
+    lab.run("h1", [*words, *options, "--replicas", "6", "--", "python3", "-c", SERVER], check=True, timeout_s=ANSWERS_S)
     time.sleep(SETTLE_S)
 
 
