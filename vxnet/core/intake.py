@@ -17,7 +17,9 @@ from vxnet.core.members import Address
 from vxnet.core.roster import Span
 from vxnet.core.rows import Batch
 
-AT_ONCE = 16
+AT_ONCE = 32
+FLOODED = 8
+"""… and while so many more come meanwhile: packets first."""
 PAUSE_S = 0.001
 """Between two lots: the sockets have their turn."""
 BATCHES_LIMIT = 1 << 14
@@ -43,6 +45,8 @@ class Intake:
         self._check = check
         self._waiting: OrderedDict[Batch, Arrival] = OrderedDict()
         self._octets = 0
+        self._came = 0
+        """Since the last lot."""
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -58,12 +62,15 @@ class Intake:
             return False
         self._waiting[batch] = arrival
         self._octets += len(batch.content)
+        self._came += 1
         if len(self._waiting) == 1:
             self._agenda.after(0.0, "rows came", self._check_some)
         return True
 
     def _check_some(self) -> None:
-        for _ in range(min(AT_ONCE, len(self._waiting))):
+        lot = AT_ONCE if self._came < FLOODED else FLOODED
+        self._came = 0
+        for _ in range(min(lot, len(self._waiting))):
             batch, arrival = self._waiting.popitem(last=False)
             self._octets -= len(batch.content)
             self._check(batch, arrival)

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from vxnet.core import rows, wire
-from vxnet.core.broadcast import BroadcastQueue
+from vxnet.core.broadcast import SPARED, BroadcastQueue
 from vxnet.core.members import Address, Member
 from vxnet.core.oldpack import MalformedError
 from vxnet.core.roster import Span, all_besides
@@ -199,12 +199,12 @@ class Push:
             del self._relayed[next(iter(self._relayed))]
         heapq.heappush(self._waiting, waiting)
         self._waiting_octets += len(waiting.batch.content)
-        while self._waiting_octets > WAITING_OCTETS:
-            last = max(self._waiting)
-            self._waiting.remove(last)
-            heapq.heapify(self._waiting)
-            self._waiting_octets -= len(last.batch.content)
-            self._dropped["too many rows to pass on"] += 1
+        if self._waiting_octets > WAITING_OCTETS:
+            # A sorted list is a heap.
+            self._waiting.sort()
+            while self._waiting_octets > WAITING_OCTETS * SPARED:
+                self._waiting_octets -= len(self._waiting.pop().batch.content)
+                self._dropped["too many rows to pass on"] += 1
         if "rows waiting" not in self._swim.agenda:
             self._swim.agenda.after(0.0, "rows waiting", self._flow)
 
