@@ -145,5 +145,5 @@ def test_beside_a_closed_firewall(lab: Lab) -> None:
         "nft 'add table inet filter; add chain inet filter input { type filter hook input priority 0; policy drop; };"
         "add rule inet filter input tcp dport 7946 accept'",
     )
-    told = typed(lab, "h2", "vxnet info")
+    told = typed(lab, "h2", "vxnet info 2>&1")
     assert "udp port 4789 (VXLAN)" in told and "udp port 7946 (gossip)" in told and "tcp port 7946" not in told
