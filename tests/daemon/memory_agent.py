@@ -55,6 +55,8 @@ from vxnet.model.cluster import ForeignPeer, Network, Node, Role, Subnet
 from vxnet.model.container import Container, ContainerSpec
 from vxnet.model.errors import CallerError, ConflictError, ForbiddenError, HostError, NotFoundError
 from vxnet.model.guest import GuestView, GuestWish
+from vxnet.model.mesh import MeshChoice, MeshTarget, MeshView
+from vxnet.model.published import PublishedPort
 
 T = TypeVar("T")
 
@@ -196,6 +198,27 @@ class MemoryAgent:
     def _node_view(self, node: Node) -> NodeView:
         own = node.id == self.self_id
         return NodeView(node=node, status="ready" if own else "down", self=own, leader=own and node.role == "manager")
+
+    # the routing mesh
+
+    async def mesh(self) -> tuple[MeshView, ...]:
+        self._joined()
+        web = PublishedPort(published=80, target=8080)
+        task = MeshTarget(task="web.1.x", node="h1", address=ip_address("10.0.0.11"))
+        return (
+            MeshView(
+                service="web",
+                port=web,
+                choices=(
+                    MeshChoice(node="h1", tasks=(task,), why="prefer-local: ready here"),
+                    MeshChoice(node="h2", why="no task is ready, so it is refused"),
+                ),
+                connections=3,
+                refused=1,
+                received=900,
+                sent=7000,
+            ),
+        )
 
     # gossip
 

@@ -72,6 +72,7 @@ CONVERSATION: list[tuple[str, str, object, int, object]] = [
     ("GET", "nodes/h1", None, 200, {"status": "ready", "self": True}),
     ("GET", "nodes/h9", None, 404, "not-found"),
     ("DELETE", "nodes/h1", None, 409, "conflict"),
+    ("GET", "mesh", None, 200, 1),
     ("GET", "gossip", None, 200, {"node": "h1", "key_epoch": 1}),
     ("GET", "gossip/keys", None, 200, 1),
     ("POST", "gossip/rotate-keys", {"bits": 128}, 200, {"epoch": 2, "in_use": False}),

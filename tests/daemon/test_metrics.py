@@ -16,6 +16,7 @@ from vxnet.daemon import metrics
 from vxnet.daemon.metrics import METRICS, Measured
 from vxnet.model.api import Health, Info
 from vxnet.model.errors import CallerError, HostError
+from vxnet.model.mesh import MeshTraffic
 
 DOCS = Path(__file__).parents[2] / "docs"
 ALONE = Measured(Info(version="1.2", name="h1"), {}, {}, {}, {}, {"queries_udp": 5}, None)
@@ -40,6 +41,7 @@ MEMBER = Measured(
     dropped={'odd "reason"\n': 3},
     dns={"queries_udp": 40, "queries_tcp": 2, "names": 11},
     certificate_ends=1.8e9,
+    mesh=(MeshTraffic(protocol="tcp", published=80, connections=3, refused=1, received=900, sent=7000),),
 )
 
 
@@ -66,6 +68,9 @@ def test_everything_is_told_of_a_member() -> None:
     assert own["vxnet_gossip_dropped_total"] == {'odd "reason"\n': 3}
     assert own["vxnet_gossip_queue"] == {"news": 1, "rows": 2}
     assert own["vxnet_dns_queries_total"] == {"udp": 40, "tcp": 2}
+    assert own["vxnet_mesh_connections_total"] == {"80/tcp": 3} and own["vxnet_mesh_refused_total"] == {"80/tcp": 1}
+    assert own["vxnet_mesh_received_bytes_total"] == {"80/tcp": 900}
+    assert own["vxnet_mesh_sent_bytes_total"] == {"80/tcp": 7000}
     assert own["vxnet_build_info"] == {"1.2": 1} and own["vxnet_manager_reachable"] == {"": 1}
     assert own["vxnet_certificate_expiry_timestamp_seconds"] == {"": 1.8e9}
     assert found["process_resident_memory_bytes"][""] > 0

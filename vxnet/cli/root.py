@@ -83,6 +83,7 @@ TABLE: Final[Table] = {
             "rm": "service:rm",
         },
     ),
+    "mesh": "mesh:show",
     "events": "events:events",
     "doctor": "doctor:doctor",
     "trace": "trace:trace",

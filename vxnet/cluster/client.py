@@ -47,6 +47,7 @@ from vxnet.model.cluster import ForeignPeer, Network, Node, Record, Role
 from vxnet.model.container import Container, ContainerSpec
 from vxnet.model.errors import ForbiddenError, NotFoundError, PeerError, UnavailableError
 from vxnet.model.guest import GuestView, GuestWish
+from vxnet.model.mesh import MeshView
 from vxnet.model.service import Service, ServiceSpec
 
 T = TypeVar("T")
@@ -107,6 +108,10 @@ class Client:
         self._call("DELETE", f"nodes/{_segment('node', ref)}{_query(force=force)}")
 
     # -------------------------------------------------------------------------------------------------------- gossip
+
+    def mesh(self) -> tuple[MeshView, ...]:
+        """The published ports of the routing mesh, by number."""
+        return self._get("mesh", tuple[MeshView, ...])
 
     def gossip(self) -> GossipView:
         return self._get("gossip", GossipView)

@@ -31,7 +31,7 @@ from vxnet.core.mesh import Mesh, by_link
 from vxnet.core.names import view_of
 from vxnet.core.remembered import Remembered
 from vxnet.core.remotes import Groups
-from vxnet.daemon import benches, metrics, views, watch
+from vxnet.daemon import benches, mesh_views, metrics, views, watch
 from vxnet.daemon.assigned import Assigned
 from vxnet.daemon.blocks import Blocks
 from vxnet.daemon.config import Config
@@ -74,6 +74,7 @@ from vxnet.model.cluster import CONTROL_PORT, GOSSIP_PORT, ForeignPeer, Network,
 from vxnet.model.container import Container
 from vxnet.model.errors import ConflictError, HostError, NotFoundError
 from vxnet.model.host import GATEWAY_BRIDGE, Change, HostFacts, Sandbox
+from vxnet.model.mesh import MeshTraffic, MeshView
 from vxnet.model.service import PublicService
 
 log = structlog.get_logger()
@@ -348,7 +349,9 @@ class Agent(ContainerCommands):
 
     async def measured(self) -> Measured:
         place = self._membership.place
-        return metrics.measure(await self.info(), place, self._containers.all(), self._resolver.statistics())
+        return metrics.measure(
+            await self.info(), place, self._containers.all(), self._resolver.statistics(), await self._mesh_traffic()
+        )
 
     def bench_routes(self) -> list[web.RouteDef]:
         return benches.routes(self._membership, self._assigned.bench)
@@ -423,6 +426,19 @@ class Agent(ContainerCommands):
     def services(self, command: str) -> Services:
         """Raises :class:`ConflictError` on a worker: ``command`` is a manager's."""
         return self._membership.manager(command).services
+
+    # The routing mesh
+
+    async def _mesh_traffic(self) -> tuple[MeshTraffic, ...]:
+        return await self._reconciler.call(lambda kernel: kernel.mesh_traffic(), self._kernel)
+
+    async def mesh(self) -> tuple[MeshView, ...]:
+        place = self._membership.joined()
+        network = networks.ingress_of(self._membership.networks.values())
+        if network is None:
+            return ()
+        traffic = await self._mesh_traffic()
+        return mesh_views.mesh(self._membership.services, network.id, place.rows(), place.names(), traffic)
 
     # Networks
 

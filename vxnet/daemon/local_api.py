@@ -40,6 +40,7 @@ from vxnet.model.api import (
 from vxnet.model.cluster import ForeignPeer, Network, Node, Role
 from vxnet.model.errors import CallerError, ForbiddenError
 from vxnet.model.guest import GuestView, GuestWish
+from vxnet.model.mesh import MeshView
 
 
 class AgentApi(ContainersApi, Protocol):
@@ -57,6 +58,8 @@ class AgentApi(ContainersApi, Protocol):
     async def node(self, ref: str, /) -> NodeView: ...
     async def remove_node(self, ref: str, force: bool, /) -> None: ...
     async def update_node(self, ref: str, update: NodeUpdate, /) -> Node: ...
+    async def mesh(self) -> tuple[MeshView, ...]: ...
+
     async def gossip(self) -> GossipView: ...
     def services(self, command: str, /) -> ServicesApi: ...
     async def gossip_keys(self) -> tuple[GossipKeyView, ...]: ...
@@ -159,11 +162,15 @@ class _GossipRoutes:
 
     def table(self) -> list[web.RouteDef]:
         return [
+            web.get("/v1/mesh", self.mesh),
             web.get("/v1/gossip", self.gossip),
             web.get("/v1/gossip/keys", self.keys),
             web.get("/v1/gossip/rotation", self.rotation),
             web.post("/v1/gossip/rotate-keys", self.rotate),
         ]
+
+    async def mesh(self, request: web.Request) -> web.Response:
+        return json_response(await self._agent.mesh())
 
     async def gossip(self, request: web.Request) -> web.Response:
         return json_response(await self._agent.gossip())

@@ -23,6 +23,7 @@ from vxnet.daemon.views import REMOVED
 from vxnet.model.api import Health, Info
 from vxnet.model.container import Container
 from vxnet.model.errors import CallerError
+from vxnet.model.mesh import MeshTraffic
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -58,6 +59,12 @@ METRICS: Mapping[str, Kind] = {
     "vxnet_gossip_sent_bytes_total": Kind("counter", "Octets of gossip sent by datagram."),
     "vxnet_gossip_dropped_total": Kind("counter", "Packets and messages that were of no use.", "reason"),
     "vxnet_dns_queries_total": Kind("counter", "Queries of this host's containers.", "transport"),
+    "vxnet_mesh_connections_total": Kind(
+        "counter", "Connections to a published port that this node gave to a task; of UDP, flows.", "port"
+    ),
+    "vxnet_mesh_refused_total": Kind("counter", "Packets to a published port for which there was no task.", "port"),
+    "vxnet_mesh_received_bytes_total": Kind("counter", "Octets from clients of a published port.", "port"),
+    "vxnet_mesh_sent_bytes_total": Kind("counter", "Octets to clients of a published port.", "port"),
     "vxnet_dns_names": Kind("gauge", "Names that are answered from the table."),
 }
 """Beside these, prometheus_client's ``process_*``: processor time, memory, descriptors, start."""
@@ -75,9 +82,16 @@ class Measured(NamedTuple):
     dropped: Mapping[str, int]
     dns: Mapping[str, int]
     certificate_ends: float | None
+    mesh: tuple[MeshTraffic, ...] = ()
 
 
-def measure(info: Info, place: Place | None, containers: Iterable[Container], dns: Mapping[str, int]) -> Measured:
+def measure(
+    info: Info,
+    place: Place | None,
+    containers: Iterable[Container],
+    dns: Mapping[str, int],
+    mesh: tuple[MeshTraffic, ...],
+) -> Measured:
     return Measured(
         info=info,
         nodes=Counter(member.status for member in place.members()) if place is not None else {},
@@ -86,6 +100,7 @@ def measure(info: Info, place: Place | None, containers: Iterable[Container], dn
         dropped=place.gossip.dropped() if place is not None else {},
         dns=dns,
         certificate_ends=trust.validity(place.certificate)[1] if place is not None else None,
+        mesh=mesh,
     )
 
 
@@ -106,6 +121,7 @@ def health(place: Place | None, *, settled: bool) -> Health:
 def samples(measured: Measured) -> dict[str, Mapping[str, float]]:
     """Value by label by name; the label is empty where the metric has none."""
     info, gossip, dns = measured.info, measured.gossip, measured.dns
+    mesh = {f"{one.published}/{one.protocol}": one for one in measured.mesh}
     member = bool(info.cluster)
     return {
         "vxnet_build_info": {info.version: 1},
@@ -127,6 +143,10 @@ def samples(measured: Measured) -> dict[str, Mapping[str, float]]:
         "vxnet_gossip_sent_bytes_total": {"": gossip["sent_octets"]} if member else {},
         "vxnet_gossip_dropped_total": measured.dropped,
         "vxnet_dns_queries_total": {"udp": dns.get("queries_udp", 0), "tcp": dns.get("queries_tcp", 0)},
+        "vxnet_mesh_connections_total": {port: one.connections for port, one in mesh.items()},
+        "vxnet_mesh_refused_total": {port: one.refused for port, one in mesh.items()},
+        "vxnet_mesh_received_bytes_total": {port: one.received for port, one in mesh.items()},
+        "vxnet_mesh_sent_bytes_total": {port: one.sent for port, one in mesh.items()},
         "vxnet_dns_names": {"": dns.get("names", 0)},
     }
 

@@ -10,6 +10,7 @@ exceptions for speed, both of which a full reconcile does without: the rows that
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -46,6 +47,7 @@ from vxnet.host.vips import Services
 from vxnet.model.address import IPAddress
 from vxnet.model.errors import HostError
 from vxnet.model.host import DATAPATH_NAMESPACE, Change, HostState, Ingress, Remote, Segment, host_bridges
+from vxnet.model.mesh import MeshTraffic
 
 ORPHAN_GRACE_S = 3.0
 """How long the port of a container that is no more may stay. It dies with the container's namespace, at no cost to
@@ -394,6 +396,17 @@ class Kernel:
             return passage.obstacles(self._namespace, self._nft, ports)
         except OSError as error:
             raise HostError(f"cannot read the host's rules: {error.strerror}") from error
+
+    def mesh_traffic(self) -> tuple[MeshTraffic, ...]:
+        """Through the published ports; empty where the routing mesh is not. Raises HostError."""
+        if self._ingress is None:
+            return ()
+        try:
+            return mesh.counted(self._nft)
+        except OSError as error:
+            if error.errno == errno.ENOENT:  # somebody flushed the table a moment ago
+                return ()
+            raise HostError(f"cannot read the mesh's counters: {error.strerror}") from error
 
     def route_mtus(self, destinations: Iterable[IPAddress]) -> dict[IPAddress, int]:
         """The MTU of the route to each of these addresses, as configured; those without a route are left out."""

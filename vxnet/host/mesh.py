@@ -37,6 +37,7 @@ from vxnet.host.netlink import Netlink
 from vxnet.host.steps import Step, carry_out, mend, mend_port, present, unless_new
 from vxnet.model.address import IPInterface
 from vxnet.model.host import INGRESS_LINK, STICKY_BUCKETS, VIP_MARK, Change, Ingress, Interface, MeshPort
+from vxnet.model.mesh import MeshTraffic
 
 PORT = "ingress"
 """The other end of ``vxnet_in``, on the bridge."""
@@ -425,12 +426,20 @@ def _udp_ports(ingress: Ingress | None) -> set[int]:
     return {port.published for port in ingress.ports if port.protocol == "udp"} if ingress is not None else set()
 
 
-def counted(netlink: Netlink) -> dict[tuple[str, int], dict[str, Count]]:
-    """By protocol and published port, what each of :data:`COUNTERS` has seen. Raises OSError where there is no mesh."""
+def counted(netlink: Netlink) -> tuple[MeshTraffic, ...]:
+    """By protocol and published port, what went through. Raises OSError where there is no mesh."""
     names = {number: name for name, number in PROTOCOLS.items()}
-    found: dict[tuple[str, int], dict[str, Count]] = {}
-    for counter in COUNTERS:
-        for key, count in elements.counts(netlink, counter).items():
-            port = names[key[0]], int.from_bytes(key[4:6], "big")
-            found.setdefault(port, {})[counter] = count
-    return found
+    new, refused, received, sent = (elements.counts(netlink, name) for name in COUNTERS)
+    none = Count(0, 0)
+    return tuple(
+        MeshTraffic(
+            protocol=names[key[0]],
+            published=int.from_bytes(key[4:6], "big"),
+            connections=count.packets,
+            refused=refused.get(key, none).packets,
+            # The first packet of each is counted where its way is chosen.
+            received=count.octets + received.get(key, none).octets,
+            sent=sent.get(key, none).octets,
+        )
+        for key, count in sorted(new.items())
+    )
