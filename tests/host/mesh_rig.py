@@ -38,7 +38,7 @@ APP = 65537
 VIP = "10.1.16.100"
 MTU = 1450
 TIMEOUT_S = 3.0
-PORTS: tuple[tuple[PortProtocol, int], ...] = (("tcp", 8080), ("tcp", 9090), ("udp", 5353))
+PORTS: tuple[tuple[PortProtocol, int], ...] = (("tcp", 5201), ("tcp", 8080), ("tcp", 9090), ("udp", 5353))
 """What tasks answer; published as 80/tcp and 53/udp."""
 
 

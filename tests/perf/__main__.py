@@ -16,6 +16,7 @@ BENCHES = (
     "datapath",
     "dns",
     "vips",
+    "mesh",
     "many_containers",
     "idle",
     "scale",
