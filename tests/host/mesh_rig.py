@@ -195,6 +195,11 @@ class Site:
         versions: tuple[Literal[4, 6], ...] = (4, 6)
         return self.publish(*(port(*one, version, tasks, draining) for one in PUBLISHED for version in versions))
 
+    def forget(self) -> None:
+        """Wait until stale flows are forgotten."""
+        for node in self.nodes:
+            node.kernel._forgetter.wait()
+
     def keep(self, opened: socket.socket) -> socket.socket:
         opened.settimeout(TIMEOUT_S)
         self._open.append(opened)

@@ -14,8 +14,9 @@ from msgspec.structs import replace
 
 from tests.host.mesh_rig import VIP, Site, port
 from tests.host.rig import wait_until
-from vxnet.host import mesh, nft
+from vxnet.host import nft
 from vxnet.model.host import STICKY_BUCKETS
+from vxnet.model.mesh import MeshTraffic
 
 pytestmark = pytest.mark.host
 
@@ -315,12 +316,15 @@ def test_no_udp_flow_stays_with_who_is_gone(site: Site) -> None:
         flow.recv(10)
     flow.send(b"and again")
     site.publish_to(site.t1)
+    site.forget()
     with contextlib.suppress(ConnectionRefusedError):
         flow.send(b"")
     assert site.ask(flow, address, servers)[0] == 0
     site.publish_to(site.t3)
+    site.forget()
     assert site.ask(flow, address, servers)[0] == 1
     site.publish_to()
+    site.forget()
     flow.send(b"nobody")
     with pytest.raises(ConnectionRefusedError):
         flow.recv(10)
@@ -367,16 +371,20 @@ def test_what_is_counted(site: Site) -> None:
         site.answers(site.client, address, listening)
     site.answers(site.h1, "127.0.0.1", listening)
     site.ask(site.udp(site.client, version=4), address, servers)
-    found = site.h1.do(lambda: mesh.counted(site.h1.kernel._nft))
-    tcp, udp = found["tcp", 80], found["udp", 53]
-    assert (tcp["mesh_new"].packets, udp["mesh_new"].packets) == (4, 1)
-    assert udp["mesh_new"].octets + udp["mesh_in"].octets == 28 + len(b"question")
-    assert udp["mesh_out"].octets == 28 + len(b"answer")
-    assert tcp["mesh_in"].octets > 4 * 8 and tcp["mesh_out"].octets > 4 * 6
+    tcp, udp = traffic(site, "tcp"), traffic(site, "udp")
+    assert (tcp.connections, udp.connections) == (4, 1)
+    assert (udp.received, udp.sent) == (28 + len(b"question"), 28 + len(b"answer"))
+    assert tcp.received > 4 * 8 and tcp.sent > 4 * 6
     site.publish_to()
     with pytest.raises(ConnectionRefusedError):
         site.connect(site.client, address)
-    assert site.h1.do(lambda: mesh.counted(site.h1.kernel._nft))["tcp", 80]["mesh_refused"].packets == 1
+    assert traffic(site, "tcp").refused == 1
+
+
+def traffic(site: Site, protocol: str) -> MeshTraffic:
+    """Of its one port."""
+    (found,) = [one for one in site.h1.do(site.h1.kernel.mesh_traffic) if one.protocol == protocol]
+    return found
 
 
 def test_a_second_look_finds_nothing_to_do_and_damage_is_mended(site: Site) -> None:

@@ -17,6 +17,7 @@ BENCHES = (
     "dns",
     "vips",
     "mesh",
+    "mesh_lab",
     "many_containers",
     "idle",
     "scale",

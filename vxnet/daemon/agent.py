@@ -349,9 +349,8 @@ class Agent(ContainerCommands):
 
     async def measured(self) -> Measured:
         place = self._membership.place
-        return metrics.measure(
-            await self.info(), place, self._containers.all(), self._resolver.statistics(), await self._mesh_traffic()
-        )
+        names, mesh = self._resolver.statistics(), await self._mesh_traffic()
+        return metrics.measure(await self.info(), place, self._containers.all(), names, mesh)
 
     def bench_routes(self) -> list[web.RouteDef]:
         return benches.routes(self._membership, self._assigned.bench)
@@ -430,15 +429,10 @@ class Agent(ContainerCommands):
     # The routing mesh
 
     async def _mesh_traffic(self) -> tuple[MeshTraffic, ...]:
-        return await self._reconciler.call(lambda kernel: kernel.mesh_traffic(), self._kernel)
+        return await self._reconciler.call(Kernel.mesh_traffic, self._kernel)
 
     async def mesh(self) -> tuple[MeshView, ...]:
-        place = self._membership.joined()
-        network = networks.ingress_of(self._membership.networks.values())
-        if network is None:
-            return ()
-        traffic = await self._mesh_traffic()
-        return mesh_views.mesh(self._membership.services, network.id, place.rows(), place.names(), traffic)
+        return mesh_views.mesh_of(self._membership.joined(), await self._mesh_traffic())
 
     # Networks
 

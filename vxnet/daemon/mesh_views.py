@@ -7,11 +7,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from vxnet.core.balance import Balance
 from vxnet.core.facts import Facts
 from vxnet.core.mesh import choose
+from vxnet.core.networks import ingress_of
+from vxnet.daemon.place import Place
 from vxnet.model.address import IPAddress
 from vxnet.model.mesh import MeshChoice, MeshTarget, MeshTraffic, MeshView
 from vxnet.model.published import PublishedPort
 from vxnet.model.row import Endpoint, Gateway
 from vxnet.model.service import PublicService
+
+
+def mesh_of(place: Place, traffic: Sequence[MeshTraffic]) -> tuple[MeshView, ...]:
+    """As this node has it. ``traffic``: through this node."""
+    network = ingress_of(place.networks.values())
+    if network is None:
+        return ()
+    return mesh(place.assignment.services, network.id, place.rows(), place.names(), traffic)
 
 
 def mesh(

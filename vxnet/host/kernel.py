@@ -30,6 +30,7 @@ from vxnet.host import (
     hosttable,
     links,
     mesh,
+    mesh_flows,
     neighbours,
     netns,
     nft,
@@ -99,6 +100,8 @@ class Kernel:
         """Of the host's namespace."""
         self._tables = nft.Tables()
         self._services = Services(())
+        self._filled = mesh.Filled()
+        self._forgetter = mesh_flows.Forgetter(self._namespace)
         self._ingress: Ingress | None = None
         """As its flows were last looked through."""
         self._closer = Closer()
@@ -118,6 +121,7 @@ class Kernel:
     def close(self) -> None:
         """Let go of everything and leave it as it is."""
         self._closer.wait()
+        self._forgetter.wait()
         self.events.close()
         self._datapath.tunnels.close()
         self._datapath.close()
@@ -149,7 +153,9 @@ class Kernel:
         if self.events.follow(self._datapath.netlink, self._datapath.namespace, self._namespace):
             sandboxes = None
         changes += self._beside_others(state)
-        pending = self._tables.begin("host", self._namespace, self._nft, hosttable.ruleset(state), "the host")
+        pending = self._tables.begin(
+            "host", self._namespace, self._nft, hosttable.ruleset(state, self._filled), "the host"
+        )
         try:
             segments, found, made = self._datapath.ensure_segments(state.segments, state.data_port)
             changes += segments
@@ -175,7 +181,7 @@ class Kernel:
             Side(self._netlink, self._namespace, host_found),
             {bridge.name: bridge for bridge in host_bridges(state)},
         )
-        changes += self._forget_flows(state.ingress, look=sandboxes is None)
+        self._forget_flows(state.ingress, look=sandboxes is None)
         chosen = self._with_lost_ports(state, sandboxes, sides)
         changes += netns.travelling(lambda: self._sandboxes(state, chosen, sides))
         changes += self._rows(state, found, made, taps, complete=rows or sandboxes is None)
@@ -185,14 +191,13 @@ class Kernel:
         self.events.know(owners, {box.id for box in state.sandboxes}, frozenset(self._bridge_rows))
         return changes
 
-    def _forget_flows(self, ingress: Ingress | None, *, look: bool) -> list[Change]:
+    def _forget_flows(self, ingress: Ingress | None, *, look: bool) -> None:
         """Of the routing mesh, to backends that are no more, or that went past it before it was there."""
         if ingress is None and self._ingress is None:
-            return []
+            return
         before, self._ingress = self._ingress, ingress
-        if not look and ingress is not None and before is not None and ingress.ports is before.ports:
-            return []
-        return mesh.forget_stale_flows(self._nft, before, ingress)
+        if look or mesh_flows.is_less(before, ingress):
+            self._forgetter.look(before, ingress)
 
     def _beside_others(self, state: HostState) -> list[Change]:
         """What of the host's rules is not in vxnet's own table."""
@@ -402,7 +407,7 @@ class Kernel:
         if self._ingress is None:
             return ()
         try:
-            return mesh.counted(self._nft)
+            return mesh_flows.counted(self._nft)
         except OSError as error:
             if error.errno == errno.ENOENT:  # somebody flushed the table a moment ago
                 return ()

@@ -27,17 +27,15 @@ import struct
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from vxnet.host import addresses, conntrack, elements, links, netns
-from vxnet.host.conntrack import Flow
+from vxnet.host import addresses, elements, links, netns
 from vxnet.host.datapath import CONTAINER_PORT, MARK, bridge_name, delete_links
-from vxnet.host.elements import Count, Elements, Range, Shape
+from vxnet.host.elements import Elements, Range, Shape
 from vxnet.host.gateway import address_steps
 from vxnet.host.links import Link, Peer, Wish
 from vxnet.host.netlink import Netlink
 from vxnet.host.steps import Step, carry_out, mend, mend_port, present, unless_new
 from vxnet.model.address import IPInterface
 from vxnet.model.host import INGRESS_LINK, STICKY_BUCKETS, VIP_MARK, Change, Ingress, Interface, MeshPort
-from vxnet.model.mesh import MeshTraffic
 
 PORT = "ingress"
 """The other end of ``vxnet_in``, on the bridge."""
@@ -93,13 +91,44 @@ class Part(NamedTuple):
 NOTHING = Part("", "", "", {})
 
 
-def part(ingress: Ingress | None) -> Part:
-    if ingress is None:
-        return NOTHING
-    made = _elements(ingress.ports)
-    most = max((len(one.backends) for one in ingress.ports if not one.sticky), default=0)
-    chains = max(CHAINS_MIN, 1 << (min(most, BACKENDS_MAX) - 1).bit_length() if most else 0)
-    return Part(_COUNTER, _sets(), _chains(chains, ingress.addresses), made)
+class Filled:
+    """The elements of all ports. Remembers them: what stays the same object among ports costs nothing, and a set that
+    does not change stays the same object."""
+
+    def __init__(self) -> None:
+        self._ports: dict[int, MeshPort] = {}
+        """By identity."""
+        self._sets: dict[str, Elements] = {name: {} for name in SHAPES}
+
+    def part(self, ingress: Ingress | None) -> Part:
+        """Of the host's table."""
+        if ingress is None:
+            return NOTHING
+        self._fill(ingress.ports)
+        most = max((len(one.backends) for one in ingress.ports if not one.sticky), default=0)
+        chains = max(CHAINS_MIN, 1 << (min(most, BACKENDS_MAX) - 1).bit_length() if most else 0)
+        return Part(_COUNTER, _sets(), _chains(chains, ingress.addresses), dict(self._sets))
+
+    def _fill(self, ports: Iterable[MeshPort]) -> None:
+        wanted = {id(port): port for port in ports}
+        less = [_packed(port) for key, port in self._ports.items() if key not in wanted]
+        more = [_packed(port) for key, port in wanted.items() if key not in self._ports]
+        self._ports = wanted
+        changed: dict[str, dict[bytes, bytes | str]] = {}
+        for packed in (*less, *more):
+            for name in packed:
+                if name not in changed:
+                    changed[name] = dict(self._sets[name])
+        for packed in less:
+            for name, members in packed.items():
+                for key in members:
+                    changed[name].pop(key, None)
+        for packed in more:
+            for name, members in packed.items():
+                changed[name].update(members)
+        for name, members in changed.items():
+            if members != self._sets[name]:
+                self._sets[name] = members
 
 
 # Text
@@ -251,15 +280,6 @@ def _guard(at: str, version: int) -> str:
 _NUMBERS = [struct.pack("=I", number) for number in range(BACKENDS_MAX)]
 
 
-def _elements(ports: Iterable[MeshPort]) -> dict[str, dict[bytes, bytes | str]]:
-    found: dict[str, dict[bytes, bytes | str]] = {name: {} for name in SHAPES}
-    for port in ports:
-        packed = _packed(port)
-        for name, members in packed.items():
-            found[name].update(members)
-    return found
-
-
 @functools.lru_cache(8192)
 def _packed(port: MeshPort) -> dict[str, dict[bytes, bytes | str]]:
     version = port.version
@@ -395,51 +415,3 @@ def _all_addresses(ingress: Ingress) -> list[IPInterface]:
 def _settle(namespace: int, ingress: Ingress) -> list[Change]:
     written = netns.inside(namespace, lambda: netns.set_sysctls(SYSCTLS))
     return [Change(verb="replace", object=f"sysctl net.{name.replace('/', '.')}") for name in written]
-
-
-# Flows
-
-
-def is_stale(ingress: Ingress | None, flow: Flow) -> bool:
-    """Whether a flow through a published port goes to nobody who is behind it now."""
-    for port in ingress.ports if ingress is not None else ():
-        if (
-            port.published == flow.port
-            and PROTOCOLS[port.protocol] == flow.protocol
-            and port.version == flow.address.version
-            and (not port.addresses or flow.address in port.addresses)
-        ):
-            return flow.backend not in port.backends and flow.backend not in port.draining
-    return True
-
-
-def forget_stale_flows(netlink: Netlink, before: Ingress | None, ingress: Ingress | None) -> list[Change]:
-    """Also those past ports that were not published ``before``. ``netlink``: of NETLINK_NETFILTER, in the host's
-    namespace. Raises OSError."""
-    forgotten = conntrack.forget(netlink, lambda flow: is_stale(ingress, flow))
-    if new := _udp_ports(ingress) - _udp_ports(before):
-        forgotten += conntrack.forget_untranslated(netlink, new)
-    return [Change(verb="delete", object=f"{flow} in the host") for flow in forgotten]
-
-
-def _udp_ports(ingress: Ingress | None) -> set[int]:
-    return {port.published for port in ingress.ports if port.protocol == "udp"} if ingress is not None else set()
-
-
-def counted(netlink: Netlink) -> tuple[MeshTraffic, ...]:
-    """By protocol and published port, what went through. Raises OSError where there is no mesh."""
-    names = {number: name for name, number in PROTOCOLS.items()}
-    new, refused, received, sent = (elements.counts(netlink, name) for name in COUNTERS)
-    none = Count(0, 0)
-    return tuple(
-        MeshTraffic(
-            protocol=names[key[0]],
-            published=int.from_bytes(key[4:6], "big"),
-            connections=count.packets,
-            refused=refused.get(key, none).packets,
-            # The first packet of each is counted where its way is chosen.
-            received=count.octets + received.get(key, none).octets,
-            sent=sent.get(key, none).octets,
-        )
-        for key, count in sorted(new.items())
-    )

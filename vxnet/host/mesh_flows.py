@@ -1,0 +1,115 @@
+"""Flows through the routing mesh: which are stale, and what went through.
+
+A flow keeps the task that its first packet was given. What that means for UDP, and for TCP's first packets:
+:mod:`vxnet.host.conntrack`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+
+from vxnet.host import conntrack, elements
+from vxnet.host.conntrack import Flow
+from vxnet.host.elements import Count
+from vxnet.host.mesh import COUNTERS, PROTOCOLS
+from vxnet.host.netlink import Netlink
+from vxnet.model.host import Ingress, MeshPort
+from vxnet.model.mesh import MeshTraffic
+
+
+def is_stale(ingress: Ingress | None, flow: Flow) -> bool:
+    """Whether a flow through a published port goes to nobody who is behind it now."""
+    for port in ingress.ports if ingress is not None else ():
+        if (
+            port.published == flow.port
+            and PROTOCOLS[port.protocol] == flow.protocol
+            and port.version == flow.address.version
+            and (not port.addresses or flow.address in port.addresses)
+        ):
+            return flow.backend not in port.backends and flow.backend not in port.draining
+    return True
+
+
+class Forgetter:
+    """Forgets flows beside the work: the kernel looks through those of all namespaces for it, 5 ms and more, while what
+    is new goes where it shall already."""
+
+    def __init__(self, namespace: int) -> None:
+        """``namespace``: the host's; it stays the caller's."""
+        self._namespace = namespace
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._ingress: Ingress | None = None
+        self._new: set[int] = set()
+        self._due = False
+
+    def look(self, before: Ingress | None, ingress: Ingress | None) -> None:
+        """Have those forgotten that are stale now, and those past ports that were not published ``before``."""
+        with self._lock:
+            self._ingress = ingress
+            self._new |= _udp_ports(ingress) - _udp_ports(before)
+            self._due = True
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="forgetter")
+                self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if not self._due:
+                    self._thread = None
+                    return
+                self._due, ingress = False, self._ingress
+                new, self._new = self._new, set()
+            with contextlib.suppress(OSError), Netlink(self._namespace, elements.NETLINK_NETFILTER) as netlink:
+                conntrack.forget(netlink, lambda flow: is_stale(ingress, flow))  # noqa: B023
+                if new:
+                    conntrack.forget_untranslated(netlink, new)
+
+    def wait(self) -> None:
+        """Until it is done."""
+        thread = self._thread
+        if thread is not None:
+            thread.join()
+
+
+def is_less(before: Ingress | None, ingress: Ingress | None) -> bool:
+    """Whether a flow may be stale that was not ``before``, or one may go past a port that is new."""
+    there = {id(port) for port in before.ports} if before is not None else set()
+    kept = {id(port) for port in ingress.ports} if ingress is not None else set()
+    new = {_place(port): port for port in ingress.ports if id(port) not in there} if ingress is not None else {}
+    for port in before.ports if before is not None else ():
+        if id(port) in kept:
+            continue
+        other = new.pop(_place(port), None)
+        if other is None or not {*port.backends, *port.draining} <= {*other.backends, *other.draining}:
+            return True
+    return any(port.protocol == "udp" for port in new.values())
+
+
+def _place(port: MeshPort) -> tuple[object, ...]:
+    return port.protocol, port.published, port.version, port.addresses
+
+
+def _udp_ports(ingress: Ingress | None) -> set[int]:
+    return {port.published for port in ingress.ports if port.protocol == "udp"} if ingress is not None else set()
+
+
+def counted(netlink: Netlink) -> tuple[MeshTraffic, ...]:
+    """By protocol and published port, what went through. Raises OSError where there is no mesh."""
+    names = {number: name for name, number in PROTOCOLS.items()}
+    new, refused, received, sent = (elements.counts(netlink, name) for name in COUNTERS)
+    none = Count(0, 0)
+    return tuple(
+        MeshTraffic(
+            protocol=names[key[0]],
+            published=int.from_bytes(key[4:6], "big"),
+            connections=count.packets,
+            refused=refused.get(key, none).packets,
+            # The first packet of each is counted where its way is chosen.
+            received=count.octets + received.get(key, none).octets,
+            sent=sent.get(key, none).octets,
+        )
+        for key, count in sorted(new.items())
+    )
