@@ -294,7 +294,14 @@ def _task_row(task: TaskView, whole: bool) -> tuple[str, ...]:
 @click.pass_obj
 def inspect(client: Client, services: tuple[str, ...], pretty: bool) -> None:
     """Show everything about services."""
+
+    def look(ref: str) -> ServiceView:
+        view = client.service(ref)
+        if all(port.mode != "ingress" for port in view.service.spec.ports):
+            return view
+        return replace(view, mesh=tuple(one for one in client.mesh() if one.service == view.service.name))
+
     if pretty:
-        for_each(services, lambda ref: click.echo(page(client.service(ref))), echo=False)
+        for_each(services, lambda ref: click.echo(page(look(ref))), echo=False)
     else:
-        output.inspect(services, client.service)
+        output.inspect(services, look)

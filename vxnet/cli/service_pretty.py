@@ -56,6 +56,12 @@ def _lines(view: ServiceView) -> Iterator[Line]:
     yield "Endpoint Mode", spec.endpoint_mode
     yield "Affinity", spec.affinity
     yield "Ports", output.ports(spec.ports)
+    yield "Mesh:", ""
+    for one in view.mesh:
+        yield f" {one.port.published}/{one.port.protocol}:", ""
+        for choice in one.choices:
+            tasks = ", ".join(each.task for each in choice.tasks) or "-"
+            yield f"  {choice.node}", f"{tasks} ({choice.why})"
 
 
 def _update(config: UpdateConfig) -> Iterator[Line]:

@@ -9,6 +9,7 @@ from vxnet.model.assignment import Assignment
 from vxnet.model.cluster import DATA_PORT, Availability, Driver, Network, Node, Record, Role, TakenPort
 from vxnet.model.container import ContainerState, RestartPolicy
 from vxnet.model.host import TunnelKind
+from vxnet.model.mesh import MeshView
 from vxnet.model.published import PublishedPort
 from vxnet.model.service import DesiredState, Service, ServiceSpec, TaskState
 
@@ -132,6 +133,8 @@ class ServiceView(Record, frozen=True, kw_only=True):
     """Names by id."""
     pending: str = ""
     """Why tasks have no node."""
+    mesh: tuple[MeshView, ...] = ()
+    """Of ``inspect``: who gets a connection to its ports."""
 
 
 class ServiceProgress(Record, frozen=True, kw_only=True):
