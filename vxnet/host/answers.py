@@ -29,11 +29,11 @@ import sys
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
-from vxnet.host import addresses, elements, mesh
+from vxnet.host import addresses, elements, mesh, nft
 from vxnet.host.addresses import Route, Rule
 from vxnet.host.elements import Elements, Shape
 from vxnet.host.links import Link
-from vxnet.host.netlink import NLA_F_NESTED, NLM_F_CREATE, Netlink, attribute, attributes, message
+from vxnet.host.netlink import NLA_F_NESTED, NLM_F_CREATE, Failure, Netlink, attribute, attributes, message
 from vxnet.host.steps import Step
 from vxnet.model.address import MAC, IPAddress
 from vxnet.model.host import NFT_TABLE, Change, Sandbox
@@ -274,18 +274,29 @@ def ensure_egress(netlink: Netlink, sandbox: Sandbox, generation: int) -> Change
     found = _egress(netlink)
     if found == wanted:
         return None
+    failure = _commit_egress(netlink, shape, wanted, generation)
+    words = f"nft table netdev {NFT_TABLE}"
+    return Change(verb="add" if found is None else "replace", object=words, error="" if failure is None else failure[1])
+
+
+def refusal() -> str:
+    """Why the kernel cannot do that, tried in the calling thread's namespace; empty: it can. Raises OSError."""
+    with Netlink(protocol=elements.NETLINK_NETFILTER) as netlink:
+        failure = _commit_egress(netlink, Form("lo", octet=10, udp=False), b"", nft.generation_now(netlink))
+    return "" if failure is None else failure[1]
+
+
+def _commit_egress(netlink: Netlink, form: Form, comment: bytes, generation: int) -> Failure | None:
     table = attribute(1, NFT_TABLE.encode() + b"\0")
     messages = [
         message(NFT_MSG_NEWTABLE, NLM_F_CREATE, _HEAD + table),
         # So that there is one to delete: with its interface the chain went, and what is left is an empty table.
         message(NFT_MSG_DELTABLE, 0, _HEAD + table),
         message(NFT_MSG_NEWTABLE, NLM_F_CREATE, _HEAD + table),
-        message(NFT_MSG_NEWCHAIN, NLM_F_CREATE, _HEAD + _chain(shape.interface)),
-        message(NFT_MSG_NEWRULE, NLM_F_CREATE, _HEAD + _rule(shape, wanted)),
+        message(NFT_MSG_NEWCHAIN, NLM_F_CREATE, _HEAD + _chain(form.interface)),
+        message(NFT_MSG_NEWRULE, NLM_F_CREATE, _HEAD + _rule(form, comment)),
     ]
-    failure = elements.commit(netlink, messages, generation)
-    words = f"nft table netdev {NFT_TABLE}"
-    return Change(verb="add" if found is None else "replace", object=words, error="" if failure is None else failure[1])
+    return elements.commit(netlink, messages, generation)
 
 
 _HEAD = struct.pack("!BBH", NFPROTO_NETDEV, 0, 0)

@@ -221,9 +221,12 @@ def _missing_nft() -> list[str]:
     def try_all() -> str:
         netns.unshare(netns.CLONE_NEWNET)
         first = nft.Running(host, None).error()
-        return first or nft.Running(f"delete table {nft.TABLE}\n{inside}", None).error()
+        first = first or nft.Running(f"delete table {nft.TABLE}\n{inside}", None).error()
+        return first or answers.refusal()
 
     if error := netns.in_thread(try_all):
-        needed = "NF_TABLES_INET, NFT_NAT, NFT_NUMGEN, NFT_HASH, NFT_CT and NFT_REJECT_INET"
+        needed = (
+            "NF_TABLES_INET, NFT_NAT, NFT_NUMGEN, NFT_HASH, NFT_CT, NFT_FIB_INET, NFT_REJECT_INET and NETFILTER_EGRESS"
+        )
         return [f"nftables with NAT in inet tables ({error}): a kernel with CONFIG_{needed.replace(', ', ', CONFIG_')}"]
     return []
