@@ -208,6 +208,8 @@ class Containers:
         container = self._records.now(container_id)
         container = self._records.keep(replace(container, gateway=self.attachments.way_out(container)))
         self.ports.check_way(container, self.attachments.reached(container))
+        if container.task is None:
+            self._records.keep(self.ports.claim(container))
         self._changed()
         container = await self._open_sandbox(container_id)
         if container_id not in self._tasks:
@@ -257,7 +259,7 @@ class Containers:
             await self._end(container_id)
             raise ConflictError(f'container "{container.spec.name}" was stopped while it was being started')
         try:
-            if container.spec.ports:
+            if container.spec.ports and not container.published:  # a task: the one before it has had them so far
                 container = self._records.keep(self.ports.claim(container))
                 self._changed()
             await task.start_main()
