@@ -87,6 +87,8 @@ def test_a_bridge_network(lab: Lab) -> None:
     assert "default via 172.19." in eventually(lambda: typed(lab, "h2", "vxnet exec b -- ip route"))
     typed(lab, "h2", "vxnet network connect --alias bee desk b; vxnet exec a -- ping -c1 -W1 bee")
     typed(lab, "h2", "vxnet rm -f a b; vxnet network rm desk")
+    told = typed(lab, "h2", "vxnet events --since 5m --until 0s --filter type=network")
+    assert "network remove" in told and "desk" in told and "network connect" in told
     eventually(lambda: shown["link"] not in typed(lab, "h2", "ip -br link; nft list ruleset"))
 
 

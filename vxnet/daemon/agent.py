@@ -231,7 +231,8 @@ class Agent(ContainerCommands):
             self._viewed[container.id] = container
 
     def _observe(self) -> None:
-        self.history.observe(look_at(self._membership.place, self._containers.all(), self._reconciler.drift))
+        known = self._containers.all(), self._reconciler.drift, self._local.networks
+        self.history.observe(look_at(self._membership.place, *known))
 
     def _plan(self) -> Plan[_Seen]:
         place = self._membership.place

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 
 from aiohttp import web
 
@@ -15,6 +15,7 @@ from vxnet.core.history import Look, happened
 from vxnet.daemon.place import Place
 from vxnet.daemon.views import STATUS
 from vxnet.model.api import Event
+from vxnet.model.cluster import Network
 from vxnet.model.container import Container
 
 KEPT = 1000
@@ -65,12 +66,14 @@ class History:
                         await self._more.wait()
 
 
-def look_at(place: Place | None, containers: Iterable[Container], repairs: int) -> Look:
+def look_at(place: Place | None, containers: Iterable[Container], repairs: int, local: Mapping[str, Network]) -> Look:
+    """``local``: networks of this host alone, by id."""
     found = {container.id: container for container in containers}
     if place is None:
-        return Look(found, repairs=repairs)
+        return Look(found, local, repairs=repairs)
     nodes = {member.id: (member.name, STATUS[member.status]) for member in place.members()}
-    return Look(found, place.networks, place.assignment.services, nodes, repairs)
+    networks = {**place.networks, **local} if local else place.networks
+    return Look(found, networks, place.assignment.services, nodes, repairs)
 
 
 def routes(history: History) -> list[web.RouteDef]:

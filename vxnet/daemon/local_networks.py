@@ -54,7 +54,7 @@ class LocalNetworks:
 
     @property
     def networks(self) -> Mapping[str, Network]:
-        """By id."""
+        """By id; another mapping after each change."""
         return self._networks
 
     def find(self, ref: str) -> Network | None:
@@ -80,7 +80,7 @@ class LocalNetworks:
             now=time.time(),
         )
         self._state.save_network(network)
-        self._networks[network.id] = network
+        self._networks = {**self._networks, network.id: network}
         self._changed()
         return network
 
@@ -92,7 +92,7 @@ class LocalNetworks:
                 hint="remove or disconnect them first",
             )
         self._state.forget_network(network.id)
-        self._networks.pop(network.id, None)
+        self._networks = {id: one for id, one in self._networks.items() if id != network.id}
         self._changed()
 
     def prune(self, request: NetworkPrune) -> list[Network]:
