@@ -99,8 +99,8 @@ def _namespace() -> Iterator[list[str]]:
 
 
 @contextlib.contextmanager
-def _servers(inside: list[str], directory: Path) -> Iterator[Callable[[], None]]:
-    """Gives what makes vxnet's process busy with Python, and idle again."""
+def _servers(inside: list[str], directory: Path) -> Iterator[tuple[Callable[[], None], int, int]]:
+    """Gives what makes vxnet's process busy with Python, and idle again; its pid, and dnsmasq's."""
     hosts = directory / "hosts"
     hosts.write_text("".join(f"10.0.{16 + (n + 2) // 256}.{(n + 2) % 256} name{n}\n" for n in range(NAMES)))
     pinned = [*inside, "taskset", "-c", "1"]
@@ -127,7 +127,7 @@ def _servers(inside: list[str], directory: Path) -> Iterator[Callable[[], None]]
             stdin.write("\n")
             stdin.flush()
 
-        yield toggle
+        yield toggle, ours.pid, processes[0].pid
     finally:
         for process in processes:
             process.terminate()
@@ -146,9 +146,28 @@ def _per_second(inside: list[str], server: str, outstanding: int, queries: Path)
     return float(found[1])
 
 
+def _processor_s(pid: int) -> float:
+    """Time that a process has had of a processor, the kernel's work for it included."""
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def _sequential(inside: list[str], server: str) -> tuple[float, float]:
-    """p50 and p99 in µs, as a Python client sees them."""
-    command = [*inside, "taskset", "-c", "0", sys.executable, "-c", SEQUENTIAL_CLIENT, server, str(NAMES)]
+    """p50 and p99 in µs, as a Python client sees them that waits for no processor, only for the server."""
+    command = [
+        *inside,
+        "taskset",
+        "-c",
+        "0",
+        "chrt",
+        "-f",
+        "10",
+        sys.executable,
+        "-c",
+        SEQUENTIAL_CLIENT,
+        server,
+        str(NAMES),
+    ]
     output = subprocess.run([*command, str(SEQUENTIAL)], check=True, capture_output=True, text=True).stdout
     p50, p99 = map(float, output.split())
     return p50, p99
@@ -158,16 +177,21 @@ def main() -> None:
     ours, theirs = "127.0.0.11", "127.0.0.1"
     rates: dict[tuple[str, int], list[float]] = {}
     waits: dict[str, list[tuple[float, float]]] = {}
+    costs: dict[tuple[str, int], list[float]] = {}
     with tempfile.TemporaryDirectory() as name, _namespace() as inside:
         directory = Path(name)
         queries = directory / "queries"
         queries.write_text("".join(f"name{number} A\n" for number in range(NAMES)))
-        with _servers(inside, directory) as toggle_work:
+        with _servers(inside, directory) as (toggle_work, our_pid, their_pid):
+            pids = {ours: our_pid, theirs: their_pid}
             for _ in range(ROUNDS):
                 for server in (ours, theirs):
                     for outstanding in OUTSTANDING:
+                        before = _processor_s(pids[server])
                         rate = _per_second(inside, server, outstanding, queries)
                         rates.setdefault((server, outstanding), []).append(rate)
+                        spent = (_processor_s(pids[server]) - before) / (rate * SECONDS) * 1e6
+                        costs.setdefault((server, outstanding), []).append(spent)
                     waits.setdefault(server, []).append(_sequential(inside, server))
                 toggle_work()
                 waits.setdefault("busy", []).append(_sequential(inside, ours))
@@ -187,6 +211,11 @@ def main() -> None:
         ratio = statistics.median(mine / other for mine, other in pairs)
         row = [f"{outstanding} outstanding, queries/s", rate_of(ours, outstanding), rate_of(theirs, outstanding)]
         rows.append([*row, f"{ratio:.2f}"])
+    for outstanding in OUTSTANDING:
+        mine, other = (costs[server, outstanding] for server in (ours, theirs))
+        ratio = statistics.median(one / two for one, two in zip(mine, other, strict=True))
+        name = f"… processor time of the server, µs a query ({outstanding} outstanding)"
+        rows.append([name, f"{statistics.median(mine):.2f}", f"{statistics.median(other):.2f}", f"{ratio:.2f}"])
     p50 = statistics.median(mine[0] / other[0] for mine, other in zip(waits[ours], waits[theirs], strict=True))
     rows.append(["sequential, p50 / p99, µs", wait_of(ours), wait_of(theirs), f"{p50:.2f} (p50)"])
     rows.append(["… while a Python thread of the daemon works", wait_of("busy"), "", ""])

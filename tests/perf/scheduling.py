@@ -57,9 +57,10 @@ def carried_out(state: State, ids: Iterator[str]) -> State:
 
 
 def timed(state: State, ids: Iterator[str]) -> tuple[float, int]:
-    begun = time.perf_counter()
+    """In one thread that waits for nothing: processor time, so that a busy machine does not count."""
+    begun = time.process_time()
     changes = plan(state, 1000.0, ids).changes
-    return time.perf_counter() - begun, len(changes)
+    return time.process_time() - begun, len(changes)
 
 
 def main() -> None:
@@ -77,7 +78,7 @@ def main() -> None:
             [f"{services} × {TASKS // services}", "100", *(ms([s for s, _ in one]) for one in (first, idle, lost))]
         )
     table(
-        f"A plan for {TASKS} tasks on {NODES} nodes, in one process",
+        f"A plan for {TASKS} tasks on {NODES} nodes, in one process: processor time",
         ["services × replicas", "bound, ms", "all of them new, ms", "nothing to do, ms", "a node is lost, ms"],
         rows,
     )
