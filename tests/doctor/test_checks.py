@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from vxnet.core.pathmtu import Path
 from vxnet.doctor import judge, status
 from vxnet.doctor.inside import Inside
-from vxnet.doctor.patient import Disk, Patient
+from vxnet.doctor.patient import Answer, Disk, Patient
 from vxnet.host.firewall import Chain, parse, parse_legacy
 from vxnet.model.api import GossipMember, GossipView, Info
 from vxnet.model.checkup import Diagnosis, Exam, PeerExam
@@ -57,6 +57,7 @@ WELL = Patient(
     leftovers=(),
     resolvers={OTHER: True},
     inside=(Inside("a", True, True, OTHER, True),),
+    published=(Answer("h2", "web", 80, "open"),),
     version="1",
 )
 INPUT = Chain("input", "table ip filter chain INPUT", "drop", 0, frozenset())
@@ -122,6 +123,8 @@ FAULTS: list[tuple[str, dict[str, Any], str, str]] = [
         "does not reach the card of h2",
     ),
     ("data port", peer(here=hears("data", "data-large", "wire", "wire-large")), "fault", "this host's card"),
+    ("published ports", {"published": (Answer("h2", "web", 80, "silent"),)}, "fault", "80/tcp of service web on h2"),
+    ("published ports", {"published": (Answer("h2", "web", 80, "refused"),)}, "note", "refuses connections"),
     ("path mtu", {"carried": {OTHER: Path(1500, 1400)}}, "fault", "carries packets of 1400 octets"),
     ("path mtu", {"carried": {OTHER: Path(1500, None)}}, "note", "no echo comes back from h2"),
     ("path mtu", peer(here=hears("data-large")), "fault", "VXLAN packets of 1500 octets from h2"),

@@ -21,6 +21,7 @@ from vxnet.daemon.state import StateDirectory
 from vxnet.model.checkup import Diagnosis, Exam
 from vxnet.model.container import Container
 from vxnet.model.host import HostFacts
+from vxnet.model.service import PublicService
 
 
 class Doctor:
@@ -79,6 +80,17 @@ def _of_member(found: Diagnosis, place: Place) -> Diagnosis:
         authority_until=max((trust.validity(root)[1] for root in assignment.roots), default=None),
         subnets=tuple(prefixes),
         data_port=assignment.cluster.data_port,
+        published={service.name: ports for service in assignment.services if (ports := _open_to_all(service))},
+    )
+
+
+def _open_to_all(service: PublicService) -> tuple[int, ...]:
+    return tuple(
+        port.published
+        for port in service.ports
+        if (port.mode, port.protocol) == ("ingress", "tcp")
+        and not (port.addresses or port.interface or port.sources)
+        and port.policy != "local"
     )
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -28,6 +30,9 @@ T = TypeVar("T")
 SETTLE_S = 1.5
 """Between two looks at the kernel: what is only under way is not there the second time."""
 _SHIM = "vxnet-shim"
+PORTS = 50
+"""So many published ports are tried, of all hosts together."""
+CONNECT_S = 1.5
 
 
 class Disk(NamedTuple):
@@ -38,6 +43,14 @@ class Disk(NamedTuple):
     inodes: int
     """0: the file system counts none."""
     read_only: bool
+
+
+class Answer(NamedTuple):
+    host: str
+    service: str
+    port: int
+    said: str
+    """``open``, ``refused``, ``silent``."""
 
 
 class Patient(NamedTuple):
@@ -70,6 +83,8 @@ class Patient(NamedTuple):
     resolvers: Mapping[IPAddress, bool]
     """Whether the host's name servers answer."""
     inside: tuple[Inside, ...]
+    published: tuple[Answer, ...]
+    """Of the other hosts, at the ports that every node answers."""
     version: str
     """Of this program."""
 
@@ -121,6 +136,7 @@ def look(client: Client, version: str, progress: Callable[[str], None]) -> Patie
         leftovers=tuple(_leftovers(diagnosis)),
         resolvers={server: resolver_answers(server) for server in observed.nameservers},
         inside=tuple(look_inside(diagnosis, [peer.address for peer in exam.peers] if exam is not None else [])),
+        published=tuple(_published(diagnosis, exam)),
         version=version,
     )
 
@@ -160,6 +176,34 @@ def _carried(own: IPAddress | None, promised: Mapping[IPAddress, int]) -> dict[I
     except OSError:  # this host lacks the address: another check's finding
         return {}
     return survey.paths()
+
+
+def _published(diagnosis: Diagnosis | None, exam: Exam | None) -> list[Answer]:
+    """All at once: one that is silent costs a second."""
+    if diagnosis is None or exam is None:
+        return []
+    asked = [
+        (peer, service, port)
+        for peer in exam.peers
+        if peer.present
+        for service, ports in diagnosis.published.items()
+        for port in ports
+    ][:PORTS]
+    if not asked:
+        return []
+    with ThreadPoolExecutor(len(asked)) as pool:
+        said = pool.map(lambda one: _connects(str(one[0].address), one[2]), asked)
+        return [Answer(peer.name, service, port, word) for (peer, service, port), word in zip(asked, said, strict=True)]
+
+
+def _connects(address: str, port: int) -> str:
+    try:
+        socket.create_connection((address, port), CONNECT_S).close()
+    except ConnectionRefusedError:
+        return "refused"
+    except OSError:
+        return "silent"
+    return "open"
 
 
 def _offloads(interface: str) -> bool:

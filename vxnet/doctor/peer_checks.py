@@ -128,6 +128,23 @@ def data_port(patient: Patient) -> Iterator[Finding]:
         yield finding("data port", "ok", f"{port} is open both ways, to {good} hosts")
 
 
+def published(patient: Patient) -> Iterator[Finding]:
+    """What a port of the routing mesh says on the other hosts; this host's own are theirs to try."""
+    for one in patient.published:
+        where = f"{one.port}/tcp of service {one.service} on {one.host}"
+        if one.said == "silent":
+            advice = f"let {one.port}/tcp through on {one.host}: forwarded packets too, as its tasks are behind it"
+            yield finding("published ports", "fault", f"{where} does not answer" + _blame(patient, "output"), advice)
+        elif one.said == "refused":
+            advice = f"has it a task that is ready? `vxnet service ps {one.service}`"
+            yield finding("published ports", "note", f"{where} refuses connections", advice)
+    answered = [one for one in patient.published if one.said == "open"]
+    if answered:
+        ports = {(one.service, one.port) for one in answered}
+        hosts = {one.host for one in answered}
+        yield finding("published ports", "ok", f"{len(ports)} answer on {len(hosts)} other hosts")
+
+
 def path_mtu(patient: Patient) -> Iterator[Finding]:
     short, silent = [], []
     for peer in _peers(patient):
@@ -237,6 +254,7 @@ PEERS: Final[tuple[Check, ...]] = (
     gossip_port,
     manager_port,
     data_port,
+    published,
     path_mtu,
     checksums,
     duplicates,

@@ -65,6 +65,8 @@ class Diagnosis(Record, frozen=True, kw_only=True):
     """Of the CA's certificate that lasts longest."""
     subnets: tuple[IPNetwork, ...] = ()
     """Of the cluster's networks."""
+    published: dict[str, tuple[int, ...]] = {}
+    """TCP ports that every node answers for everybody, by the service's name."""
     containers: dict[str, str] = {}
     """Names by id, of all that this host has."""
     data_port: int = DATA_PORT
