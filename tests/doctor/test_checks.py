@@ -60,7 +60,7 @@ WELL = Patient(
     published=(Answer("h2", "web", 80, "open"),),
     version="1",
 )
-INPUT = Chain("input", "table ip filter chain INPUT", "drop", 0, frozenset())
+INPUT = Chain("input", "table ip filter chain INPUT", "drop", 0)
 
 
 def hears(*missing: str) -> tuple[str, ...]:

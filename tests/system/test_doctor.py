@@ -255,6 +255,20 @@ def test_a_silent_daemon(session: Session) -> None:
     settled(session)
 
 
+def test_a_healthy_lab_of_both_kinds_and_a_lonely_host(make_lab: Callable[..., Lab]) -> None:
+    """A host whose tunnels are in user space beside one whose are not; and one in no cluster."""
+    lab = make_lab(hosts=2, datapath=["h2=userspace"])
+    session = Session(lab)
+    session.network("blue")
+    session.container("h1", "a", "blue")
+    session.container("h2", "b", "blue")
+    for host in lab.hosts:
+        assert visit(session, host) == (0, [])
+    session.forget()
+    session.say("h2", "vxnet leave")
+    assert visit(session, "h2") == (0, [])
+
+
 def test_a_card_that_gets_checksums_wrong(make_lab: Callable[..., Lab]) -> None:
     """Found on both sides; ``--fix`` has the kernel compute them, and then containers can speak to each other."""
     lab = make_lab(hosts=2)

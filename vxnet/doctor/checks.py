@@ -17,9 +17,8 @@ LEAST_FREE: Final = 64 << 20
 LEAST_INODES: Final = 0.02
 NAT_ADDRESS: Final = "10.0.2.15"
 """What VirtualBox's NAT gives to every machine's first card."""
-RENEWED_AT: Final = 0.5
-"""Of a certificate's life; by then the daemon has it renewed."""
 OVERDUE_AT: Final = 0.67
+"""Of a certificate's life: the daemon has it renewed at half of it."""
 
 
 def finding(check: str, verdict: Verdict, found: str, advice: str = "", *, fixable: bool = False) -> Finding:

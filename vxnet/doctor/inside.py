@@ -8,6 +8,7 @@ import secrets
 import socket
 import struct
 from collections.abc import Iterator, Sequence
+from ipaddress import ip_address
 from typing import NamedTuple
 
 from vxnet.core.names.message import encode_name
@@ -72,8 +73,6 @@ def _reaches(source: IPAddress | None, destination: IPAddress) -> bool:
 
 def _source_to(destination: IPAddress) -> IPAddress:
     """The address that the kernel would use. Raises OSError."""
-    from ipaddress import ip_address
-
     family = socket.AF_INET if destination.version == 4 else socket.AF_INET6
     with socket.socket(family, socket.SOCK_DGRAM) as one:
         one.connect((str(destination), 9))

@@ -27,8 +27,6 @@ class Chain(NamedTuple):
     """``drop`` or ``accept``."""
     drops: int
     """Rules in it, and in the chains that it calls, that drop or reject."""
-    mentions: frozenset[str]
-    """Interfaces and marks that its rules name."""
 
     def __str__(self) -> str:
         if self.policy == "drop":
@@ -69,8 +67,7 @@ def parse(listed: Iterable[Mapping[str, Any]]) -> list[Chain]:
         policy = chain.get("policy", "accept")
         if chain.get("type") == "filter" and (drops or policy == "drop"):
             name = f"table {chain['family']} {chain['table']} chain {chain['name']}"
-            words = frozenset(word for rule in within for word in _words(rule))
-            found.append(Chain(chain["hook"], name, policy, drops, words))
+            found.append(Chain(chain["hook"], name, policy, drops))
     return found
 
 
@@ -96,18 +93,6 @@ def _drops(rule: list[Any]) -> bool:
     return any("drop" in statement or "reject" in statement for statement in rule)
 
 
-def _words(value: object) -> Iterable[str]:
-    match value:
-        case dict():
-            for part in value.values():
-                yield from _words(part)
-        case list():
-            for part in value:
-                yield from _words(part)
-        case str() | int():
-            yield str(value)
-
-
 def _legacy() -> list[Chain]:
     try:
         tables = _LEGACY.read_text().split()
@@ -129,6 +114,5 @@ def parse_legacy(rules: str) -> list[Chain]:
         policy = next((line[2] for line in lines if line[:2] == ["-P", name]), "ACCEPT")
         own = [line for line in lines if line[:2] == ["-A", name]]
         if policy == "DROP" or (called and own):
-            words = frozenset(word for line in own for word in line)
-            found.append(Chain(name.lower(), f"iptables-legacy filter {name}", policy.lower(), called, words))
+            found.append(Chain(name.lower(), f"iptables-legacy filter {name}", policy.lower(), called))
     return found
