@@ -35,11 +35,12 @@ def complete(frame: bytearray, ethernet: int, *, vxlan: bool) -> None:
         return
     body = ip + (frame[ip] & 0x0F) * 4
     end = ip + int.from_bytes(frame[ip + 2 : ip + 4])
-    if frame[ip + 9] == socket.IPPROTO_UDP and int.from_bytes(frame[body + 2 : body + 4]) == VXLAN:
-        if vxlan:
-            complete(frame, body + 16, vxlan=False)
-        return
     field = body + FIELD[frame[ip + 9]]
+    if frame[ip + 9] == socket.IPPROTO_UDP:
+        if vxlan and int.from_bytes(frame[body + 2 : body + 4]) == VXLAN:
+            complete(frame, body + 16, vxlan=False)
+        if frame[field : field + 2] == b"\0\0":  # it has none
+            return
     frame[field : field + 2] = b"\0\0"
     pseudo = frame[ip + 12 : ip + 20] + struct.pack("!BBH", 0, frame[ip + 9], end - body)
     data = bytes(pseudo + frame[body:end] + b"\0" * ((end - body) % 2))

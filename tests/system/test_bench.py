@@ -26,7 +26,7 @@ def traces(session: Session, host: str) -> str:
 
 def test_figures_and_plots(session: Session) -> None:
     before = {host: traces(session, host) for host in ("h1", "h2", "h3")}
-    done = session.run("h1", "cd /run && vxnet bench -t 0.5 -r 2 --format json --plot b.svg h2", timeout_s=110)
+    done = session.run("h1", "cd /run && vxnet bench -t 1 -r 2 --format json --plot b.svg h2", timeout_s=110)
     assert done.returncode == 0, done.stderr
     (found,) = [json.loads(line) for line in done.stdout.splitlines()]
     assert (found["host"], found["address"], found["rounds"]) == ("h2", "192.168.56.12", 2)

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option(
-    "-t", "--time", "seconds", type=click.FloatRange(0.2, 60), default=2.0, show_default=True, help="Seconds."
-)
+@click.option("-t", "--time", "seconds", type=click.IntRange(1, 60), default=2, show_default=True, help="Seconds.")
 @click.option("-r", "--rounds", type=click.IntRange(1, 50), default=3, show_default=True, help="Medians are taken of.")
 @click.option("--plot", metavar="FILE", help="Also as bars: a .png or an .svg. Needs matplotlib.")
 @click.option(
@@ -27,7 +25,7 @@ if TYPE_CHECKING:
 )
 @click.argument("hosts", nargs=-1, metavar="[HOST]...", shell_complete=node_names)
 @click.pass_obj
-def bench(client: Client, seconds: float, rounds: int, plot: str | None, form: Format, hosts: tuple[str, ...]) -> None:
+def bench(client: Client, seconds: int, rounds: int, plot: str | None, form: Format, hosts: tuple[str, ...]) -> None:
     """Measure what the ways to other hosts, or to all, carry.
 
     By iperf3 and ping: TCP, round trip, UDP packets and TCP connections a second; over the underlay, over a tunnel of

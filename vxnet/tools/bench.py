@@ -42,8 +42,8 @@ READY_S = 10.0
 
 
 class Options(NamedTuple):
-    seconds: float = 2.0
-    """Of one measurement of TCP, and of UDP."""
+    seconds: int = 2
+    """Of one measurement of TCP, and of UDP; iperf3 counts whole ones."""
     rounds: int = 3
 
 
@@ -127,13 +127,13 @@ class _Path:
             time.sleep(0.1)
         return True
 
-    def measure(self, seconds: float) -> None:
+    def measure(self, seconds: int) -> None:
         self._patience_s = READY_S + 2 * seconds
-        said = self._iperf("-t", f"{seconds:g}", "-O", "0.5" if seconds >= 1 else "0") or {}
+        said = self._iperf("-t", str(seconds), "-O", "1" if seconds > 1 else "0") or {}
         with contextlib.suppress(KeyError):
             self.bits.append(float(said["end"]["sum_received"]["bits_per_second"]))
         self._rtts += self._ping()
-        said = self._iperf("-u", "-b", "0", "-l", str(UDP_OCTETS), "-t", f"{seconds:g}") or {}
+        said = self._iperf("-u", "-b", "0", "-l", str(UDP_OCTETS), "-t", str(seconds)) or {}
         with contextlib.suppress(KeyError, ZeroDivisionError):
             sums = said["end"]["sum_received"] if "sum_received" in said["end"] else said["end"]["sum"]
             self._packets.append((sums["packets"] - sums["lost_packets"]) / sums["seconds"])
