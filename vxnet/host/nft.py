@@ -9,6 +9,7 @@ millisecond instead of 16; so is a table with the rules of one that nft has load
 
 from __future__ import annotations
 
+import errno
 import re
 import struct
 import subprocess
@@ -231,9 +232,13 @@ class Tables:
             verb, text = _transition(found, wanted)
             change = Change(verb=verb, object=f"nft table {TABLE} in {where}")
             drawn = self._drawn(found, wanted)
-            if drawn is None:
-                return Pending(change, Running(text, namespace), committed, netlink, key)
-            return Pending(change, Done(elements.commit(netlink, drawn, generation)), committed, netlink, key)
+            if drawn is not None:
+                failure = elements.commit(netlink, drawn, generation)
+                if failure is None or failure[0] == errno.ERESTART:
+                    return Pending(change, Done(failure), committed, netlink, key)
+                if wanted is not None:
+                    self._stencils[wanted.body] = None  # a kernel that does not take what it told: nft knows its ways
+            return Pending(change, Running(text, namespace), committed, netlink, key)
         messages, names = self._steps_between(found.elements, wanted.elements)
         if not messages:
             self._known[key] = settled
