@@ -21,8 +21,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from vxnet.core import allocate, decisions, services
+from vxnet.core import allocate, decisions, services, wishes
 from vxnet.core.wishes import Wishes
+from vxnet.model import cluster as records
 from vxnet.model.api import LeaseRequest, ServiceUpdate
 from vxnet.model.cluster import FIRST_VNI, Network, Node, Subnet
 from vxnet.model.codec import to_json
@@ -108,7 +109,9 @@ class Cluster(RuleBasedStateMachine):
             attachable=True,
         )
         self.agents_by_number = {}
-        founding = {f"network/{NET}": network}
+        cluster = records.Cluster(id="c", pools=(ipaddress.ip_network("10.0.0.0/8"),), created_at=self.now)
+        # It had an ingress network, and lost it: there are the addresses of one network to look after.
+        founding = {"cluster": cluster, "set/ingress": wishes.Counter(), f"network/{NET}": network}
         for number in range(AGENTS):
             founding |= self._new_agent(number)
         self.store.commit(decisions.Decision(founding), Wishes())
