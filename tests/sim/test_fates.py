@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from tests.sim.network import Simulation, Weather
 from tests.sim.test_properties import TERRIBLE, is_settled, views
+from vxnet.core import wire
+from vxnet.core.serf import encode_tags
 from vxnet.core.timing import LAN, Settings
 
 NODES = 5
@@ -105,6 +107,34 @@ def test_all_live_nodes_agree_in_the_end(seed: int, fates: list[tuple[str, int, 
     gone = {f"h{number}" for number in range(1, NODES + 1) if number not in sim.nodes}
     assert not [c for c in sim.history if c.when > settled and c.name in gone and c.status == "alive"]
     assert len(sim.roots()) == 1 and not {c.status for c in sim.history if c.when > settled + 5} & {"dead"}
+
+
+@pytest.mark.parametrize("tags", [{}, {"id": "id9", "vxnet": "1"}, {"id": "id2", "vxnet": "99"}])
+def test_who_is_said_to_be_another_loses_names_and_no_path(seed: int, tags: dict[str, str]) -> None:
+    """Whoever has the gossip's key can say so."""
+    sim = Simulation(seed, 4, settings=LAN._replace(paths_kept_s=120.0))
+    for number in sim.nodes:
+        sim.put(number, "e", number)
+    sim.run(5)
+    sim.freeze(2)
+    here = sim.nodes[2].swim.me
+    lie = wire.Alive(here.incarnation + 1, "h2", here.address.packed, here.port, encode_tags(tags), wire.VERSIONS)
+    sim.nodes[3].receive_datagram(wire.encode(lie), here.endpoint, sim.now)
+
+    def path_of_2() -> bool:
+        return any(key.owner == "id2" for key, _, _ in sim.nodes[3].paths(sim.wall(3)))
+
+    assert "2-e-2" not in sim.names(3) and path_of_2()
+    sim.run(0.1)
+    sim.thaw(2)
+    sim.run(10, until=lambda: "2-e-2" in sim.names(3))
+    assert "2-e-2" in sim.names(3), "it has said otherwise"
+    sim.nodes[3].receive_datagram(wire.encode(lie._replace(incarnation=lie.incarnation + 9)), here.endpoint, sim.now)
+    sim.kill(2)
+    sim.run(110)
+    assert path_of_2()
+    sim.run(45)
+    assert not path_of_2() and "id2" not in sim.nodes[3].table.owners()
 
 
 def test_no_dead_row_survives_its_grace(seed: int) -> None:

@@ -31,7 +31,7 @@ from vxnet.core.roster import Roster
 from vxnet.core.rows import Batch, decode_content
 from vxnet.core.spread import Spread
 from vxnet.core.stream import Stream
-from vxnet.core.swim import MemberChanged, Random, Swim, UserMessage
+from vxnet.core.swim import MEMBERS_LIMIT, MemberChanged, Random, Swim, UserMessage
 from vxnet.core.table import Table
 from vxnet.core.timing import LAN, Settings
 from vxnet.model.address import IPAddress
@@ -105,6 +105,8 @@ class GossipNode:
         self._words: list[Word] = []
         self._republished = False
         self._remembered_until = 0.0
+        self._disowned: dict[str, float] = {}
+        """Nodes that somebody has said to be other ones, and since when."""
         self.author.put("certificate", "", Certificate(certificate))
         if leases is not None:
             self.author.put("leases", "", _leases(leases))
@@ -277,6 +279,9 @@ class GossipNode:
         if paths and now < self._remembered_until:
             found.update(self.table.owners())
             found.difference_update(member.id for member in self.swim.members.values() if member.id != self._tags["id"])
+        if paths:
+            kept_s = self._settings.paths_kept_s
+            found.update(owner for owner, since in self._disowned.items() if now - since < kept_s)
         for member in self.swim.members.values():
             if not member.is_vxnet:
                 continue
@@ -295,6 +300,7 @@ class GossipNode:
                 case MemberChanged(before, after):
                     self._members_changed = True
                     self.spread.member_changed(before, after)
+                    self._note_identity(before, after)
                     if not after.present:
                         for delay in (planned_absence_s(after), self._settings.paths_kept_s):
                             self._look_again(after.name, delay)
@@ -310,6 +316,14 @@ class GossipNode:
             self._words = [*self._words[-63:], checkup.decode(payload)]
         except MalformedError as error:
             self.spread.dropped[str(error)] += 1
+
+    def _note_identity(self, before: Member | None, after: Member) -> None:
+        """Who a member is, is nobody's signed word either: only names follow from it at once, as from a death."""
+        same = after.id if after.is_vxnet else ""
+        self._disowned.pop(same, None)
+        if before is not None and before.is_vxnet and before.id != same and len(self._disowned) < MEMBERS_LIMIT:
+            self._disowned[before.id] = self.swim.agenda.now
+            self._look_again(before.id, self._settings.paths_kept_s)
 
     def _look_again(self, name: str, delay_s: float) -> None:
         """When what is shown of a dead node changes by time alone."""

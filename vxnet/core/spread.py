@@ -103,8 +103,9 @@ class Spread:
             self._swim.agenda.after(TOMBSTONE_S, "floor", self._raise_floor)
 
     def member_changed(self, before: Member | None, after: Member) -> None:
-        if not after.present and after.id:
-            self._absent_since.setdefault(after.id, self._swim.agenda.now)
+        for member in (before, after):
+            if member is not None and member.id and (member.id != after.id or not after.present):
+                self._absent_since.setdefault(member.id, self._swim.agenda.now)
         if not after.is_vxnet or not after.present or (before is not None and before.present and before.is_vxnet):
             return
         self._gone.pop(after.id, None)
