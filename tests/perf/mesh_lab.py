@@ -37,7 +37,8 @@ async def main():
             self.transport = transport
         def datagram_received(self, data, address):
             self.transport.sendto(data.strip() + b" " + address[0].removeprefix("::ffff:").encode(), address)
-    server = await asyncio.start_server(serve, "::", 8080, backlog=1000)
+    listening = socket.create_server(("::", 8080), family=socket.AF_INET6, dualstack_ipv6=True)
+    server = await asyncio.start_server(serve, sock=listening, backlog=1000)
     both = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
     both.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
     both.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
@@ -112,11 +113,11 @@ def main() -> None:
         argv = "vxnet service create --name my-web --network app --replicas 3 -p 80:8080 -p 53:5353/udp --"
         lab.run("h1", [*argv.split(), "python3", "-u", "-c", SERVER], check=True, timeout_s=120)
         deadline = time.monotonic() + 90
-        while sh(lab, "h1", "vxnet service ps my-web | grep -c Running || true").strip() != "3":
-            if time.monotonic() > deadline:
-                raise TimeoutError("the tasks do not run")
-            time.sleep(0.3)
-        time.sleep(2)  # until they are behind the port on each host
+        for host in HOSTS:
+            while lab.run("h4", ["bash", "-c", f"exec 3<>/dev/tcp/192.168.56.1{host[1]}/80"]).returncode:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{host} does not answer")
+                time.sleep(0.3)
         table(
             f"Routing mesh: {EACH} connections through each of {len(HOSTS)} hosts",
             ["", "connections", "lost", "another client's address"],
