@@ -304,4 +304,4 @@ def test_a_card_that_gets_checksums_wrong(make_lab: Callable[..., Lab]) -> None:
         assert session.inside("h1", "a", fetch).returncode == 0
     finally:
         card.kill()
-        card.wait()
+        card.communicate()
