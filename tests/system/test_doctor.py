@@ -133,6 +133,21 @@ def test_an_input_policy_of_drop_and_what_does_not_leave(session: Session) -> No
     settled(session)
 
 
+def test_published_ports(session: Session) -> None:
+    session.network("blue")
+    session.service("web", "--network blue -p 8088:8000", "python3 -m http.server 8000")
+    fetch = "curl -s -o /dev/null -m 2 http://192.168.56.12:8088"
+    eventually(lambda: session.run("h1", fetch).returncode == 0, 20)
+    assert "published ports: 1 answer on 2 other hosts" in " ".join(session.say("h1", "vxnet doctor").split())
+    chain = "nft add table ip o; nft add chain ip o p '{ type filter hook prerouting priority raw; }'"
+    with planted(
+        session, ("h2", f"{chain}; nft add rule ip o p iifname eth1 tcp dport 8088 drop", "nft delete table ip o")
+    ):
+        _, found = visit(session, "h1")
+        assert named(found) == [("published ports", "fault")]
+        assert "8088/tcp of service web on h2 does not answer" in says(found, "published ports")
+
+
 def test_what_is_wrong_with_one_host(session: Session) -> None:
     session.network("blue")
     session.container("h2", "a", "blue")
