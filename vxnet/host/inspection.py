@@ -19,6 +19,7 @@ from vxnet.host.nft import Ruleset
 from vxnet.host.sandbox import Side, Sides
 from vxnet.host.steps import Step, mend, mend_port, present
 from vxnet.host.vips import Services
+from vxnet.model.address import MAC
 from vxnet.model.host import DATAPATH_NAMESPACE, INGRESS_LINK, Change, HostState, Sandbox, host_bridges
 
 
@@ -55,9 +56,10 @@ def differences(state: HostState) -> list[Change]:
         bridges = {bridge.name: bridge for bridge in host_bridges(state)}
         sides = Sides(Side(inner, named, found), Side(host, own, host_found), bridges)
         services = Services(state.segments)
+        gateways = state.ingress.gateways if state.ingress is not None else ()
         # Somebody else's namespace is held by the daemon: its path means nothing here.
         for one in (box for box in state.sandboxes if not box.foreign):
-            changes += _sandbox(one, sides, services)
+            changes += _sandbox(one, sides, services, gateways)
         changes += _foot(state, sides) + _rows(state, inner, found)
         return changes + _too_much(state, sides)
 
@@ -107,7 +109,7 @@ def _segments(state: HostState, found: Mapping[str, Link]) -> list[Change]:
     return [Change(verb=step.verb, object=step.object) for step in present(steps)]
 
 
-def _sandbox(one: Sandbox, sides: Sides, services: Services) -> list[Change]:
+def _sandbox(one: Sandbox, sides: Sides, services: Services, gateways: tuple[MAC, ...]) -> list[Change]:
     namespace = netns.open_path(one.netns)
     if namespace is None:
         return []
@@ -117,7 +119,9 @@ def _sandbox(one: Sandbox, sides: Sides, services: Services) -> list[Change]:
         stack.callback(entered.netlink.close)
         stack.callback(entered.nft.close)
         changes = sandbox.ensure(entered, sides)
-        return changes + _table(namespace, entered.nft, sandbox.ruleset(one, services), f"sandbox {one.id[:12]}")
+        return changes + _table(
+            namespace, entered.nft, sandbox.ruleset(one, services, gateways), f"sandbox {one.id[:12]}"
+        )
 
 
 def _rows(state: HostState, netlink: Netlink, found: Mapping[str, Link]) -> list[Change]:
