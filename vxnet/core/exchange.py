@@ -83,10 +83,7 @@ class Exchange:
         return True
 
     def local_state(self, *, join: bool) -> bytes:
-        nodes = tuple(
-            wire.NodeState(m.name, m.address.packed, m.port, m.meta, m.incarnation, STATES[m.status], m.versions)
-            for m in self._swim.members.values()
-        )
+        nodes = tuple(map(state_of, self._swim.members.values()))
         return wire.encode(wire.PushPull(join, nodes, self._swim.clock.user_state()))
 
     def merge(self, remote: wire.PushPull, addr: Address) -> None:
@@ -146,3 +143,15 @@ class Exchange:
     def _is_present(self, addr: Address) -> bool:
         member = self._swim.at(addr)
         return member is not None and member.present
+
+
+def state_of(member: Member) -> wire.NodeState:
+    return wire.NodeState(
+        member.name,
+        member.address.packed,
+        member.port,
+        member.meta,
+        member.incarnation,
+        STATES[member.status],
+        member.versions,
+    )

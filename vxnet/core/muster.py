@@ -15,10 +15,11 @@ As with a push/pull, the word of a third party is believed but not passed on (:m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vxnet.core import rows, wire
-from vxnet.core.exchange import STATES
+from vxnet.core.exchange import state_of
 from vxnet.core.members import Address, Member, hash_member
 from vxnet.core.oldpack import IncompleteError, MalformedError
 from vxnet.core.roster import BUCKETS, bucket_of
@@ -52,15 +53,11 @@ def hear_roll(swim: Swim, roll: Roll) -> tuple[Address, bytes] | None:
     source = swim.members.get(roll.source)
     if source is None or not source.present or len(roll.hashes) != 8 * BUCKETS:
         raise MalformedError("not a roll of a member")
-    differing = [
-        number
-        for number, bucket in enumerate(swim.members.buckets)
-        if roll.hashes[8 * number : 8 * number + 8] != octets(bucket)
-    ]
-    if not differing:
+    found = differing(roll.hashes, swim.members.buckets)
+    if not found:
         return None
-    hashes = b"".join(octets(hash_member(member)) for member in _here(swim, set(differing)))
-    return source.endpoint, rows.encode(Present(tuple(differing), hashes, swim.me.name))
+    hashes = b"".join(octets(hash_member(member)) for member in _here(swim, set(found)))
+    return source.endpoint, rows.encode(Present(tuple(found), hashes, swim.me.name))
 
 
 def hear_present(swim: Swim, present: Present) -> tuple[Address, bytes] | None:
@@ -99,17 +96,17 @@ def octets(hash_: int) -> bytes:
     return hash_.to_bytes(8, "big")
 
 
+def differing(theirs: bytes, mine: Sequence[int]) -> list[int]:
+    """The buckets whose hashes, eight octets each in ``theirs``, are not the same."""
+    return [number for number, hash_ in enumerate(mine) if theirs[8 * number : 8 * number + 8] != octets(hash_)]
+
+
 def _here(swim: Swim, buckets: set[int]) -> list[Member]:
     return [member for member in swim.members.values() if bucket_of(member.name) in buckets and member.present]
 
 
 def _pack(members: list[Member]) -> bytes:
-    return b"".join(
-        wire.encode_node_state(
-            wire.NodeState(m.name, m.address.packed, m.port, m.meta, m.incarnation, STATES[m.status], m.versions)
-        )
-        for m in members
-    )
+    return b"".join(wire.encode_node_state(state_of(member)) for member in members)
 
 
 def _unpack(packed: bytes) -> list[wire.NodeState]:

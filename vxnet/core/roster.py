@@ -42,8 +42,6 @@ class Roster(Mapping[str, Member]):
         self._order: list[str] = [] if base is None else base._order
         self._ring: list[tuple[int, str]] = [] if base is None else base._ring
         self._is_shared = base is not None
-        self.buckets: list[int] = [0] * BUCKETS if base is None else list(base.buckets)
-        """The same by place on the ring."""
         self._foreign: dict[str, None] = {} if base is None else dict(base._foreign)
         self.absent: dict[str, None] = {} if base is None else dict(base.absent)
         """Names of those that are dead or have left."""
@@ -51,6 +49,8 @@ class Roster(Mapping[str, Member]):
         """How many are alive or suspect."""
         self.present_hash: int = 0 if base is None else base.present_hash
         """XOR over them: equal where two nodes see the same ones, with the same incarnations."""
+        self.buckets: list[int] = [0] * BUCKETS if base is None else list(base.buckets)
+        """The same by place on the ring."""
 
     def __getitem__(self, name: str) -> Member:
         return self._members[name]

@@ -39,6 +39,8 @@ from vxnet.core.table import Ledger, Table, check_signature
 from vxnet.model.row import Version
 
 HAVE_OCTETS = 1000
+HELD_OCTETS = 70
+"""Of one ledger in such a list."""
 HAVE_LIMIT = 4096
 """Ledgers in one list of a peer's."""
 DATAGRAMS_AT_ONCE = 12
@@ -286,24 +288,20 @@ class Spread:
     def _compare(self, theirs: Buckets, sender: Address) -> None:
         if len(theirs.hashes) != 8 * rows.BUCKETS:
             raise MalformedError("not the buckets")
-        differing = [
-            number
-            for number, bucket in enumerate(self._table.buckets)
-            if theirs.hashes[8 * number : 8 * number + 8] != octets(bucket)
-        ]
-        if differing:
+        found = muster.differing(theirs.hashes, self._table.buckets)
+        if found:
             self._doubt()
         buckets: list[int] = []
         ledgers: list[Ledger] = []
         size = 0
-        for number in differing:
-            found = self._table.in_bucket(number)
-            if buckets and size + 70 * len(found) > HAVE_OCTETS:
+        for number in found:
+            held = self._table.in_bucket(number)
+            if buckets and size + HELD_OCTETS * len(held) > HAVE_OCTETS:
                 self._send_have(sender, buckets, ledgers)
                 buckets, ledgers, size = [], [], 0
             buckets.append(number)
-            ledgers += found
-            size += 70 * len(found)
+            ledgers += held
+            size += HELD_OCTETS * len(held)
         if buckets:
             self._send_have(sender, buckets, ledgers)
 

@@ -95,8 +95,8 @@ class Swim:
             name, tags.get("id", ""), address, dict(tags), "alive", 1, port, meta, wire.VERSIONS, self.agenda.now
         )
         self.members = Roster() if roster is None else roster
-        is_known = name in self.members
         """By name, oneself and the gone included. Read only."""
+        is_known = name in self.members
         self.members.put(self.me)
         self.ring = ring
         self.settings = settings
