@@ -18,7 +18,7 @@ import pytest
 
 from vxnet.core import etcd_trust, trust
 from vxnet.host import etcd
-from vxnet.model.cluster import StoreAccess
+from vxnet.model.store import StoreAccess
 
 READY_S = 60
 _numbers = itertools.count(1)

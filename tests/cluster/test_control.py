@@ -103,7 +103,7 @@ def leased(assignment):
 async def test_join(plane):
     await plane.manager.create_network(NetworkCreate(name="net", attachable=True))
     worker = await plane.join(2)
-    assert plane.manager.is_node(worker.id)
+    plane.manager.check_node(worker.id)
     assert [network.name for network in made(worker.grant.assignment)] == ["net"]
     assert len(leased(worker.grant.assignment)) == 1
 

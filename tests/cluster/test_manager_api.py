@@ -82,6 +82,7 @@ def body_for(route, plane, worker, network):
         "/v1/nodes/{node}/report": lambda: NodeReport(version="2"),
         "/v1/nodes/{node}/tasks": lambda: TaskReports(reports=()),
         "/v1/nodes/{node}/certificate": lambda: Renewal(csr=trust.make_csr(worker.key, "h2")),
+        "/v1/nodes/{node}/store": lambda: Renewal(csr=trust.make_csr(worker.key, "h2")),
     }.get(route.path, lambda: None)()
 
 
@@ -100,6 +101,8 @@ async def test_every_route_with_every_caller(plane, route, caller):
         assert status == "refused"
     elif caller == "itself" and route.path.endswith("{errand}"):
         assert status == 404 and b"nobody waits for that" in content
+    elif caller == "itself" and route.path.endswith("/store"):
+        assert status == 403 and b"is a worker" in content
     elif route.who == "anyone" or caller == "itself":
         assert status in (200, 204), content
     else:

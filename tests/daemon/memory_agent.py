@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from tests.daemon.memory_services import MemoryServices
 from vxnet.cluster.api import serve_unix
 from vxnet.cluster.client import Client
-from vxnet.core import networks
+from vxnet.core import networks, restoration
 from vxnet.core.decisions import is_prunable, update_node
 from vxnet.daemon import history
 from vxnet.daemon.local_api import AgentApi, build_app
@@ -57,6 +57,7 @@ from vxnet.model.errors import CallerError, ConflictError, ForbiddenError, HostE
 from vxnet.model.guest import GuestView, GuestWish
 from vxnet.model.mesh import MeshChoice, MeshTarget, MeshView
 from vxnet.model.published import PublishedPort
+from vxnet.model.store import Backup, RestoreRequest, StoreWish
 
 T = TypeVar("T")
 
@@ -66,6 +67,24 @@ TOKEN = "VXTKN-1-ca-secret"
 
 def make_id(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+class MemoryStore:
+    def __init__(self, agent: MemoryAgent) -> None:
+        self._agent = agent
+        self.moved_to = ""
+
+    async def migrate(self, wish: StoreWish) -> None:
+        if self.moved_to:
+            raise ConflictError("this cluster's store is etcd already")
+        self.moved_to = wish.store
+
+    async def back_up(self) -> Backup:
+        return restoration.make_backup("c", 7, {"cluster": b"{}"}, 0.0, "1")
+
+    async def restore(self, request: RestoreRequest) -> Node:
+        restoration.check_backup(request.backup)
+        raise ConflictError("this host is already in a cluster")
 
 
 class MemoryAgent:
@@ -83,6 +102,7 @@ class MemoryAgent:
         self.ring: dict[int, Literal["in use", "next", "old"]] = {1: "in use"}
         self.rotate_requests: list[RotateKeys] = []
         self.service_table = MemoryServices()
+        self.store = MemoryStore(self)
         self.log: list[bytes] = []
         self.signals: list[tuple[str, int]] = []
         self.patience: list[float | None] = []
@@ -134,6 +154,11 @@ class MemoryAgent:
         self.service_table.follow(self.cluster_nodes, self.network_table)
         self.service_table.settle()
         return changed
+
+    async def set_role(self, ref: str, role: Role) -> Node:
+        node = replace((await self.node(ref)).node, role=role)
+        self.cluster_nodes[node.id] = node
+        return node
 
     # cluster
 

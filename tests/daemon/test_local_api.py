@@ -60,6 +60,8 @@ WEB = {"name": "web", "argv": ["sleep", "9"]}
 
 SERVICE = {"name": "my-app", "task": {"container": {"argv": ["sleep", "9"], "networks": [{"network": "my-net"}]}}}
 
+BACKUP = {"format": 1, "cluster": "c", "revision": 7, "made_at": 0.0, "records": {"cluster": "e30="}, "digest": ""}
+
 # method, target, body → status, part of the answer. In this order, on one agent.
 CONVERSATION: list[tuple[str, str, object, int, object]] = [
     ("GET", "info", None, 200, {"name": "h1"}),
@@ -73,6 +75,13 @@ CONVERSATION: list[tuple[str, str, object, int, object]] = [
     ("GET", "nodes/h9", None, 404, "not-found"),
     ("DELETE", "nodes/h1", None, 409, "conflict"),
     ("GET", "mesh", None, 200, 1),
+    ("POST", "nodes/h1/role/manager", None, 200, {"role": "manager"}),
+    ("POST", "nodes/h1/role/boss", None, 400, "invalid"),
+    ("GET", "store/backup", None, 200, {"revision": 7, "records": {"cluster": "e30="}}),
+    ("POST", "store/migrate", {"store": "etcd://h1:2379"}, 204, b""),
+    ("POST", "store/migrate", {"store": "etcd://h1:2379"}, 409, "conflict"),
+    ("POST", "store/restore", {"backup": {**BACKUP, "digest": "x"}}, 400, "invalid"),
+    ("POST", "store/restore", {"backup": {**BACKUP, "format": 99}}, 501, "unsupported"),
     ("GET", "gossip", None, 200, {"node": "h1", "key_epoch": 1}),
     ("GET", "gossip/keys", None, 200, 1),
     ("POST", "gossip/rotate-keys", {"bits": 128}, 200, {"epoch": 2, "in_use": False}),

@@ -16,6 +16,7 @@ import pytest
 
 from vxnet.cluster.sqlite_store import SqliteStore
 from vxnet.core import trust
+from vxnet.daemon import certificate as certificates
 from vxnet.daemon import place as places
 from vxnet.daemon.manager import Manager
 from vxnet.daemon.place import Place
@@ -93,7 +94,7 @@ async def test_a_clock_that_is_set_is_noticed(place, monkeypatch):
     offset = -400 * 86400.0
     true = time.time
     monkeypatch.setattr(time, "time", lambda: true() + offset)
-    monkeypatch.setattr(places, "CLOCK_S", 0.05)
+    monkeypatch.setattr(certificates, "CLOCK_S", 0.05)
     before = place.certificate
     async with running(place) as task:
         await asyncio.sleep(0.2)
@@ -105,7 +106,7 @@ async def test_a_clock_that_is_set_is_noticed(place, monkeypatch):
 
 async def test_a_renewal_that_the_store_refuses_is_tried_again(place, monkeypatch):
     """A full disk, say: neither the daemon's end nor the certificate's."""
-    monkeypatch.setattr(places, "RENEWAL_RETRY_S", 0.05)
+    monkeypatch.setattr(certificates, "RENEWAL_RETRY_S", 0.05)
     monkeypatch.setattr(trust, "renewal_time", lambda certificate: 0.0 if certificate == before else 1e12)
     before, refusals = place.certificate, []
     use = place.manager.use_certificate

@@ -8,11 +8,13 @@ from vxnet.cli import output
 from vxnet.cli.complete import node_names
 from vxnet.cli.group import for_each
 from vxnet.cli.options import Format, filter_option, inspect_format, list_options, matches, not_built, prefix
+from vxnet.cli.store_options import store_options
 from vxnet.cluster.client import Client
 from vxnet.model.address import IPNetwork
 from vxnet.model.api import Info, InitRequest, JoinRequest, NodeView
 from vxnet.model.cluster import CONTROL_PORT, DATA_PORT, Role
 from vxnet.model.errors import ConflictError
+from vxnet.model.store import StoreWish
 
 ROLES = click.Choice(["worker", "manager"])
 
@@ -30,9 +32,10 @@ ROLES = click.Choice(["worker", "manager"])
 @click.option(
     "--default-addr-pool", "pools", type=prefix, multiple=True, metavar="CIDR", help="Where subnets come from."
 )
-@click.option("--store", default="", metavar="URL", help="Where the managers keep the cluster; default: on this host.")
+@store_options
 @click.option("--gossip-label", default="", metavar="NAME", help="Drop gossip of clusters with another label.")
-@not_built("--listen-addr", "--cert-expiry", "--external-ca", flags=["--autolock", "--force-new-cluster"])
+@click.option("--force-new-cluster", is_flag=True, help="Go on as the only manager: the others are lost for good.")
+@not_built("--listen-addr", "--cert-expiry", "--external-ca", flags=["--autolock"])
 @click.pass_obj
 def init(
     client: Client,
@@ -40,8 +43,9 @@ def init(
     data_path_addr: str,
     data_path_port: int,
     pools: tuple[IPNetwork, ...],
-    store: str,
+    store: StoreWish,
     gossip_label: str,
+    force_new_cluster: bool,
 ) -> None:
     """Make a cluster with this host as its first manager."""
     request = InitRequest(
@@ -49,8 +53,13 @@ def init(
         data_path_addr=data_path_addr,
         data_path_port=data_path_port,
         default_addr_pool=pools,
-        store=store,
+        store=store.store,
+        store_ca=store.store_ca,
+        store_certificate=store.store_certificate,
+        store_key=store.store_key,
+        managed_etcd=store.managed_etcd,
         gossip_label=gossip_label,
+        force_new_cluster=force_new_cluster,
     )
     node = client.init(request)
     click.echo(f"Cluster initialized: current node ({output.short(node.id)}) is now a manager.\n")

@@ -29,8 +29,13 @@ _name = click.option("--name", default="lab", show_default=True, metavar="LAB", 
     metavar="[HOST=]KIND",
     help="auto, kernel or userspace: what the tunnels of all hosts are, or of one. May be given several times.",
 )
+@click.option(
+    "--managers", type=click.IntRange(min=1), default=1, show_default=True, help="h1, h2, …; several share an etcd."
+)
 @click.option("--no-join", is_flag=True, help="Leave `vxnet init` and `vxnet join` to you.")
-def up(name: str, hosts: int, outside: int, mtu: int, ipv6: bool, datapath: tuple[str, ...], no_join: bool) -> None:
+def up(
+    name: str, hosts: int, outside: int, mtu: int, ipv6: bool, datapath: tuple[str, ...], managers: int, no_join: bool
+) -> None:
     """Make a lab: hosts that form a cluster."""
     from vxnet import lab
 
@@ -42,6 +47,7 @@ def up(name: str, hosts: int, outside: int, mtu: int, ipv6: bool, datapath: tupl
             mtu=mtu,
             ipv6=ipv6,
             join=not no_join,
+            managers=managers,
             datapath=datapath,
             progress=progress.show,
         )

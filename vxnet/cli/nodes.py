@@ -11,7 +11,7 @@ from vxnet.cli.service import show_tasks
 from vxnet.cluster.client import Client
 from vxnet.model.api import NodeUpdate, TaskView
 from vxnet.model.cluster import Availability, Role
-from vxnet.model.errors import CallerError, ConflictError, UnsupportedError
+from vxnet.model.errors import CallerError, ConflictError
 
 
 @click.command("update")
@@ -71,20 +71,15 @@ def _own_id(client: Client) -> str:
 
 
 def _set_role(client: Client, ref: str, role: Role) -> None:
-    """With one manager there is little to choose. Raises what cannot be."""
     view = client.node(_own_id(client) if ref == "self" else ref)
-    node = view.node
-    if node.role == role:
-        return
-    if role == "manager":
-        raise UnsupportedError(
-            f"node {node.name} stays a worker: more than one manager needs etcd as the store, which is not built yet",
-            hint="this cluster's store is SQLite, which takes one",
-        )
-    raise ConflictError(
-        f"node {node.name} is the cluster's last manager: without it there is no cluster",
-        hint="`vxnet leave --force` on it ends the cluster",
-    )
+    already = view.node.role == role
+    client.set_role(view.node.id, role)
+    if already:
+        click.echo(f"Node {view.node.name} is already a {role}.", err=True)
+    elif role == "manager":
+        click.echo(f"Node {view.node.name} promoted to a manager in the cluster.", err=True)
+    else:
+        click.echo(f"Manager {view.node.name} demoted in the cluster.", err=True)
 
 
 @click.command("promote")

@@ -28,6 +28,10 @@ TABLE: Final[Table] = {
             "demote": "nodes:demote",
         },
     ),
+    "store": Section(
+        "What the managers know: move it, save it, bring it back.",
+        {"migrate": "store:migrate", "backup": "store:backup", "restore": "store:restore"},
+    ),
     "network": Section(
         "Manage networks.",
         {

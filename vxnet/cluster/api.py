@@ -45,6 +45,7 @@ from vxnet.model.errors import (
 )
 
 T = TypeVar("T")
+F = TypeVar("F")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 HandlerT = TypeVar("HandlerT", bound=Callable[..., Awaitable[web.StreamResponse]])
 
@@ -56,6 +57,7 @@ GROUP: Final = "vxnet"
 """Its members may use the local API beside root."""
 
 _MARK: Final = "_vxnet_until_disconnect"
+_LIMIT: Final = "_vxnet_body_limit"
 _RUNNING: Final = web.AppKey("running", set[asyncio.Task[web.StreamResponse]])
 """Requests that are carried out, whatever becomes of their client."""
 _WAITING: Final = web.AppKey("waiting", set[asyncio.Task[object]])
@@ -71,6 +73,16 @@ def until_disconnect(handler: HandlerT) -> HandlerT:
 
 
 # ---------------------------------------------------------------------------------------------------------- requests
+
+
+def takes(octets: int) -> Callable[[F], F]:
+    """A handler whose request may be longer than :data:`BODY_LIMIT`."""
+
+    def mark(handler: F) -> F:
+        setattr(handler, _LIMIT, octets)
+        return handler
+
+    return mark
 
 
 async def read_record(request: web.Request, kind: type[T]) -> T:
@@ -242,6 +254,8 @@ async def _error_middleware(request: web.Request, handler: Handler) -> web.Strea
 async def _survival_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     if hasattr(request.match_info.handler, _MARK):
         return await _wait_for(handler, request)
+    if (limit := getattr(request.match_info.handler, _LIMIT, None)) is not None:
+        request = request.clone(client_max_size=limit)
     # The body is read here: once the client has gone, there is nothing left to read it from.
     await request.read()
     task = asyncio.ensure_future(handler(request))

@@ -49,6 +49,7 @@ from vxnet.model.errors import ForbiddenError, NotFoundError, PeerError, Unavail
 from vxnet.model.guest import GuestView, GuestWish
 from vxnet.model.mesh import MeshView
 from vxnet.model.service import Service, ServiceSpec
+from vxnet.model.store import Backup, RestoreRequest, StoreWish
 
 T = TypeVar("T")
 
@@ -60,6 +61,7 @@ ANSWER_S: Final = 30.0
 CLUSTER_S: Final = 120.0
 """`init`, `join` and `leave` make keys, devices and certificates, or take everything down."""
 
+STORE_S = 120.0
 FILES_S: Final = 300.0
 """Longest silence while files are copied: a disk may stand still for a while."""
 
@@ -163,6 +165,18 @@ class Client:
 
     def rotate_keys(self, request: RotateKeys) -> Rotation:
         return self._post("gossip/rotate-keys", Rotation, request)
+
+    def migrate_store(self, wish: StoreWish) -> None:
+        self._exchange("POST", "store/migrate", wish, STORE_S)
+
+    def back_up_store(self) -> Backup:
+        return self._read(self._exchange("GET", "store/backup", None, STORE_S), Backup)
+
+    def restore_store(self, request: RestoreRequest) -> Node:
+        return self._read(self._exchange("POST", "store/restore", request, STORE_S), Node)
+
+    def set_role(self, ref: str, role: Role) -> Node:
+        return self._post(f"nodes/{_segment('node', ref)}/role/{role}", Node)
 
     def update_node(self, ref: str, update: NodeUpdate) -> Node:
         return self._post(f"nodes/{_segment('node', ref)}/update", Node, update)

@@ -30,6 +30,7 @@ from vxnet.model.api import JoinClaim, JoinGrant, LeaseRequest, NodeReport, Task
 from vxnet.model.cluster import CONTROL_PORT, Lease, Manager, Signed
 from vxnet.model.codec import from_json, to_json
 from vxnet.model.errors import CallerError, ForbiddenError, PeerError, UnavailableError, VxnetError
+from vxnet.model.store import StoreAccess
 
 CONNECT_S = 3.0
 ANSWER_S = 10.0
@@ -190,6 +191,10 @@ class ManagerClient:
     async def renew(self, csr: bytes) -> bytes:
         """The new certificate, DER; hand it to :meth:`update`."""
         return (await self._request("POST", "/certificate", Renewal(csr=csr), Renewed)).certificate
+
+    async def grant_store(self, csr: bytes) -> StoreAccess:
+        """How the managers' store is reached. Raises :class:`ForbiddenError` unless this node is one of them."""
+        return await self._request("POST", "/store", Renewal(csr=csr), StoreAccess)
 
     async def leave(self) -> None:
         await self._request("DELETE", "", None, None)

@@ -18,8 +18,8 @@ import aiohttp
 import msgspec
 
 from vxnet.cluster.tls import etcd_context
-from vxnet.model.cluster import StoreAccess
 from vxnet.model.errors import HostError, UnavailableError
+from vxnet.model.store import StoreAccess
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -27,9 +27,9 @@ log = logging.getLogger(__name__)
 CONNECT_S = 0.7
 ATTEMPT_S = 1.2
 """For one member's answer: an election takes up to 2 s, and who has lost the leader may be asked again meanwhile."""
-WITHIN_S = 3.5
+WITHIN_S = 2.8
 """For anybody's answer: with the search for who is missing, a command is refused within 5 s."""
-PROBE_S = 0.8
+PROBE_S = 0.7
 AVOID_S = 10.0
 """A member that was silent is asked last for so long."""
 PAUSE_S = (0.05, 0.4)
@@ -73,6 +73,7 @@ class Etcd:
         self._access = access
         self._context = etcd_context(access)
         self._session: aiohttp.ClientSession | None = None
+        self._closed = False
         self._bad: dict[str, float] = {}
         self._last = ""
 
@@ -85,6 +86,7 @@ class Etcd:
         self._access = msgspec.structs.replace(self._access, endpoints=tuple(endpoints), names=dict(names))
 
     async def close(self) -> None:
+        self._closed = True
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -166,6 +168,8 @@ class Etcd:
     # Parts
 
     def _opened(self) -> aiohttp.ClientSession:
+        if self._closed:
+            raise UnavailableError("the store is closed: this host's manager is stopping")
         if self._session is None:
             connector = aiohttp.TCPConnector(ssl=self._context if self._context is not None else True, limit=0)
             self._session = aiohttp.ClientSession(connector=connector)
@@ -182,6 +186,9 @@ class Etcd:
             raise _ElsewhereError("no answer in time") from None
         except (aiohttp.ClientError, OSError, ssl.SSLError) as error:
             raise _ElsewhereError(str(error) or type(error).__name__) from error
+        except RuntimeError:
+            self._opened()  # the session was closed meanwhile
+            raise
         raise _refusal(response.status, answer)
 
     async def _answers(self, endpoint: str) -> bool:

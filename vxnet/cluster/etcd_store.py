@@ -35,8 +35,8 @@ from vxnet.cluster.store import (
     nobody_is_gone,
     refused_by,
 )
-from vxnet.model.cluster import StoreAccess
 from vxnet.model.errors import ConflictError, HostError, UnavailableError
+from vxnet.model.store import StoreAccess
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -84,9 +84,9 @@ class _Txn(msgspec.Struct):
     responses: list[_Response] = []
 
 
-class _Lease(msgspec.Struct):
-    ID: int = 0
-    TTL: int = 0
+class _Lease(msgspec.Struct, rename="upper"):
+    id: int = 0
+    ttl: int = 0
 
 
 class _Alive(msgspec.Struct):
@@ -209,7 +209,7 @@ class EtcdStore:
             try:
                 found = (await self._call("/v3/kv/range", {"key": key}, _Range)).kvs
                 if not found or _holder(found[0].value) == holder or gone(_holder(found[0].value)):
-                    lease = (await self._call("/v3/lease/grant", {"TTL": LEASE_S}, _Lease)).ID
+                    lease = (await self._call("/v3/lease/grant", {"TTL": LEASE_S}, _Lease)).id
                     value = msgspec.json.encode(Leader(holder=holder))
                     put = {"request_put": {"key": key, "value": value, "lease": lease}}
                     compare = _version_is(key, found[0].mod_revision if found else 0)
@@ -234,7 +234,7 @@ class EtcdStore:
             except UnavailableError:
                 await asyncio.sleep(LEAD_LOOK_S)
                 continue
-            if not alive.result.TTL or not found or found[0].mod_revision != version:
+            if not alive.result.ttl or not found or found[0].mod_revision != version:
                 return
             heard = began
             await asyncio.sleep(LEASE_S / 4)

@@ -12,6 +12,7 @@ POST   /v1/nodes/{node}/report            self    a :class:`NodeReport`
 POST   /v1/nodes/{node}/tasks             self    :class:`TaskReports` of its own tasks
 POST   /v1/nodes/{node}/errands/{errand}  self    octets that a manager asked for, as they come
 POST   /v1/nodes/{node}/certificate       self    a :class:`Renewal` for a new certificate
+POST   /v1/nodes/{node}/store             self    how the store is reached, if it is a manager now
 DELETE /v1/nodes/{node}                   self    leave
 ====== ================================== ======= ================================================================
 
@@ -49,6 +50,7 @@ from vxnet.model.api import JoinClaim, JoinGrant, LeaseRequest, NodeReport, Task
 from vxnet.model.cluster import CONTROL_PORT, Lease, Record, Signed
 from vxnet.model.codec import to_json
 from vxnet.model.errors import CallerError, ForbiddenError, HostError, VxnetError
+from vxnet.model.store import StoreAccess
 
 KEEPALIVE_S = 3.0
 """An empty line on a stream that has nothing else to say."""
@@ -84,7 +86,7 @@ class ManagerService(Protocol):
 
     @property
     def roots(self) -> tuple[bytes, ...]: ...
-    def is_node(self, node_id: str) -> bool: ...
+    def check_node(self, node_id: str) -> None: ...
     async def join(self, claim: JoinClaim, peer: str = "") -> JoinGrant: ...
     def assignments(self, node_id: str, since: int | None = None) -> AsyncGenerator[Update, None]: ...
     async def lease(self, node_id: str, request: LeaseRequest) -> Signed: ...
@@ -93,6 +95,7 @@ class ManagerService(Protocol):
     async def report_tasks(self, node_id: str, reports: Sequence[TaskReport]) -> None: ...
     async def deliver(self, node_id: str, errand: str, pieces: AsyncIterator[bytes]) -> None: ...
     def renew(self, node_id: str, csr: bytes) -> bytes: ...
+    def grant_store(self, node_id: str, csr: bytes) -> StoreAccess: ...
     async def leave(self, node_id: str) -> None: ...
 
 
@@ -188,10 +191,7 @@ def _caller(service: ManagerService, request: web.Request) -> Identity:
         raise ForbiddenError("this needs a node's certificate", hint="`vxnet join` gets one")
     # Its PeerError goes through: a forbidden node takes itself for removed, and this may be a clock that is wrong.
     caller = verify_certificate(certificate, service.roots, time.time())
-    if not service.is_node(caller.node):
-        raise ForbiddenError(
-            f"node {caller.node} was removed from the cluster", hint="`vxnet leave --force`, then join again"
-        )
+    service.check_node(caller.node)
     return caller
 
 
@@ -272,6 +272,11 @@ async def _certificate(service: ManagerService, request: web.Request) -> web.Str
     return json_response(Renewed(certificate=service.renew(request.match_info["node"], renewal.csr)))
 
 
+async def _store(service: ManagerService, request: web.Request) -> web.StreamResponse:
+    wanted = await read_record(request, Renewal)
+    return json_response(service.grant_store(request.match_info["node"], wanted.csr))
+
+
 async def _leave(service: ManagerService, request: web.Request) -> web.StreamResponse:
     await service.leave(request.match_info["node"])
     return empty_response()
@@ -287,5 +292,6 @@ ROUTES = (
     Route("POST", "/v1/nodes/{node}/tasks", "self", _tasks),
     Route("POST", "/v1/nodes/{node}/errands/{errand}", "self", _errand),
     Route("POST", "/v1/nodes/{node}/certificate", "self", _certificate),
+    Route("POST", "/v1/nodes/{node}/store", "self", _store),
     Route("DELETE", "/v1/nodes/{node}", "self", _leave),
 )

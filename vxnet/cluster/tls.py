@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from vxnet.core.trust import ROLE_NAMES
-from vxnet.model.cluster import StoreAccess
 from vxnet.model.errors import CallerError, HostError
+from vxnet.model.store import StoreAccess
 
 MANAGER_NAME = ROLE_NAMES["manager"]
 

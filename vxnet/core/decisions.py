@@ -20,7 +20,14 @@ from vxnet.core.wishes import Counter, JoinSecret, RemovedNode, Wishes, lease_ke
 from vxnet.model.address import IPAddress, IPNetwork
 from vxnet.model.api import JoinClaim, LeaseRequest, NetworkCreate, NetworkPrune, NetworkUpdate, NodeReport, NodeUpdate
 from vxnet.model.cluster import Cluster, ForeignPeer, GossipKey, Lease, Network, Node
-from vxnet.model.errors import CallerError, ConflictError, ExhaustedError, ForbiddenError, NotFoundError
+from vxnet.model.errors import (
+    CallerError,
+    ConflictError,
+    ExhaustedError,
+    ForbiddenError,
+    NotFoundError,
+    UnavailableError,
+)
 
 BLOCKS_AT_ONCE = 90
 """Leases in a commit, which takes at most 100 records."""
@@ -266,6 +273,9 @@ def remove_node(
         "set/node": Counter(),
         "set/lease": Counter(),
     }
+    if node.role == "manager":
+        # So that the others sign all sets of leases anew: what it has signed counts for nothing, too.
+        changes[f"signer/{node.id}"] = None
     return Decision(changes, [f"node/{node.id}", "set/node", "set/lease"]), node
 
 
@@ -281,8 +291,11 @@ def update_node(wishes: Wishes, ref: str, update: NodeUpdate) -> tuple[Decision,
 
 
 def member(wishes: Wishes, node_id: str) -> Node:
-    """Raises :class:`ForbiddenError` if it is no node (any more)."""
+    """Raises :class:`ForbiddenError` if it is no node any more, :class:`UnavailableError` if it is not known."""
     node = wishes.nodes.get(node_id)
+    if node is None and node_id not in wishes.removed:
+        # It joined by another manager a moment ago, or after the backup that this store was restored from.
+        raise UnavailableError(f"node {node_id} is not known to this manager", hint="it may be in a moment")
     if node is None:
         raise ForbiddenError(
             f"node {node_id} was removed from the cluster", hint="`vxnet leave --force`, then join again"

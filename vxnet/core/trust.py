@@ -222,6 +222,12 @@ def addresses(der: bytes) -> frozenset[IPAddress]:
     return frozenset(address for address in found if isinstance(address, IPAddress))
 
 
+def role_of(der: bytes) -> Role | None:
+    """What a certificate says, whether or not it is still valid. Raises :class:`PeerError` if it is none."""
+    units = _load(der).subject.get_attributes_for_oid(NameOID.ORGANIZATIONAL_UNIT_NAME)
+    return _ROLES.get(str(units[0].value)) if units else None
+
+
 def renewal_time(der: bytes) -> float:
     """When to ask for a new certificate: at half its life."""
     first, last = validity(der)

@@ -14,9 +14,10 @@ key                       record
 ``service/<id>``          :class:`Service`
 ``task/<id>``             :class:`Task`; written by the scheduler alone
 ``status/<task>``         :class:`TaskStatus`, as its node reports
+``etcd/ca``               :class:`CertificateAuthority` of the etcd that vxnet runs itself
 ``signer/<node>``         :class:`Signer`: certificate with which that manager signs lease sets
 ``set/<name>``            :class:`Counter`: changed with every addition to a set, which is what guards it
-``lead``                  the store's own
+``lead``                  :class:`Leader`; the store's own
 ========================  ==============================================================================
 """
 
@@ -50,6 +51,11 @@ class Signer(Record, frozen=True, kw_only=True):
     """SHA-256 of the certificate."""
 
 
+class Leader(Record, frozen=True, kw_only=True):
+    holder: str
+    """Id of the manager that schedules."""
+
+
 class Counter(Record, frozen=True, kw_only=True):
     last: int = 0
     """Of ``set/vni``: the last VNI that was given. Elsewhere without a meaning."""
@@ -58,6 +64,8 @@ class Counter(Record, frozen=True, kw_only=True):
 _TYPES: dict[str, Any] = {
     "cluster": Cluster,
     "ca": CertificateAuthority,
+    "etcd": CertificateAuthority,
+    "lead": Leader,
     "token": JoinSecret,
     "gossip": GossipKeys,
     "network": Network,
@@ -102,6 +110,8 @@ class Wishes:
         self.authorities: dict[str, CertificateAuthority] = {}
         self.secrets: dict[str, JoinSecret] = {}
         self.ring: GossipKeys | None = None
+        self.leader: Leader | None = None
+        self.etcd_ca: CertificateAuthority | None = None
         self.networks: dict[str, Network] = {}
         self.nodes: dict[str, Node] = {}
         self.removed: dict[str, RemovedNode] = {}
@@ -240,6 +250,10 @@ class Wishes:
             self.cluster = record
         elif kind == "gossip":
             self.ring = record
+        elif kind == "lead":
+            self.leader = record
+        elif kind == "etcd":
+            self.etcd_ca = record
         elif kind == "lease":
             self._put_lease(key, record)
         elif kind == "task":

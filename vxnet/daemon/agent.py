@@ -48,6 +48,7 @@ from vxnet.daemon.paths import Paths
 from vxnet.daemon.reconcile import Plan, Reconciler
 from vxnet.daemon.services import Services
 from vxnet.daemon.state import StateDirectory
+from vxnet.daemon.store_commands import StoreCommands
 from vxnet.daemon.way_out import WayOut
 from vxnet.host.dnsfast import FastNames
 from vxnet.host.facts import choose_tunnel, observe_host
@@ -123,6 +124,7 @@ class Agent(ContainerCommands):
             self._changed,
             lambda errand: self._assigned.deliver(errand),
         )
+        self.store = StoreCommands(self._membership, self._look_at_host)
         self.history = History()
         self._reconciler = Reconciler(self._kernel, self._plan, self._applied, self._observe)
         self._paths = Paths(self._membership, self._reconciler, self._kernel)
@@ -393,7 +395,7 @@ class Agent(ContainerCommands):
 
     async def join_token(self, role: Role, rotate: bool) -> str:
         manager = self._membership.manager("join-token")
-        return await manager.rotate_token(role) if rotate else manager.join_token(role)
+        return await manager.rotate_token(role) if rotate or not manager.has_token(role) else manager.join_token(role)
 
     async def nodes(self) -> tuple[NodeView, ...]:
         return views.nodes(self._membership.joined(), self._membership.manager("node ls"))
@@ -405,6 +407,9 @@ class Agent(ContainerCommands):
 
     async def remove_node(self, ref: str, force: bool) -> None:
         await self._membership.manager("node rm").remove_node(ref, force)
+
+    async def set_role(self, ref: str, role: Role) -> Node:
+        return await self._membership.manager("node promote").set_role(ref, role)
 
     # Gossip
 

@@ -17,6 +17,7 @@ from vxnet.cluster.api import (
     peer_uid,
     query_flag,
     read_record,
+    takes,
 )
 from vxnet.cluster.client import TokenAnswer
 from vxnet.daemon.container_api import ContainerRoutes, ContainersApi
@@ -41,6 +42,13 @@ from vxnet.model.cluster import ForeignPeer, Network, Node, Role
 from vxnet.model.errors import CallerError, ForbiddenError
 from vxnet.model.guest import GuestView, GuestWish
 from vxnet.model.mesh import MeshView
+from vxnet.model.store import Backup, RestoreRequest, StoreWish
+
+
+class StoreApi(Protocol):
+    async def migrate(self, wish: StoreWish, /) -> None: ...
+    async def back_up(self) -> Backup: ...
+    async def restore(self, request: RestoreRequest, /) -> Node: ...
 
 
 class AgentApi(ContainersApi, Protocol):
@@ -59,6 +67,10 @@ class AgentApi(ContainersApi, Protocol):
     async def remove_node(self, ref: str, force: bool, /) -> None: ...
     async def update_node(self, ref: str, update: NodeUpdate, /) -> Node: ...
     async def mesh(self) -> tuple[MeshView, ...]: ...
+    async def set_role(self, ref: str, role: Role, /) -> Node: ...
+
+    @property
+    def store(self) -> StoreApi: ...
 
     async def gossip(self) -> GossipView: ...
     def services(self, command: str, /) -> ServicesApi: ...
@@ -78,6 +90,10 @@ class AgentApi(ContainersApi, Protocol):
     async def guests(self) -> tuple[GuestView, ...]: ...
     async def connect_guest(self, ref: str, wish: GuestWish, /) -> GuestView: ...
     async def disconnect_guest(self, ref: str, wish: GuestWish, /) -> None: ...
+
+
+BACKUP_LIMIT = 1 << 30
+"""Octets of a backup: 10,000 tasks are about 20 MB."""
 
 
 def build_app(agent: AgentApi) -> web.Application:
@@ -101,12 +117,16 @@ class _ClusterRoutes:
             web.post("/v1/cluster/init", self.init),
             web.post("/v1/cluster/join", self.join),
             web.post("/v1/cluster/leave", self.leave),
+            web.get("/v1/store/backup", self.back_up_store),
+            web.post("/v1/store/migrate", self.migrate_store),
+            web.post("/v1/store/restore", self.restore_store),
             web.get("/v1/join-token/{role}", self.join_token),
             web.post("/v1/join-token/{role}/rotate", self.rotate_token),
             web.get("/v1/nodes", self.nodes),
             web.get("/v1/nodes/{ref}", self.node),
             web.delete("/v1/nodes/{ref}", self.remove_node),
             web.post("/v1/nodes/{ref}/update", self.update_node),
+            web.post("/v1/nodes/{ref}/role/{role}", self.set_role),
             web.get("/v1/nodes/{ref}/tasks", self.tasks),
         ]
 
@@ -141,6 +161,20 @@ class _ClusterRoutes:
 
     async def update_node(self, request: web.Request) -> web.Response:
         return json_response(await self._agent.update_node(_ref(request), await read_record(request, NodeUpdate)))
+
+    async def back_up_store(self, request: web.Request) -> web.Response:
+        return json_response(await self._agent.store.back_up())
+
+    async def migrate_store(self, request: web.Request) -> web.Response:
+        await self._agent.store.migrate(await read_record(request, StoreWish))
+        return empty_response()
+
+    @takes(BACKUP_LIMIT)
+    async def restore_store(self, request: web.Request) -> web.Response:
+        return json_response(await self._agent.store.restore(await read_record(request, RestoreRequest)))
+
+    async def set_role(self, request: web.Request) -> web.Response:
+        return json_response(await self._agent.set_role(_ref(request), _role(request)))
 
     async def tasks(self, request: web.Request) -> web.Response:
         return json_response(self._agent.services("node ps").tasks_of_node(_ref(request)))

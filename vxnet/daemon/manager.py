@@ -8,28 +8,32 @@
             └── assignments ──────┴──────────────────────────────────────────┘
 
 Decisions are pure (:mod:`vxnet.core.decisions`): they look at the mirror and are committed with guards, so that one
-over an old state is refused by the store and made again. What is left undone (blocks of new nodes, leases of removed
-networks) is mended by :meth:`Manager.run`, whoever left it so.
+over an old state is refused by the store and made again. Each manager carries out the commands that it is given. One
+of them leads: it schedules, and mends what was left undone (blocks of new nodes, leases of removed networks), whoever
+left it so.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from typing import TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from typing import Any
 
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from msgspec.structs import replace
 
 from vxnet.cluster.store import Leadership, Store
-from vxnet.core import decisions, rotation, trust
+from vxnet.core import decisions, etcd_trust, managership, rotation, trust
 from vxnet.core.allocate import DEFAULT_POOL
 from vxnet.core.assignment import Update
 from vxnet.core.decisions import Decision
 from vxnet.core.wishes import JoinSecret, Signer, Wishes
+from vxnet.daemon.commits import Commits, encoded
 from vxnet.daemon.mirror import Mirror
 from vxnet.daemon.services import Services
 from vxnet.model.address import IPAddress, IPNetwork
@@ -47,12 +51,21 @@ from vxnet.model.api import (
     TaskReport,
 )
 from vxnet.model.assignment import Assignment
-from vxnet.model.cluster import DATA_PORT, Cluster, ForeignPeer, Lease, LeaseSet, Network, Node, Role, Signed
+from vxnet.model.cluster import (
+    DATA_PORT,
+    Cluster,
+    ForeignPeer,
+    Lease,
+    LeaseSet,
+    Network,
+    Node,
+    Role,
+    Signed,
+)
 from vxnet.model.codec import to_json
-from vxnet.model.errors import ConflictError, NotFoundError, UnsupportedError, VxnetError
+from vxnet.model.errors import ConflictError, ForbiddenError, NotFoundError, UnsupportedError, VxnetError
+from vxnet.model.store import StoreAccess
 
-ATTEMPTS = 5
-"""At a decision that another manager's commits outrun."""
 MEND_AGAIN_S = 10.0
 """After the store refused to be written."""
 KEYS_LOOK_S = 2.0
@@ -60,7 +73,8 @@ KEYS_LOOK_S = 2.0
 KEYS_PAUSE_S = 0.05
 """Between two looks when the store moves: a thousand nodes report at once."""
 
-R = TypeVar("R")
+LOOPBACK = {4: ipaddress.ip_address("127.0.0.1"), 6: ipaddress.ip_address("::1")}
+
 log = structlog.get_logger(__name__)
 
 
@@ -74,7 +88,7 @@ class Manager:
     def __init__(
         self,
         store: Store,
-        leadership: Leadership,
+        leadership: Leadership | None,
         wishes: Wishes,
         node_id: str,
         key: Ed25519PrivateKey,
@@ -91,14 +105,18 @@ class Manager:
         """Names of the endpoints that use a network; the daemon sets it once gossip runs."""
         self.alive: Callable[[str], bool] = lambda node_id: True
         """Whether a node answers; the daemon sets it once gossip runs."""
-        self._store = store
-        self._leadership = leadership
+        self.gone: Callable[[str], bool] = lambda node_id: False
+        """Whether a node is known to be dead; the daemon sets it once gossip runs."""
+        self.access: StoreAccess | None = None
+        """How a manager reaches the store, if several can."""
+        self.store = store
         self._key = key
         self._now = now
         self._entropy = entropy
         self._mirror = Mirror(store, wishes, self._sign_leases)
-        self._deciding = asyncio.Lock()
-        self.services = Services(self._mirror, self._deciding, self._decide, self._write, self._new_id, now)
+        self.commits = Commits(store, self._mirror, leadership)
+        self._decide = self.commits.decide
+        self.services = Services(self._mirror, self.commits, self._new_id, now)
 
     # Birth
 
@@ -117,6 +135,7 @@ class Manager:
         routes: Sequence[IPNetwork] = (),
         version: str = "",
         gossip_label: str = "",
+        etcd_ca: trust.CertificateAuthority | None = None,
         now: Callable[[], float] = time.time,
         entropy: Callable[[int], bytes] = os.urandom,
     ) -> Manager:
@@ -150,8 +169,10 @@ class Manager:
             secret=entropy(16),
             gossip_key=entropy(32),
         )
+        if etcd_ca is not None:
+            decision.changes["etcd/ca"] = etcd_ca
         try:
-            await store.commit(_encoded(decision), dict.fromkeys(decision.guards, 0))
+            await store.commit(encoded(decision), dict.fromkeys(decision.guards, 0))
         except ConflictError:
             raise ConflictError("the store holds a cluster already", hint="`vxnet leave --force` first") from None
         return await cls.open(store, node_id=node.id, key=key, certificate=certificate, now=now, entropy=entropy)
@@ -170,10 +191,8 @@ class Manager:
         """The manager of the cluster in ``store`` on the node with this id, key and certificate. Raises
         :class:`NotFoundError` if the store is not that cluster's.
         """
-        leadership = await store.lead(node_id)
-        signer = to_json(Signer(digest=trust.certificate_digest(certificate)))
-        # Also if it is the same: lease sets signed from now on must be newer than any that was signed before.
-        await store.commit({f"signer/{node_id}": signer}, leadership.guard)
+        # Where only one can lead, it does everything as the leader.
+        leadership = None if store.several_managers else await store.lead(node_id)
         wishes = Wishes.of(*await store.load())
         if wishes.cluster is None or node_id not in wishes.nodes:
             raise NotFoundError(f"the store holds no cluster with node {node_id}", hint="restore it from a backup")
@@ -182,19 +201,37 @@ class Manager:
     # The loop
 
     async def run(self) -> None:
-        """Mirror the store and mend what was left undone. Ends with the error that stops it, or cancelled."""
+        """Mirror the store, lead if it is this one's turn. Ends with the error that stops it, or cancelled."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._mirror.run())
-                tasks.create_task(self._keep_mending())
-                tasks.create_task(self._keep_turning_keys())
-                tasks.create_task(self.services.run())
+                tasks.create_task(self._introduce())
+                tasks.create_task(self.commits.keep_leading(self.node_id, self._is_gone, self._leading))
         except* VxnetError as errors:
             raise errors.exceptions[0] from None
 
+    async def _introduce(self) -> None:
+        """By the certificate with which this manager signs. Also if it is the same: lease sets signed from now on must
+        be newer than any that was signed before.
+        """
+        while True:
+            try:
+                await self._put(f"signer/{self.node_id}", Signer(digest=trust.certificate_digest(self.certificate)))
+                return
+            except VxnetError as error:
+                log.warning("this manager cannot introduce itself", error=str(error))
+                await asyncio.sleep(MEND_AGAIN_S)
+
+    def _leading(self) -> list[Coroutine[Any, Any, None]]:
+        """What only the leader does."""
+        return [self._keep_mending(), self._keep_turning_keys(), self.services.run()]
+
+    def _is_gone(self, node_id: str) -> bool:
+        return self.gone(node_id) or node_id not in self._wishes.nodes
+
     async def close(self) -> None:
         """Let go of the store. To be called when :meth:`run` has ended; harmless twice."""
-        await self._store.close()
+        await self.store.close()
 
     async def _keep_mending(self) -> None:
         unsettled = self._mirror.unsettled
@@ -209,7 +246,7 @@ class Manager:
                 unsettled.set()
 
     async def mend(self) -> None:
-        while await self._decide(lambda wishes: decisions.mend(wishes, self._now())):
+        while await self.commits.decide_as_leader(lambda wishes: decisions.mend(wishes, self._now())):
             pass
 
     async def _keep_turning_keys(self) -> None:
@@ -230,7 +267,7 @@ class Manager:
         """The next step of the change of the gossip's keys, if it is time for one."""
         before = self._wishes.ring
         secret, now = self._entropy(32), self._now()
-        ring = await self._decide(lambda wishes: decisions.turn_keys(wishes, secret, self.alive, now))
+        ring = await self.commits.decide_as_leader(lambda wishes: decisions.turn_keys(wishes, secret, self.alive, now))
         if ring != before:
             log.info("gossip keys turned", accepted=[key.epoch for key in ring.keys], used=ring.keys[0].epoch)
 
@@ -250,9 +287,18 @@ class Manager:
     def roots(self) -> tuple[bytes, ...]:
         return self._wishes.roots
 
-    def is_node(self, node_id: str) -> bool:
-        """Whether it joined and was not removed."""
-        return node_id in self._wishes.nodes
+    @property
+    def leader(self) -> str:
+        """A node id; empty: nobody leads."""
+        return self._wishes.leader.holder if self._wishes.leader is not None else ""
+
+    @property
+    def etcd_ca(self) -> trust.CertificateAuthority | None:
+        return self._wishes.etcd_ca
+
+    def check_node(self, node_id: str) -> None:
+        """Raises :class:`ForbiddenError` if it was removed, :class:`UnavailableError` if it is not known (yet)."""
+        decisions.member(self._wishes, node_id)
 
     def networks(self) -> tuple[Network, ...]:
         return tuple(sorted(self._wishes.networks.values(), key=lambda network: network.name))
@@ -317,6 +363,9 @@ class Manager:
         self._check_role(role)
         return trust.make_token(self._wishes.roots[0], self._wishes.secrets[role].secret)
 
+    def has_token(self, role: Role) -> bool:
+        return role in self._wishes.secrets
+
     async def rotate_token(self, role: Role) -> str:
         """The old one is worth nothing from now on."""
         self._check_role(role)
@@ -351,9 +400,46 @@ class Manager:
 
     async def remove_node(self, ref: str, force: bool = False) -> Node:
         now = self._now()
-        node = await self._decide(lambda wishes: decisions.remove_node(wishes, ref, force, self.alive, now))
+
+        def decide(wishes: Wishes) -> tuple[Decision, Node]:
+            decision, node = decisions.remove_node(wishes, ref, force, self.alive, now)
+            if node.role == "manager":
+                managership.check_spared(wishes, node, self.alive, managed=self._is_managed and not force)
+            return decision, node
+
+        node = await self._decide(decide)
         log.info("node removed", node=node.id, name=node.name)
         return node
+
+    async def set_role(self, ref: str, role: Role) -> Node:
+        """The node itself does what follows."""
+        self._check_role(role)
+
+        def decide(wishes: Wishes) -> tuple[Decision, Node]:
+            if role == "manager":
+                return managership.promote(wishes, ref)
+            return managership.demote(wishes, ref, self.alive, managed=self._is_managed)
+
+        node = await self._decide(decide)
+        log.info("node has a role", node=node.id, name=node.name, role=node.role)
+        return node
+
+    def grant_store(self, node_id: str, csr: bytes) -> StoreAccess:
+        """How ``node_id``, a manager, reaches the store; ``csr`` is for a key of its own, if vxnet runs the store.
+        Raises :class:`ForbiddenError` if it is none.
+        """
+        node = decisions.member(self._wishes, node_id)
+        if node.role != "manager" or self.access is None:
+            raise ForbiddenError(f"node {node.name} is a worker: the managers' store is not for it")
+        if not self._is_managed or self.etcd_ca is None:
+            return self.access
+        addresses = [node.advertise_addr, node.data_path_addr, LOOPBACK[node.advertise_addr.version]]
+        certificate = etcd_trust.issue_member(self.etcd_ca, csr, node.name, addresses, self._entropy(8), self._now())
+        return replace(self.access, certificate=trust.certificate_to_pem(certificate), key=b"")
+
+    @property
+    def _is_managed(self) -> bool:
+        return self.access is not None and self.access.managed
 
     async def update_node(self, ref: str, update: NodeUpdate) -> Node:
         node = await self._decide(lambda wishes: decisions.update_node(wishes, ref, update))
@@ -395,32 +481,6 @@ class Manager:
     def _wishes(self) -> Wishes:
         return self._mirror.wishes
 
-    async def _decide(self, decide: Callable[[Wishes], tuple[Decision, R]]) -> R:
-        """Commit what ``decide`` makes of the mirror, and answer when the mirror shows it."""
-        async with self._deciding:
-            attempts = ATTEMPTS
-            while True:
-                attempts -= 1
-                seen = self._wishes.revision
-                decision, answer = decide(self._wishes)
-                if not decision.changes:
-                    return answer
-                guards = {key: self._wishes.version(key) for key in decision.guards} | self._leadership.guard
-                try:
-                    revision = await self._store.commit(_encoded(decision), guards)
-                except ConflictError:
-                    if not attempts:
-                        raise
-                    await self._mirror.reach(seen + 1)
-                else:
-                    await self._mirror.reach(revision)
-                    return answer
-
-    async def _write(self, changes: dict[str, bytes | None]) -> None:
-        """For the scheduler, which holds the turn: nobody else of this manager decides meanwhile."""
-        guards = {key: self._wishes.version(key) for key in changes}
-        await self._mirror.reach(await self._store.commit(changes, guards | self._leadership.guard))
-
     async def _put(self, key: str, record: object) -> None:
         await self._decide(lambda wishes: (Decision({key: record}), None))
 
@@ -428,16 +488,12 @@ class Manager:
         return trust.make_id(self._entropy(16))
 
     def _check_role(self, role: Role) -> None:
-        if role == "manager" and not self._store.several_managers:
+        if role == "manager" and not self.store.several_managers:
             raise UnsupportedError(
-                "more than one manager needs etcd as the store, which is not built yet: this cluster's store is SQLite",
-                hint="join as a worker: `vxnet join-token worker`",
+                "this cluster's store is SQLite, which takes one manager",
+                hint="`vxnet store migrate --managed-etcd` moves it to etcd, and then there can be several",
             )
 
     def _sign_leases(self, node_id: str) -> Signed:
         leases = LeaseSet(node=node_id, revision=self._wishes.revision, leases=self._wishes.leases_of_node(node_id))
         return trust.sign(trust.LEASES_PURPOSE, to_json(leases), self._key, self.certificate)
-
-
-def _encoded(decision: Decision) -> dict[str, bytes | None]:
-    return {key: None if record is None else to_json(record) for key, record in decision.changes.items()}

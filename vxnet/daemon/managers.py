@@ -56,6 +56,8 @@ class Here:
 
     async def leave(self) -> None:
         """The last manager takes the cluster with it: there is nobody to tell."""
+        if len([node for node in self._manager.nodes() if node.role == "manager"]) > 1:
+            await self._manager.leave(self._manager.node_id)
 
 
 def node_report(facts: HostFacts, gateway: GatewayChoice | None, keys: Iterable[GossipKey]) -> NodeReport:

@@ -24,13 +24,15 @@ from msgspec.structs import replace
 
 from vxnet import __version__
 from vxnet.cluster import control
-from vxnet.cluster.sqlite_store import SqliteStore
-from vxnet.core import trust
+from vxnet.core import restoration, trust
 from vxnet.core.wire import LABEL_LIMIT
+from vxnet.daemon import moves
 from vxnet.daemon.addresses import choose_address
 from vxnet.daemon.config import Config
+from vxnet.daemon.founding import new_store
 from vxnet.daemon.manager import Manager
 from vxnet.daemon.place import OwnRows, Place
+from vxnet.daemon.seat import unreachable
 from vxnet.daemon.state import LocalNode, StateDirectory
 from vxnet.model.address import IPAddress
 from vxnet.model.api import InitRequest, JoinClaim, JoinRequest, LeaseRequest
@@ -43,11 +45,11 @@ from vxnet.model.errors import (
     ForbiddenError,
     HostError,
     UnavailableError,
-    UnsupportedError,
     VxnetError,
 )
 from vxnet.model.host import HostFacts
 from vxnet.model.service import PublicService
+from vxnet.model.store import RestoreRequest, StoreWish
 
 log = structlog.get_logger()
 
@@ -139,6 +141,8 @@ class Membership:
     def manager(self, command: str) -> Manager:
         """For commands that only a manager can carry out. Raises :class:`ConflictError` naming the managers."""
         place = self.joined()
+        if place.manager is None and place.node.role == "manager":
+            raise unreachable(place.seat.trouble)
         if place.manager is None:
             managers = ", ".join(f"{m.name} ({m.addr})" for m in place.assignment.managers) or "not known yet"
             raise ConflictError(
@@ -173,13 +177,10 @@ class Membership:
 
     async def init(self, request: InitRequest) -> Node:
         """A new cluster with this host as its manager."""
+        if request.force_new_cluster:
+            return await self._force_new_cluster()
         async with self._busy:
             self._check_free()
-            if request.store:
-                raise UnsupportedError(
-                    f"--store {request.store}: other stores than the built-in one are not built yet",
-                    hint="leave --store out",
-                )
             facts = self._facts()
             advertise, data_path = self._addresses(request.advertise_addr, request.data_path_addr)
             if not 1024 <= request.data_path_port <= 49151:
@@ -195,10 +196,10 @@ class Membership:
                 )
             async with contextlib.AsyncExitStack() as undo:
                 undo.callback(self._state.forget_cluster)
-                store = await SqliteStore.open(self._state.store_path)
-                undo.push_async_callback(store.close)
+                made = await new_store(request, self._state, facts.hostname, advertise, data_path, undo)
+                undo.push_async_callback(made.store.close)
                 manager = await Manager.create(
-                    store,
+                    made.store,
                     name=facts.hostname,
                     advertise_addr=advertise,
                     data_path_addr=data_path,
@@ -208,7 +209,11 @@ class Membership:
                     routes=facts.routes,
                     version=__version__,
                     gossip_label=request.gossip_label,
+                    etcd_ca=made.etcd_ca,
                 )
+                manager.access = made.access
+                if made.access is not None:
+                    self._state.save_store_access(made.access)
                 self._state.save_credentials(trust.certificate_to_pem(manager.certificate), trust.key_to_pem(key))
                 local = LocalNode(node=manager.node, row_incarnation=1)
                 self._state.save_local_node(local)
@@ -216,6 +221,40 @@ class Membership:
             await self._enter(local, None, manager)
             log.info("cluster made", node=local.node.id, address=str(advertise))
             return local.node
+
+    async def _force_new_cluster(self) -> Node:
+        async with self._busy:
+            return await moves.stay_alone(self._state, self.joined())
+
+    async def migrate(self, wish: StoreWish) -> None:
+        """The managers' records into another store. What runs, and its traffic, is not touched."""
+        async with self._busy:
+            await moves.migrate(self._state, self.joined(), self.manager("store migrate"), wish)
+
+    async def restore(self, request: RestoreRequest) -> Node:
+        """A cluster whose managers are all gone goes on with this host as its manager."""
+        async with self._busy:
+            self._check_free()
+            restoration.check_backup(request.backup)
+            facts = self._facts()
+            advertise, data_path = self._addresses(request.advertise_addr, request.data_path_addr)
+            await asyncio.to_thread(check_ports, advertise)
+            node = Node(
+                id=trust.make_id(secrets.token_bytes(16)),
+                name=facts.hostname,
+                role="manager",
+                advertise_addr=advertise,
+                data_path_addr=data_path,
+                joined_at=time.time(),
+                routes=facts.routes,
+                version=__version__,
+            )
+            manager = await moves.restore(self._state, node, request)
+            await self._enter(LocalNode(node=manager.node, row_incarnation=1), None, manager)
+            seeds = [other.advertise_addr for other in manager.nodes() if other.id != node.id]
+            self.joined().gossip.join([(str(address), GOSSIP_PORT) for address in seeds])
+            log.info("cluster restored", node=node.id, revision=request.backup.revision)
+            return manager.node
 
     async def join(self, request: JoinRequest) -> Node:
         """Into the cluster that the token pins."""
@@ -253,11 +292,19 @@ class Membership:
     def check_leave(self, force: bool) -> None:
         """Raises :class:`ConflictError` where leaving loses what nobody else has."""
         place = self.joined()
-        if place.manager is not None and not force:
+        if place.node.role != "manager" or force:
+            return
+        others = [one.name for one in place.assignment.managers if one.id != place.node.id]
+        if others:
+            left = f"{len(others)} of {len(others) + 1} managers"
             raise ConflictError(
-                "this node is the cluster's last manager: networks, addresses and the CA would be lost",
-                hint="use --force to give the cluster up",
+                f"this node is a manager: without it there are {left}",
+                hint="`vxnet node demote` it first, or use --force",
             )
+        raise ConflictError(
+            "this node is the cluster's last manager: networks, addresses and the CA would be lost",
+            hint="use --force to give the cluster up",
+        )
 
     async def leave(self, force: bool) -> None:
         """Tell the others, and forget. With ``force`` also where no manager can be told."""
@@ -275,6 +322,7 @@ class Membership:
                 log.warning("left without a word to the managers", error=str(error))
             await place.say_goodbye()
             await self._exit()
+            await place.seat.give_up()
             self._state.forget_cluster()
             self._changed()
             log.info("cluster left")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -10,13 +11,15 @@ from contextlib import aclosing
 from vxnet.cluster.store import Snapshot, Store
 from vxnet.core import assignment
 from vxnet.core.assignment import Item, Update
+from vxnet.core.decisions import member
 from vxnet.core.wishes import Delta, Wishes
 from vxnet.model.assignment import Assignment
 from vxnet.model.cluster import Signed
-from vxnet.model.errors import ForbiddenError, UnavailableError, VxnetError
+from vxnet.model.errors import UnavailableError, VxnetError
 
 LOG_LENGTH = 1000
 """Commits kept for streams that resume; who is further behind gets a snapshot."""
+LATE_S = 1.0
 REACH_S = 5.0
 """For the mirror to show what was committed."""
 
@@ -62,10 +65,10 @@ class Mirror:
             self._stopped = self._stopped or UnavailableError("the manager is stopping")
             self._wake()
 
-    async def reach(self, revision: int) -> None:
+    async def reach(self, revision: int, within_s: float = REACH_S) -> None:
         """Wait until the mirror shows ``revision``. Raises :class:`UnavailableError` if it does not in time."""
         try:
-            async with asyncio.timeout(REACH_S):
+            async with asyncio.timeout(within_s):
                 while self.wishes.revision < revision:
                     await self.wait_moved()
         except TimeoutError:
@@ -89,8 +92,11 @@ class Mirror:
         """What ``node`` has to hear after revision ``since``; None: from a snapshot on. Ends, after telling so, when
         the node is removed. Raises :class:`ForbiddenError` if it is no node (any more), and what stops the mirror.
         """
-        if node not in self.wishes.nodes:
-            raise ForbiddenError(f"node {node} was removed from the cluster", hint="`vxnet leave --force`, then join")
+        member(self.wishes, node)
+        if since is not None and since > self.wishes.revision:
+            # Another manager told it more than has come here yet; or there was more once, and a backup was restored.
+            with contextlib.suppress(UnavailableError):
+                await self.reach(since, LATE_S)
         self._followers[node] += 1
         try:
             async with aclosing(self._updates(node, since)) as updates:

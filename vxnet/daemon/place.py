@@ -14,28 +14,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 
 import structlog
 from msgspec.structs import replace
 
-from vxnet import __version__
 from vxnet.cluster.control import ManagerClient
 from vxnet.cluster.gossip import Gossip
 from vxnet.cluster.journal import Journal
-from vxnet.cluster.manager_api import serve_manager
-from vxnet.cluster.sqlite_store import SqliteStore
 from vxnet.core import assignment as assignments
 from vxnet.core import trust
 from vxnet.core.applied import Acknowledgements
 from vxnet.core.facts import Facts
 from vxnet.core.members import Member
 from vxnet.core.timing import LAN
+from vxnet.daemon import words
 from vxnet.daemon.absences import Absences
+from vxnet.daemon.certificate import NodeCertificate
 from vxnet.daemon.keeping import in_thread, keep, or_later
 from vxnet.daemon.manager import Manager
 from vxnet.daemon.managers import Here, Managers, node_report
+from vxnet.daemon.seat import Seat, open_manager
 from vxnet.daemon.state import LastMembers, LocalNode, StateDirectory
 from vxnet.model.address import IPAddress
 from vxnet.model.api import LeaseRequest, NodeReport, TaskReport
@@ -55,14 +56,13 @@ GOODBYE_S = 2.0
 RETRY_S = 5.0
 """After a manager refused or was not there."""
 PORT_RETRY_S = 2.0
-RENEWAL_RETRY_S = 600.0
-CLOCK_S = 600.0
-"""How late a clock that was set (at boot it may be years off) is noticed."""
 SYNC_S = 0.5
 """From meeting a member to having its table: a push/pull over TCP and what follows from it."""
 KNOWN_S = 0.5
 """Longest that a container's start waits for the others. It takes 20 ms, which the making of its sandbox hides; a
 daemon that hangs is waited for until it counts as dead."""
+
+FOLLOW_AGAIN_S = 0.2
 
 
 class Place:
@@ -79,7 +79,7 @@ class Place:
         errand: Callable[[Errand], None] = lambda errand: None,
     ) -> None:
         self.node = local.node
-        self.manager = manager
+        self.seat = Seat(state, local.node, manager)
         self.assignment = assignment
         self.networks: dict[str, Network] = {}
         self.blocks: dict[str, tuple[Lease, ...]] = {}
@@ -92,9 +92,9 @@ class Place:
         self._facts = facts
         self._changed = changed
         self._errand = errand
-        certificate_pem, key_pem = state.credentials()
-        self._key = trust.key_from_pem(key_pem)
-        self.certificate = trust.certificate_from_pem(certificate_pem)
+        self._own = NodeCertificate(
+            state, lambda: self.node, lambda csr: self._managers.renew(csr), self._use_certificate
+        )
         self._report_due = asyncio.Event()
         self._moved = asyncio.Event()
         """Set, and replaced, whenever gossip tells something new."""
@@ -104,40 +104,25 @@ class Place:
         self._told: Applied | None = None
         self._remembered_vteps = state.last_members().vteps
         self._remembered_until = time.monotonic() + LAN.paths_kept_s
-        self._absences = Absences(
-            manager.nodes if manager is not None else tuple,
-            manager.services.scheduler.wake if manager is not None else None,
-            self.node.id,
-        )
+        self._absences = Absences(lambda: self.manager.nodes() if self.manager else (), self._reschedule, self.node.id)
         self._leaving = False
         self.removed = False
         """The managers say that this node is none of the cluster any more."""
-        self._client: ManagerClient | None = None
-        if manager is None:
-            self._client = ManagerClient(
-                self.node.id,
-                assignment.managers,
-                certificate=self.certificate,
-                key=key_pem,
-                roots=assignment.roots,
-            )
-            self._managers: Managers = self._client
-        else:
-            self._managers = Here(manager)
+        self._client = ManagerClient(
+            self.node.id,
+            assignment.managers,
+            certificate=self.certificate,
+            key=self._own.key_pem,
+            roots=assignment.roots,
+        )
         self.gossip = Gossip(
             node_id=self.node.id,
             name=self.node.name,
             address=self.node.advertise_addr,
             port=GOSSIP_PORT,
-            tags={
-                "id": self.node.id,
-                "role": self.node.role,
-                "vtep": str(self.node.data_path_addr),
-                "version": __version__,
-                "datapath": facts().datapath,
-            },
+            tags=words.tags_of(self.node, self._facts()),
             keys=tuple(key.secret for key in assignment.keys),
-            key=self._key,
+            key=self._own.key,
             certificate=self.certificate,
             roots=assignment.roots,
             leases=assignment.leases,
@@ -153,9 +138,7 @@ class Place:
                 self._local = self._kept_local = kept
         self._take(assignment)
         if manager is not None:
-            manager.users_of = self.users_of
-            manager.alive = self.is_alive
-            manager.services.scheduler.lost = self._absences.lost
+            self._equip(manager)
 
     @classmethod
     async def open(
@@ -169,14 +152,10 @@ class Place:
         errand: Callable[[Errand], None] = lambda errand: None,
     ) -> Place:
         """With the store on a manager. Raises :class:`HostError` on a damaged state directory."""
-        if local.node.role == "manager" and manager is None:
-            certificate_pem, key_pem = state.credentials()
-            manager = await Manager.open(
-                await SqliteStore.open(state.store_path),
-                node_id=local.node.id,
-                key=trust.key_from_pem(key_pem),
-                certificate=trust.certificate_from_pem(certificate_pem),
-            )
+        own = state.store_access() is None and state.store_path.exists()
+        if local.node.role == "manager" and manager is None and own:
+            # A store that others share may be out of reach for now: that is the seat's business.
+            manager = await open_manager(state, local.node.id)
         if manager is not None:
             assignment = manager.assignment_of(local.node.id)
         if assignment is None:
@@ -195,13 +174,11 @@ class Place:
 
     async def _run(self) -> None:
         async with asyncio.TaskGroup() as group:
-            if self.manager is not None:
-                group.create_task(self.manager.run())
-                group.create_task(serve_manager(self.manager, self._state, self.node.advertise_addr))
+            group.create_task(self.seat.run(self._client.grant_store, self._own.wait_manager, self._equip))
             group.create_task(self._gossip())
             group.create_task(self._follow())
             group.create_task(self._report())
-            group.create_task(self._renew())
+            group.create_task(self._own.run())
             group.create_task(self._watch_gossip())
             group.create_task(keep("members", self._state.save_last_members, self._last_members, self._wait_moved))
 
@@ -222,19 +199,47 @@ class Place:
 
     @property
     def manager_reachable(self) -> bool:
-        return self._client is None or self._client.reachable
+        return self.manager is not None or self._client.reachable
+
+    @property
+    def manager(self) -> Manager | None:
+        """While this node is one, and reaches the store."""
+        return self.seat.manager
+
+    @property
+    def _managers(self) -> Managers:
+        return self._client if self.manager is None else Here(self.manager)
+
+    def _equip(self, manager: Manager) -> None:
+        """With what only this host's gossip knows."""
+        manager.users_of = self.users_of
+        manager.alive = self.is_alive
+        manager.gone = self._is_gone
+        manager.services.scheduler.lost = self._absences.lost
+
+    def _reschedule(self) -> None:
+        if self.manager is not None:
+            self.manager.services.scheduler.wake()
+
+    def _is_gone(self, node_id: str) -> bool:
+        return self._absences.lost().get(node_id, math.inf) <= time.time()
 
     async def _follow(self) -> None:
-        try:
-            async for update in self._managers.follow(self.assignment.revision):
-                for errand in assignments.errands(update):
-                    self._errand(errand)
-                await self._learn(lambda old, update=update: assignments.apply(old, update))  # type: ignore[misc]
-        except ForbiddenError as error:
-            if self._leaving:
+        while True:
+            try:
+                async for update in self._managers.follow(self.assignment.revision):
+                    for errand in assignments.errands(update):
+                        self._errand(errand)
+                    await self._learn(lambda old, update=update: assignments.apply(old, update))  # type: ignore[misc]
+            except ForbiddenError as error:
+                if not self._leaving:
+                    self.removed = True
+                    log.error("this node was removed from the cluster; what runs here goes on", error=str(error))
                 return
-            self.removed = True
-            log.error("this node was removed from the cluster; what runs here goes on", error=str(error))
+            except VxnetError as error:
+                # This host's own manager stopped; there may be others.
+                log.debug("the stream of assignments ends", error=str(error))
+                await asyncio.sleep(FOLLOW_AGAIN_S)
 
     async def _learn(self, change: Callable[[Assignment], Assignment]) -> None:
         """Kept before it is used."""
@@ -257,8 +262,16 @@ class Place:
             for lease in assignments.lease_set(assignment.leases).leases:
                 if lease not in self._local.returning:
                     self.blocks[lease.network] = (*self.blocks.get(lease.network, ()), lease)
-        if self._client is not None:
-            self._client.update(managers=assignment.managers, roots=assignment.roots)
+        self._client.update(
+            managers=words.managers_among(self.members(), self.assignment, self.node.id), roots=assignment.roots
+        )
+        role = words.role_in(assignment, self.node.id)
+        if role != self.node.role:
+            log.info("this node has another role", role=role)
+            self.node = replace(self.node, role=role)
+            self.gossip.update(tags=words.tags_of(self.node, self._facts()))
+        self.seat.want(role == "manager")
+        self._own.look()
         self.gossip.update(
             keys=tuple(key.secret for key in assignment.keys),
             roots=assignment.roots,
@@ -305,7 +318,11 @@ class Place:
             return self._local
         leases = assignments.lease_set(assignment.leases).leases
         returning = tuple(lease for lease in self._local.returning if lease in leases)
-        return replace(self._local, returning=returning)
+        return replace(
+            self._local,
+            node=replace(self._local.node, role=words.role_in(assignment, self.node.id)),
+            returning=returning,
+        )
 
     async def _keep_local(self, local: LocalNode) -> None:
         if local != self._kept_local:
@@ -330,30 +347,16 @@ class Place:
                 log.debug("report not delivered", error=str(error))
                 await asyncio.sleep(RETRY_S)
 
-    async def _renew(self) -> None:
-        """A new certificate at half the life of the old one."""
-        while True:
-            wait_s = trust.renewal_time(self.certificate) - time.time()
-            if wait_s > 0:
-                await asyncio.sleep(min(wait_s, CLOCK_S))
-                continue
-            try:
-                await self._use(await self._managers.renew(trust.make_csr(self._key, self.node.name)))
-                log.info("certificate renewed")
-            except VxnetError as error:
-                log.warning("certificate not renewed", error=str(error))
-                await asyncio.sleep(RENEWAL_RETRY_S)
+    @property
+    def certificate(self) -> bytes:
+        """DER."""
+        return self._own.der
 
-    async def _use(self, certificate: bytes) -> None:
-        """Raises what the store does, on a manager: then it is not in use everywhere, and another is to be had."""
-        with or_later("certificate"):
-            await in_thread(self._state.save_credentials, trust.certificate_to_pem(certificate))
-        if self._client is not None:
-            self._client.update(certificate=certificate)
-        if self.manager is not None:
+    async def _use_certificate(self, certificate: bytes) -> None:
+        self._client.update(certificate=certificate)
+        if self.manager is not None and trust.role_of(certificate) == "manager":
             await self.manager.use_certificate(certificate)
         self.gossip.update(certificate=certificate)
-        self.certificate = certificate
 
     async def resign(self) -> None:
         """Tell the managers. Raises what they say; then this node is a member as before."""
@@ -426,6 +429,7 @@ class Place:
             self._moved.set()
             self._moved = asyncio.Event()
             self._absences.look(self.members())
+            self._client.update(managers=words.managers_among(self.members(), self.assignment, self.node.id))
             self._changed()
 
     async def _wait_moved(self) -> None:

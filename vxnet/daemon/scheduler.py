@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import structlog
 
@@ -20,34 +20,31 @@ from vxnet.cluster.store import MAX_OCTETS, MAX_RECORDS
 from vxnet.core import lifecycle, schedule
 from vxnet.core.schedule import Plan, State
 from vxnet.core.wishes import Wishes
+from vxnet.daemon.commits import Commits
 from vxnet.model.api import TaskReport
 from vxnet.model.codec import to_json
-from vxnet.model.errors import VxnetError
+from vxnet.model.errors import ConflictError, UnavailableError, VxnetError
 from vxnet.model.service import TaskStatus
 
 LOOK_S = 5.0
 """Longest pause between two plans: nodes that were never met become lost by time alone."""
 AGAIN_S = 1.0
 """After the store refused to be written."""
+ATTEMPTS = 5
 ROOM = 1000
 """Octets of a commit left to keys and guards of the store's own."""
 
-Write = Callable[[dict[str, bytes | None]], Awaitable[None]]
 log = structlog.get_logger(__name__)
 
 
 class Scheduler:
-    """Works while :meth:`run` runs.
-
-    ``write`` makes one commit and returns when the wishes show it; ``turn`` is held while a plan is made and written.
-    """
+    """Works while :meth:`run` runs."""
 
     def __init__(
         self,
         wishes: Callable[[], Wishes],
         due: asyncio.Event,
-        turn: asyncio.Lock,
-        write: Write,
+        commits: Commits,
         ids: Iterator[str],
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -55,8 +52,7 @@ class Scheduler:
         """Since when nodes are lost; the daemon sets it once gossip runs."""
         self._wishes = wishes
         self._due = due
-        self._turn = turn
-        self._write = write
+        self._commits = commits
         self._ids = ids
         self._now = now
         self._batch: _Batch | None = None
@@ -66,6 +62,8 @@ class Scheduler:
             self._due.clear()
             try:
                 plan = await self.step()
+            except ConflictError:
+                continue  # another manager's commit came in between, and is known by now
             except VxnetError as error:
                 log.warning("services not looked after", error=str(error))
                 await asyncio.sleep(AGAIN_S)
@@ -84,10 +82,10 @@ class Scheduler:
         """One plan, carried out. Raises what the store does; then it is carried out in part, and the next one goes on
         from there.
         """
-        async with self._turn:
+        async with self._commits.turn:
             plan = schedule.plan(self.known(), self._now(), self._ids)
             for part in pieces({key: None if one is None else to_json(one) for key, one in plan.changes.items()}):
-                await self._write(part)
+                await self._commits.write(part)
         return plan
 
     def known(self) -> State:
@@ -113,16 +111,22 @@ class Scheduler:
         batch = self._batch = _Batch()
         batch.add(node_id, reports, self._now())
         try:
-            async with self._turn:
+            async with self._commits.turn:
                 self._batch = None
-                changes = batch.changes(self._wishes())
-                for part in pieces(changes):
-                    await self._write(part)
+                await self._record_all(batch)
         except BaseException as error:
             self._batch = None if self._batch is batch else self._batch
             batch.fail(error)
             raise
         batch.written.set_result(None)
+
+    async def _record_all(self, batch: _Batch) -> None:
+        for _ in range(ATTEMPTS):
+            with contextlib.suppress(ConflictError):
+                for part in pieces(batch.changes(self._wishes())):
+                    await self._commits.record(part)
+                return
+        raise UnavailableError("other managers write the same tasks all the time", hint="it is tried again")
 
 
 class _Batch:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import structlog
 from msgspec.structs import replace
@@ -15,10 +15,11 @@ from vxnet.core import networks, services
 from vxnet.core.decisions import Decision
 from vxnet.core.wishes import Wishes
 from vxnet.daemon import service_views as views
+from vxnet.daemon.commits import Commits
 from vxnet.daemon.errands import Errands
 from vxnet.daemon.mirror import Mirror
 from vxnet.daemon.nicknames import nickname
-from vxnet.daemon.scheduler import Scheduler, Write
+from vxnet.daemon.scheduler import Scheduler
 from vxnet.model.api import LogRequest, ServiceProgress, ServiceUpdate, ServiceView, TaskReport, TaskView
 from vxnet.model.errors import VxnetError
 from vxnet.model.service import Service, ServiceSpec, Task
@@ -29,29 +30,21 @@ LINES = 64
 log = structlog.get_logger(__name__)
 
 
-class Decide(Protocol):
-    """Commits what a decision makes of the wishes, and answers when they show it."""
-
-    def __call__(self, decide: Callable[[Wishes], tuple[Decision, R]], /) -> Awaitable[R]: ...
-
-
 class Services:
     """Works while :meth:`run` runs. ``ref`` is a name, an id, or an unambiguous start of an id."""
 
     def __init__(
         self,
         mirror: Mirror,
-        turn: asyncio.Lock,
-        decide: Decide,
-        write: Write,
+        commits: Commits,
         new_id: Callable[[], str],
         now: Callable[[], float],
     ) -> None:
         self._mirror = mirror
-        self._decide = decide
+        self._decide = commits.decide
         self._new_id = new_id
         self._now = now
-        self.scheduler = Scheduler(lambda: mirror.wishes, mirror.schedule_due, turn, write, iter(new_id, ""), now)
+        self.scheduler = Scheduler(lambda: mirror.wishes, mirror.schedule_due, commits, iter(new_id, ""), now)
 
         self.errands = Errands(mirror, new_id)
 

@@ -4,8 +4,9 @@
 
      node.json        who we are in the cluster (LocalNode)        node.crt  node.key   PEM
      assignment.json  the managers' last word                      members.json         where the others were
-     gateway.json     subnet of vxnet_gw                           store.db             on managers
-     foot.json        address in the ingress network
+     gateway.json     subnet of vxnet_gw                           store.db             on managers: the store, or
+     foot.json        address in the ingress network               store.json           how it is reached
+     etcd/            a member of it (host/etcd)
      rows             of the other hosts, as received
      tasks.json       ended ones
      containers/ID/   container.json and what the shim keeps    guests/ID.json   namespaces of others
@@ -34,6 +35,7 @@ from vxnet.model.errors import HostError
 from vxnet.model.guest import Guest
 from vxnet.model.published import PublishedPort
 from vxnet.model.service import TaskState
+from vxnet.model.store import StoreAccess
 
 T = TypeVar("T")
 
@@ -156,6 +158,29 @@ class StateDirectory:
     def store_path(self) -> Path:
         return self.path / "store.db"
 
+    @property
+    def etcd_path(self) -> Path:
+        """See :mod:`vxnet.host.etcd`."""
+        return self.path / "etcd"
+
+    def store_access(self) -> StoreAccess | None:
+        """None: the store is SQLite's file, if any."""
+        return self._read("store.json", StoreAccess)
+
+    def save_store_access(self, access: StoreAccess) -> None:
+        self._write("store.json", to_json(access), mode=0o600)
+
+    def retire_store(self) -> None:
+        """SQLite's files, once the cluster lives elsewhere: kept for who wants to look, and used no more."""
+        for path in self.path.glob("store.db*"):
+            path.rename(path.with_name(path.name.replace("store.db", "store.db.migrated")))
+
+    def forget_store(self) -> None:
+        """Of a node that is no manager any more."""
+        (self.path / "store.json").unlink(missing_ok=True)
+        for path in self.path.glob("store.db*"):
+            path.unlink(missing_ok=True)
+
     def save_credentials(self, certificate_pem: bytes, key_pem: bytes | None = None) -> None:
         """The key first: a certificate without its key would be of no use."""
         if key_pem is not None:
@@ -176,8 +201,7 @@ class StateDirectory:
         """After ``leave``: no secret and no name of the cluster stays."""
         for name in _OF_THE_CLUSTER:
             (self.path / name).unlink(missing_ok=True)
-        for path in self.path.glob("store.db*"):
-            path.unlink(missing_ok=True)
+        self.forget_store()
         self._gateway = None
 
     # The gateway

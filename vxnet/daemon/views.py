@@ -176,7 +176,7 @@ def nodes(place: Place, manager: Manager) -> tuple[NodeView, ...]:
             node=node,
             status="ready" if node.id == place.node.id else status.get(node.id, "unknown"),
             self=node.id == place.node.id,
-            leader=node.role == "manager",
+            leader=node.id == manager.leader,
         )
         for node in manager.nodes()
     )

@@ -52,7 +52,7 @@ def argv(directory: Path, name: str, address: str, members: Mapping[str, str], *
         "auto-compaction-mode": "revision",
         "auto-compaction-retention": str(KEPT_REVISIONS),
         "logger": "zap",
-        "log-level": "warn",
+        "log-level": "error",
         **{option: str(directory / file) for option, file in tls.items()},
         **{f"peer-{option}": str(directory / file) for option, file in tls.items()},
     }

@@ -72,9 +72,10 @@ class GivenUpError(Exception):
 
 
 class Builder:
-    def __init__(self, lab: LabState, *, join: bool, progress: Callable[[str], None]) -> None:
+    def __init__(self, lab: LabState, *, join: bool, managers: int, progress: Callable[[str], None]) -> None:
         self._lab = lab
         self._join = join
+        self._managers = managers
         self._progress = progress
         self._given_up = False
 
@@ -145,7 +146,7 @@ class Builder:
         in_parallel(lambda host: daemons.launch(name, host, self._lab.daemon_argv), hosts)
         if self._join:
             self._step(f"{hosts[0].name} makes a cluster, the others join")
-            daemons.make_cluster(name, hosts)
+            daemons.make_cluster(name, hosts, managers=self._managers)
         found = in_parallel(partial(daemons.wait_answering, name), hosts, give_up=give_up)
         for host, daemon in zip(hosts, found, strict=True):
             self._lab = self._lab.with_host(replace(host, daemon=daemon))

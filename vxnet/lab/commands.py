@@ -23,12 +23,21 @@ def up(
     mtu: int = 1500,
     ipv6: bool = False,
     join: bool = True,
+    managers: int = 1,
     datapath: Sequence[str] = (),
     progress: Callable[[str], None] = lambda text: None,
 ) -> LabView:
-    """Hosts h1…, a joined cluster with h1 as its manager, outside machines x1…. Leaves nothing when it fails."""
+    """Hosts h1…, a joined cluster whose first are its managers, outside machines x1…. Leaves nothing when it fails."""
     made = operations.create(
-        name, hosts=hosts, outside=outside, mtu=mtu, ipv6=ipv6, join=join, datapath=datapath, progress=progress
+        name,
+        hosts=hosts,
+        outside=outside,
+        mtu=mtu,
+        ipv6=ipv6,
+        join=join,
+        managers=managers,
+        datapath=datapath,
+        progress=progress,
     )
     return view(made)
 

@@ -19,7 +19,8 @@ from vxnet.lab.process import Process
 from vxnet.lab.state import LabHost
 from vxnet.model import codec
 from vxnet.model.api import InitRequest, JoinRequest
-from vxnet.model.errors import HostError, UnavailableError
+from vxnet.model.cluster import Role
+from vxnet.model.errors import HostError, UnavailableError, VxnetError
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -27,6 +28,8 @@ U = TypeVar("U")
 ARGV: Final = (sys.executable, "-m", "vxnet", "daemon")
 READY_S: Final = 30.0
 """Until a daemon answers, or a cluster of them is ready: python starts slowly on a loaded machine."""
+
+ROLES: Final[tuple[Role, ...]] = ("worker", "manager")
 
 _PID_FILE: Final = "/run/vxnet-lab.pid"
 # A child of the host's own init, so that it ends and is reaped with the host, not with `lab up`.
@@ -92,15 +95,18 @@ def wait_answering(lab: str, host: LabHost, *, timeout_s: float = READY_S) -> Pr
         time.sleep(_POLL_S)
 
 
-def make_cluster(lab: str, hosts: Sequence[LabHost], *, timeout_s: float = READY_S) -> None:
-    """The first host becomes the manager, the others join it, and all are ready in its eyes."""
+def make_cluster(lab: str, hosts: Sequence[LabHost], *, managers: int = 1, timeout_s: float = READY_S) -> None:
+    """The first host becomes the manager, the others join it, and all are ready in its eyes. Several ``managers`` share
+    an etcd, one after the other: it takes new members one at a time.
+    """
     first, *others = hosts
     wait_answering(lab, first)
     manager = client(first)
-    manager.init(InitRequest(advertise_addr=str(first.address)))
-    token = manager.join_token("worker")
+    manager.init(InitRequest(advertise_addr=str(first.address), managed_etcd=managers > 1))
+    tokens = {role: manager.join_token(role) for role in (ROLES if managers > 1 else ROLES[:1])}
 
     def join(host: LabHost) -> None:
+        token = tokens["manager" if hosts.index(host) < managers else "worker"]
         wait_answering(lab, host)
         address = str(first.address)
         request = JoinRequest(token=token, manager=address, advertise_addr=str(host.address))
@@ -112,11 +118,18 @@ def make_cluster(lab: str, hosts: Sequence[LabHost], *, timeout_s: float = READY
         unready = {host.name for host in hosts} - {
             found.node.name for found in manager.nodes() if found.status == "ready"
         }
-        if not unready:
+        if not unready and all(_answers_as_manager(host) for host in hosts[1:managers]):
             return
         if time.monotonic() - started > timeout_s:
             raise UnavailableError(f"not ready after {timeout_s:g} s: {', '.join(sorted(unready))}")
         time.sleep(_POLL_S)
+
+
+def _answers_as_manager(host: LabHost) -> bool:
+    try:
+        return bool(client(host).nodes())
+    except VxnetError:
+        return False
 
 
 def in_parallel(work: Callable[[T], U], items: Sequence[T], *, give_up: Callable[[], None] = lambda: None) -> list[U]:

@@ -93,6 +93,7 @@ class Lab:
         mtu: int = 1500,
         ipv6: bool = False,
         join: bool = True,
+        managers: int = 1,
         daemon_argv: Sequence[str] = daemons.ARGV,
         datapath: Sequence[str] = (),
     ) -> None:
@@ -103,6 +104,7 @@ class Lab:
             "mtu": mtu,
             "ipv6": ipv6,
             "join": join,
+            "managers": managers,
             "daemon_argv": daemon_argv,
             "datapath": datapath,
         }

@@ -40,6 +40,7 @@ def create(
     mtu: int = 1500,
     ipv6: bool = False,
     join: bool = True,
+    managers: int = 1,
     daemon_argv: Sequence[str] = daemons.ARGV,
     datapath: Sequence[str] = (),
     progress: Callable[[str], None] = lambda text: None,
@@ -47,12 +48,14 @@ def create(
     """Makes a lab, or leaves nothing and raises. ``daemon_argv``: what hosts run; empty for hosts without a
     daemon. ``datapath``: ``KIND`` and ``HOST=KIND``.
     """
+    if not 1 <= managers <= hosts:
+        raise CallerError(f"of {hosts} hosts, {managers} cannot be managers", hint="there is at least one")
     plan = build.plan(name, hosts, outside, mtu, ipv6, tuple(daemon_argv), datapath)
     _check_machine()
     with state.locked(name):
         if state.folder(name).exists():
             raise ConflictError(f"there is a lab {name!r} already", hint=f"`vxnet lab down --name {name}` removes it")
-        builder = build.Builder(plan, join=join, progress=progress)
+        builder = build.Builder(plan, join=join, managers=managers, progress=progress)
         with _signals_wait(builder.give_up):
             try:
                 state.folder(name).mkdir(mode=0o755)

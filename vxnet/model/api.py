@@ -12,18 +12,20 @@ from vxnet.model.host import TunnelKind
 from vxnet.model.mesh import MeshView
 from vxnet.model.published import PublishedPort
 from vxnet.model.service import DesiredState, Service, ServiceSpec, TaskState
+from vxnet.model.store import StoreWish
 
 MemberStatus = Literal["ready", "suspect", "down", "left", "unknown"]
 
 
-class InitRequest(Record, frozen=True, kw_only=True):
+class InitRequest(StoreWish, frozen=True, kw_only=True):
     advertise_addr: str = ""
     """Address or interface; empty: the one that the default route uses, if that is unambiguous."""
     data_path_addr: str = ""
     data_path_port: int = DATA_PORT
     default_addr_pool: tuple[IPNetwork, ...] = ()
-    store: str = ""
     gossip_label: str = ""
+    force_new_cluster: bool = False
+    """Go on as the only manager: the others, and the store's quorum, are lost for good."""
 
 
 class JoinRequest(Record, frozen=True, kw_only=True):

@@ -166,20 +166,3 @@ class Manager(Record, frozen=True, kw_only=True):
     name: str
     addr: IPAddress
     port: int = CONTROL_PORT
-
-
-class StoreAccess(Record, frozen=True, kw_only=True):
-    """How managers reach the etcd that holds the cluster. It opens everything: for managers alone."""
-
-    endpoints: tuple[str, ...]
-    """``https://HOST:PORT``; the first is asked first."""
-    names: dict[str, str] = {}
-    """Of the members, for people, by endpoint."""
-    prefix: str = "vxnet"
-    """All keys begin with it: several clusters can share an etcd."""
-    ca: bytes = b""
-    """PEM, as the next two. Empty: the system's."""
-    certificate: bytes = b""
-    key: bytes = b""
-    managed: bool = False
-    """vxnet runs the members itself, on the managers' hosts."""

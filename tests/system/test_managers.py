@@ -1,0 +1,148 @@
+"""Several managers: each answers, one leads, any may fail, and which nodes are managers can be changed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+
+import pytest
+
+from vxnet.cluster.client import Client
+from vxnet.model.api import NetworkCreate
+from vxnet.model.container import ContainerSpec, NetworkWish
+from vxnet.model.errors import ConflictError, UnavailableError, VxnetError
+from vxnet.model.service import ServiceSpec, TaskSpec
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+DEADLINE_S = 60
+
+
+def client(host, timeout_s=30.0) -> Client:
+    return Client(str(host.root / "run/vxnet/vxnet.sock"), timeout_s=timeout_s)
+
+
+def until(condition, what):
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        with contextlib.suppress(VxnetError, OSError):
+            if found := condition():
+                return found
+        assert time.monotonic() < deadline, f"not within {DEADLINE_S} s: {what}"
+        time.sleep(0.1)
+
+
+def managing(host):
+    """Names of the managers by their own status, and the leader's, as this host tells."""
+    views = client(host).nodes()
+    return {view.node.name for view in views if view.node.role == "manager"}, [
+        view.node.name for view in views if view.leader and view.status == "ready"
+    ]
+
+
+def status_of(host, name):
+    return next(view.status for view in client(host).nodes() if view.node.name == name)
+
+
+def members(host):
+    """Of etcd, as this manager knows them."""
+    return set(json.loads((host.root / "var/lib/vxnet/store.json").read_text())["names"].values())
+
+
+def service(name, network, replicas):
+    task = TaskSpec(container=ContainerSpec(argv=("sleep", "1000"), networks=(NetworkWish(network=network),)))
+    return ServiceSpec(name=name, replicas=replicas, task=task)
+
+
+def running(host, name):
+    """Where its tasks run, by id."""
+    views = client(host).tasks_of_service(name)
+    return {view.id: view.node for view in views if view.state == "running" and view.desired == "running"}
+
+
+@pytest.fixture(scope="module")
+def managers():
+    from vxnet.lab import Lab
+
+    with Lab(hosts=4, managers=3) as lab:
+        until(lambda: len(members(lab["h1"])) == 3, "etcd has three members")
+        yield lab
+
+
+def test_each_manager_answers_and_what_one_writes_all_know(managers):
+    for number, host in enumerate(("h1", "h2", "h3")):
+        client(managers[host]).create_network(NetworkCreate(name=f"n{number}", attachable=True))
+    for host in ("h1", "h2", "h3", "h4"):
+        until(
+            lambda host=host: {f"n{n}" for n in range(3)} <= {net.name for net in client(managers[host]).networks()},
+            f"{host} knows the networks",
+        )
+    names, leaders = managing(managers["h2"])
+    assert names == {"h1", "h2", "h3"} and len(leaders) == 1
+    with pytest.raises(ConflictError, match="this node is a worker"):
+        client(managers["h4"]).nodes()
+    with pytest.raises(ConflictError, match="without it there are 2 of 3 managers"):
+        client(managers["h1"]).leave()
+
+
+def test_the_leaders_host_dies(managers):
+    """The others go on within seconds, and no task but its own is started anew."""
+    client(managers["h1"]).create_network(NetworkCreate(name="blue", attachable=True))
+    client(managers["h1"]).create_service(service("web", "blue", 4))
+    until(lambda: len(running(managers["h2"], "web")) == 4, "the service runs")
+    before = running(managers["h2"], "web")
+    (leader,) = managing(managers["h2"])[1]
+    others = [name for name in ("h1", "h2", "h3") if name != leader]
+    managers.kill(leader)
+    client(managers[others[0]]).create_network(NetworkCreate(name="after"))
+    until(lambda: managing(managers[others[0]])[1] not in ([], [leader]), "another one leads")
+    healed = until(
+        lambda: len(now := running(managers[others[1]], "web")) == 4 and leader not in now.values() and now,
+        "the lost task is replaced",
+    )
+    kept = {task for task, node in before.items() if node != leader}
+    assert kept <= healed.keys()
+    managers.start(leader)
+    until(lambda: "after" in {net.name for net in client(managers[leader]).networks()}, "it is back")
+    until(lambda: managing(managers[leader])[0] == {"h1", "h2", "h3"}, "it answers as a manager")
+
+
+def test_without_a_quorum_reads_and_traffic_go_on(managers):
+    for name in ("h1", "h2"):
+        managers.kill(name)
+    began = time.monotonic()
+    with pytest.raises(UnavailableError, match=r"no quorum: of its 3 etcd members h1 .*, h2 .* do not answer"):
+        client(managers["h3"]).create_network(NetworkCreate(name="never"))
+    assert time.monotonic() - began < 10  # 5 s on a quiet machine: docs/performance.md
+    assert client(managers["h3"]).nodes() and client(managers["h3"]).services()
+    # An attachable network takes containers without a manager.
+    spec = ContainerSpec(name="c", argv=("sleep", "1000"), networks=(NetworkWish(network="blue"),))
+    assert client(managers["h4"]).create_container(spec, start=True).state == "running"
+    client(managers["h4"]).remove("c", force=True)
+    for name in ("h1", "h2"):
+        managers.start(name)
+    until(lambda: client(managers["h3"]).create_network(NetworkCreate(name="back")), "writes go on")
+    until(lambda: len(running(managers["h3"], "web")) == 4, "the service is whole")
+
+
+def test_promote_demote_and_leave(managers):
+    """The members of etcd follow."""
+    until(lambda: client(managers["h1"]).set_role("h4", "manager"), "h4 is promoted")
+    until(lambda: members(managers["h4"]) == {"h1", "h2", "h3", "h4"}, "h4 has a member")
+    client(managers["h4"]).create_network(NetworkCreate(name="by-h4"))
+    (leader,) = until(lambda: managing(managers["h4"])[1], "somebody leads")
+    client(managers["h4"]).set_role(leader, "worker")
+    others = sorted({"h1", "h2", "h3", "h4"} - {leader})
+    until(lambda: members(managers[others[0]]) == {*others}, "the demoted one has left etcd")
+    until(lambda: not (managers[leader].root / "var/lib/vxnet/etcd").exists(), "nothing of it stays")
+    with pytest.raises(ConflictError, match="this node is a worker"):
+        client(managers[leader]).nodes()
+    client(managers[others[1]]).leave(force=True)
+    rest = [others[0], others[2]]
+    until(lambda: members(managers[rest[0]]) == {*rest}, "who left is no member")
+    client(managers[rest[1]]).create_network(NetworkCreate(name="of-two"))
+    # Of two, neither can be spared while the other is away.
+    managers.kill(rest[1])
+    until(lambda: status_of(managers[rest[0]], rest[1]) == "down", "its host is known to be dead")
+    with pytest.raises(ConflictError, match=f"no quorum: {rest[1]} of the other 1 managers is not there"):
+        client(managers[rest[0]]).set_role(rest[0], "worker")

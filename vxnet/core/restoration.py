@@ -1,0 +1,86 @@
+"""A cluster's records in another store than before: moved there, or restored from a backup on a new host."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+from msgspec.structs import replace
+
+from vxnet.core import decisions, trust
+from vxnet.core.wishes import RemovedNode, Wishes
+from vxnet.model.cluster import Node
+from vxnet.model.codec import to_json
+from vxnet.model.errors import CallerError, ConflictError, UnsupportedError
+from vxnet.model.store import Backup
+
+GENERATION = 10**9
+"""Revisions: more than are made between a backup and its use."""
+FORMAT = 1
+
+
+def next_generation(revision: int) -> int:
+    """Above every revision that anybody can have seen of a store that was at ``revision`` once."""
+    return (revision // GENERATION + 1) * GENERATION
+
+
+def without_own(records: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Less what belongs to the old store and its managers: who leads, who signs, the old etcd's CA."""
+    return {key: value for key, value in records.items() if key.partition("/")[0] not in ("lead", "signer", "etcd")}
+
+
+def make_backup(cluster: str, revision: int, records: Mapping[str, bytes], now: float, version: str) -> Backup:
+    return Backup(
+        format=FORMAT,
+        cluster=cluster,
+        revision=revision,
+        made_at=now,
+        version=version,
+        records=dict(records),
+        digest=_digest(records),
+    )
+
+
+def check_backup(backup: Backup) -> None:
+    """Raises :class:`CallerError` if it is not whole, :class:`UnsupportedError` if a newer vxnet made it."""
+    if backup.format > FORMAT:
+        raise UnsupportedError(
+            f"the backup has format {backup.format}, this vxnet knows {FORMAT}", hint="install the newer vxnet"
+        )
+    if backup.digest != _digest(backup.records):
+        raise CallerError("the backup is damaged: its digest is another", hint="take another copy of it")
+
+
+def restored(backup: Backup, node: Node, csr: bytes, serial: bytes, now: float) -> tuple[dict[str, bytes], bytes]:
+    """The records with ``node``, which is new, as the only manager; and its certificate, DER.
+
+    Managers of before are workers in it: they are gone, and what they signed holds until it has been signed anew. One
+    that had this host's name or address is removed. Raises :class:`ConflictError` if that is a worker.
+    """
+    wishes = Wishes.of(backup.revision, {key: (value, 1) for key, value in backup.records.items()})
+    records = without_own(backup.records)
+    for other in wishes.nodes.values():
+        taken = {node.advertise_addr, node.data_path_addr} & {other.advertise_addr, other.data_path_addr}
+        if other.name.lower() == node.name.lower() or taken:
+            if other.role == "worker":
+                raise ConflictError(
+                    f"node {other.name!r} of the backup, a worker, has this host's name or address",
+                    hint="restore on another host, or on one that was a manager",
+                )
+            del records[f"node/{other.id}"]
+            removed = RemovedNode(id=other.id, name=other.name, removed_at=now)
+            records[f"removed/{other.id}"] = to_json(removed)
+        elif other.role == "manager":
+            records[f"node/{other.id}"] = to_json(replace(other, role="worker"))
+    node = replace(node, key=trust.key_digest(csr))
+    records[f"node/{node.id}"] = to_json(node)
+    return records, decisions.certify(wishes.authority, node, csr, serial, now)
+
+
+def _digest(records: Mapping[str, bytes]) -> str:
+    """SHA-256 over keys and values in order, in hexadecimal."""
+    digest = hashlib.sha256()
+    for key, value in sorted(records.items()):
+        for part in (key.encode(), value):
+            digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.hexdigest()

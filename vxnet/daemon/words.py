@@ -1,0 +1,37 @@
+"""What a node says of itself in the gossip, and what it reads of others' words about managers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from vxnet import __version__
+from vxnet.core.members import Member
+from vxnet.model.assignment import Assignment
+from vxnet.model.cluster import Manager, Node, Role
+from vxnet.model.host import HostFacts
+
+
+def tags_of(node: Node, facts: HostFacts) -> dict[str, str]:
+    return {
+        "id": node.id,
+        "role": node.role,
+        "vtep": str(node.data_path_addr),
+        "version": __version__,
+        "datapath": facts.datapath,
+    }
+
+
+def role_in(assignment: Assignment, node_id: str) -> Role:
+    return "manager" if any(one.id == node_id for one in assignment.managers) else "worker"
+
+
+def managers_among(members: Iterable[Member], assignment: Assignment, own_id: str) -> tuple[Manager, ...]:
+    """Those that the managers told of, then who calls itself one in the gossip: where to look when all those are gone
+    for good. A certificate has to prove it.
+    """
+    told = {manager.id for manager in assignment.managers}
+    others = (one for one in members if one.present and one.id not in told and one.id != own_id)
+    return (
+        *assignment.managers,
+        *(Manager(id=one.id, name=one.name, addr=one.address) for one in others if one.tags.get("role") == "manager"),
+    )
