@@ -21,7 +21,7 @@ export PIP_ROOT_USER_ACTION := ignore
 # An argument of $(call) cannot hold one.
 comma := ,
 
-.PHONY: help demo test test-fast fault-test test-vm deb lint bench bench-datapath fuzz sim ext clean
+.PHONY: help demo test test-fast fault-test manager-faults test-vm deb lint bench bench-datapath fuzz sim ext clean
 .DELETE_ON_ERROR:
 
 help:
@@ -31,6 +31,7 @@ help:
 	@echo "make test-vm    whole virtual machines: Debian 12 with its own kernel and systemd, the package in them (root)"
 	@echo "make deb        the package for Debian 12: build/vxnet_VERSION_ARCH.deb"
 	@echo "make fault-test 500 random damages to the kernel's state and kills of daemons (root, about ten minutes)"
+	@echo "make manager-faults   50 runs of faults of managers and etcd, drawn at random: SEEDS=3 for fewer (root, an hour)"
 	@echo "make lint       ruff, mypy --strict, C compiled with warnings as errors"
 	@echo "make bench      the figures of docs/performance.md, on this machine (root, about ten minutes)"
 	@echo "make bench-datapath   tunnels in user space against the kernel's (root)"
@@ -48,6 +49,9 @@ test: $(VENV)/test.stamp ext
 
 test-fast: $(VENV)/test.stamp ext
 	$(ROOTED) $(BIN)/python -m pytest -m "not lab and not slow" -n 2 --dist loadfile
+
+manager-faults: $(VENV)/test.stamp ext
+	VXNET_FAULT_SEEDS=$(or $(SEEDS),50) $(ROOTED) $(BIN)/python -m pytest tests/system/test_manager_faults.py -o log_cli=true -s
 
 test-vm: $(VENV)/test.stamp ext
 	$(ROOTED) $(BIN)/python -m pytest -m "vm or vms" tests/vm
