@@ -1,0 +1,100 @@
+"""The managers' records in another store: moved under load, restored on a new host, forced from what one host has."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+import pytest
+
+from vxnet.cluster.client import Client
+from vxnet.model.api import InitRequest, JoinRequest, NetworkCreate
+from vxnet.model.container import ContainerSpec, NetworkWish
+from vxnet.model.errors import CallerError, ConflictError, VxnetError
+from vxnet.model.service import ServiceSpec, TaskSpec
+from vxnet.model.store import RestoreRequest, StoreWish
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+DEADLINE_S = 60
+
+
+def client(host) -> Client:
+    return Client(str(host.root / "run/vxnet/vxnet.sock"), timeout_s=30)
+
+
+def until(condition, what):
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        with contextlib.suppress(VxnetError, OSError):
+            if found := condition():
+                return found
+        assert time.monotonic() < deadline, f"not within {DEADLINE_S} s: {what}"
+        time.sleep(0.1)
+
+
+def pings(host, name):
+    """Sequence numbers that the container ``name``, which pings, has had an answer to."""
+    lines = b"".join(client(host).logs(name)).decode().splitlines()
+    return [int(line.split("icmp_seq=")[1].split()[0]) for line in lines if "icmp_seq=" in line and "time=" in line]
+
+
+def test_a_cluster_moves_and_is_restored(make_lab):
+    lab = make_lab(hosts=4)
+    first, spare = client(lab["h1"]), client(lab["h4"])
+    first.create_network(NetworkCreate(name="blue", attachable=True))
+    blue = (NetworkWish(network="blue"),)
+    task = TaskSpec(container=ContainerSpec(argv=("sleep", "1000"), networks=blue))
+    first.create_service(ServiceSpec(name="web", replicas=2, task=task))
+    until(lambda: sum(view.state == "running" for view in first.tasks_of_service("web")) == 2, "the service runs")
+    argv = ("ping", "-n", "-i", "0.05", "web")
+    client(lab["h3"]).create_container(ContainerSpec(name="p", argv=argv, networks=blue), start=True)
+    until(lambda: len(pings(lab["h3"], "p")) > 5, "pings through the VIP")
+
+    # To etcd, while pings go on; and then there can be two managers.
+    with pytest.raises(CallerError, match="where is the store to go"):
+        first.migrate_store(StoreWish())
+    first.migrate_store(StoreWish(managed_etcd=True))
+    with pytest.raises(ConflictError, match="etcd already"):
+        first.migrate_store(StoreWish(managed_etcd=True))
+    first.create_network(NetworkCreate(name="after-move", attachable=True))
+    first.set_role("h2", "manager")
+    until(lambda: client(lab["h2"]).nodes(), "h2 is a manager")
+    until(lambda: "after-move" in {net.name for net in client(lab["h3"]).networks()}, "h3 follows")
+    answered = pings(lab["h3"], "p")
+    assert answered == list(range(answered[0], answered[0] + len(answered)))
+
+    # All managers are destroyed; a host that was none is the new one.
+    spare.leave()
+    backup = first.back_up_store()
+    ran = {one.id: one.started_at for one in client(lab["h3"]).containers()}
+    for name in ("h1", "h2"):
+        lab.kill(name)
+    with pytest.raises(CallerError, match="damaged"):
+        spare.restore_store(RestoreRequest(backup=type(backup)(**{**_fields(backup), "digest": "0"})))
+    spare.restore_store(RestoreRequest(backup=backup, advertise_addr=str(lab["h4"].address)))
+    spare.create_network(NetworkCreate(name="after-restore", attachable=True))
+    until(lambda: "after-restore" in {net.name for net in client(lab["h3"]).networks()}, "h3 finds the new manager")
+    assert ran.items() <= {one.id: one.started_at for one in client(lab["h3"]).containers()}.items()
+    made = {net.name: net.vni for net in spare.networks() if net.vni}
+    assert len({*made.values()}) == len(made)
+
+
+def _fields(record):
+    return {name: getattr(record, name) for name in record.__struct_fields__}
+
+
+def test_one_manager_goes_on_alone(make_lab):
+    lab = make_lab(hosts=3, managers=2)
+    last = client(lab["h2"])
+    last.create_network(NetworkCreate(name="blue", attachable=True))
+    until(lambda: "h2" in (lab["h2"].root / "var/lib/vxnet/store.json").read_text(), "its etcd member has a vote")
+    with pytest.raises(ConflictError, match="this node is a worker"):
+        client(lab["h3"]).init(InitRequest(force_new_cluster=True))
+    lab.kill("h1")
+    last.init(InitRequest(force_new_cluster=True))
+    last.create_network(NetworkCreate(name="alone", attachable=True))
+    assert [view.node.name for view in last.nodes() if view.node.role == "manager"] == ["h2"]
+    until(lambda: "alone" in {net.name for net in client(lab["h3"]).networks()}, "the worker follows it")
+    token = last.join_token("worker", rotate=True)
+    with pytest.raises(ConflictError, match="already in a cluster"):
+        client(lab["h3"]).join(JoinRequest(token=token, manager=str(lab["h2"].address)))
