@@ -79,6 +79,11 @@ class MemoryStore:
             raise ConflictError("this cluster's store is etcd already")
         self.moved_to = wish.store
 
+    async def set_role(self, ref: str, role: Role) -> Node:
+        node = replace((await self._agent.node(ref)).node, role=role)
+        self._agent.cluster_nodes[node.id] = node
+        return node
+
     async def back_up(self) -> Backup:
         return restoration.make_backup("c", 7, {"cluster": b"{}"}, 0.0, "1")
 
@@ -154,11 +159,6 @@ class MemoryAgent:
         self.service_table.follow(self.cluster_nodes, self.network_table)
         self.service_table.settle()
         return changed
-
-    async def set_role(self, ref: str, role: Role) -> Node:
-        node = replace((await self.node(ref)).node, role=role)
-        self.cluster_nodes[node.id] = node
-        return node
 
     # cluster
 

@@ -408,9 +408,6 @@ class Agent(ContainerCommands):
     async def remove_node(self, ref: str, force: bool) -> None:
         await self._membership.manager("node rm").remove_node(ref, force)
 
-    async def set_role(self, ref: str, role: Role) -> Node:
-        return await self._membership.manager("node promote").set_role(ref, role)
-
     # Gossip
 
     async def gossip(self) -> GossipView:
