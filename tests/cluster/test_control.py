@@ -116,6 +116,25 @@ async def test_a_token_of_another_cluster(plane):
     assert plane.token.secret not in str(caught.value)
 
 
+async def test_a_token_is_good_while_the_ca_goes_over(plane):
+    """Of a manager whose own certificate is of the new CA already."""
+    token = plane.manager.join_token("worker")
+    await plane.manager.ca.rotate()
+    first = plane.manager.node_id
+    digests = tuple(trust.certificate_digest(root) for root in plane.manager.roots)
+    await plane.manager.report(first, NodeReport(authorities=digests))
+    await plane.manager.ca.turn()
+    assert [one.use for one in plane.manager.ca.view().authorities] == ["signs", "old"]
+    await plane.manager.use_certificate(plane.manager.renew(first, trust.make_csr(plane.key, "h1")))
+    await plane.unserve()
+    await plane.serve()
+    assert plane.manager.join_token("worker") == token
+    roots = await control.fetch_roots("127.0.0.1", plane.port, trust.parse_token(token))
+    assert set(roots) == set(plane.manager.roots)
+    grant = await control.join("127.0.0.1", plane.port, roots, plane.claim(2, trust.node_key(b"2" * 32)))
+    assert trust.issuer(grant.certificate, roots) == plane.manager.roots[0]
+
+
 async def test_a_wrong_secret_is_another_error(plane):
     roots = await control.fetch_roots("127.0.0.1", plane.port, plane.token)
     with pytest.raises(ForbiddenError, match="token is not valid"):

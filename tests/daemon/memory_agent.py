@@ -51,6 +51,7 @@ from vxnet.model.api import (
     Rotation,
     UsageView,
 )
+from vxnet.model.ca import AuthorityView, CaView
 from vxnet.model.cluster import ForeignPeer, Network, Node, Role, Subnet
 from vxnet.model.container import Container, ContainerSpec
 from vxnet.model.errors import CallerError, ConflictError, ForbiddenError, HostError, NotFoundError
@@ -102,6 +103,7 @@ class MemoryAgent:
         """(network id, container id) → how it was connected."""
         self.guest_table: dict[str, GuestView] = {}
         self.rotations = 0
+        self.ca_rotated, self.ca_looks = False, 0
         self.history = history.History()
         self.key_epoch = 1
         self.ring: dict[int, Literal["in use", "next", "old"]] = {1: "in use"}
@@ -281,6 +283,20 @@ class MemoryAgent:
             GossipKeyView(epoch=epoch, key="AAAAAAAAAAAAAAAAAAAAAA==", bits=128, use=use)
             for epoch, use in self.ring.items()
         )
+
+    async def ca(self) -> CaView:
+        """Moves on with each look."""
+        self._joined()
+        old = AuthorityView(number=1, use="old", digest="0" * 64, pem="old\n", ends_at=CREATED_AT)
+        new = AuthorityView(number=2, use="signs", digest="1" * 64, pem="new\n", ends_at=CREATED_AT)
+        self.ca_looks += 1
+        if not self.ca_rotated:
+            return CaView(authorities=(replace(old, use="signs"),))
+        return CaView(authorities=(new,)) if self.ca_looks > 2 else CaView(authorities=(new, old), waiting=("h2",))
+
+    async def rotate_ca(self) -> CaView:
+        self.ca_rotated, self.ca_looks = True, 0
+        return await self.ca()
 
     async def rotation(self) -> Rotation:
         """Moves on with each look."""

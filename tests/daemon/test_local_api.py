@@ -70,6 +70,8 @@ CONVERSATION: list[tuple[str, str, object, int, object]] = [
     ("GET", "join-token/worker", None, 200, {"token": TOKEN}),
     ("POST", "join-token/manager/rotate", None, 200, {"token": f"{TOKEN}1"}),
     ("GET", "join-token/boss", None, 400, "invalid"),
+    ("GET", "cluster/ca", None, 200, 1),
+    ("POST", "cluster/ca/rotate", None, 200, {"waiting": ["h2"]}),
     ("GET", "nodes", None, 200, 1),
     ("GET", "nodes/h1", None, 200, {"status": "ready", "self": True}),
     ("GET", "nodes/h9", None, 404, "not-found"),

@@ -682,6 +682,43 @@ async def test_a_key_can_be_given_and_forced(cluster, manager):
     assert [key.epoch for key in manager.assignment_of(manager.node_id).keys] == [2, 1, 3]
 
 
+async def test_the_ca_goes_over_when_all_have(cluster, manager):
+    grant = await cluster.join(2)
+    ids = (manager.node_id, grant.node.id)
+    old_token = manager.join_token("worker")
+
+    async def report(node_id, certificate):
+        roots = manager.assignment_of(node_id).roots
+        own = trust.issuer(certificate, roots)
+        known = sorted(roots, key=lambda root: root != own)
+        await manager.report(node_id, NodeReport(authorities=tuple(trust.certificate_digest(root) for root in known)))
+
+    def uses():
+        return [(one.number, one.use) for one in manager.ca.view().authorities]
+
+    await report(ids[0], manager.certificate)
+    assert (await manager.ca.rotate()).waiting == ("h1", "h2")
+    assert uses() == [(1, "signs"), (2, "next")]
+    # A second wish is the same one; so is one after a restart.
+    manager = await cluster.reopen()
+    assert len((await manager.ca.rotate()).authorities) == 2
+    await report(ids[0], manager.certificate)
+    await report(ids[1], grant.certificate)
+    await wait_until(lambda: uses() == [(2, "signs"), (1, "old")])
+    # Who joins now with the old token gets a certificate of the new CA, and is waited for until it says so.
+    assert manager.join_token("worker") == old_token
+    late = await cluster.join(3)
+    assert trust.issuer(late.certificate, manager.roots) == manager.roots[0]
+    for node_id, number in ((ids[1], 2), (late.node.id, 3)):
+        await report(node_id, manager.renew(node_id, cluster.claim(number).csr))
+    await report(ids[0], manager.renew(ids[0], trust.make_csr(cluster.key, "h1")))
+    cluster.time += 11
+    await wait_until(lambda: uses() == [(2, "signs")])
+    assert manager.join_token("worker") != old_token
+    with pytest.raises(PeerError):
+        trust.verify_certificate(grant.certificate, manager.roots, cluster.time)
+
+
 async def test_renewal(cluster, manager):
     grant = await cluster.join(2)
     cluster.time += 60 * 86400

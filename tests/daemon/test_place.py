@@ -106,7 +106,7 @@ async def test_a_clock_that_is_set_is_noticed(place, monkeypatch):
 
 async def test_a_renewal_that_the_store_refuses_is_tried_again(place, monkeypatch):
     """A full disk, say: neither the daemon's end nor the certificate's."""
-    monkeypatch.setattr(certificates, "RENEWAL_RETRY_S", 0.05)
+    monkeypatch.setattr(certificates, "RETRY_S", (0.05, 0.05))
     monkeypatch.setattr(trust, "renewal_time", lambda certificate: 0.0 if certificate == before else 1e12)
     before, refusals = place.certificate, []
     use = place.manager.use_certificate

@@ -59,6 +59,48 @@ def test_a_rotated_token_opens_no_more(session: Session) -> None:
     whole(session)
 
 
+def authorities(session: Session) -> list[tuple[int, str]]:
+    found = session.json("h1", "vxnet ca --format json")
+    return [(one["number"], one["use"]) for one in found["authorities"]]
+
+
+def test_another_ca_takes_over(session: Session) -> None:
+    """A node that is away holds it up; who joins meanwhile needs no other token; traffic and rows go on."""
+    session.network("trusted")
+    session.container("h1", "a", "trusted")
+    session.container("h3", "b", "trusted")
+    eventually(lambda: session.inside("h1", "a", "ping -c1 -W1 b").returncode == 0)
+    ((number, _),) = authorities(session)
+    old, pem = token(session), session.say("h1", "vxnet ca")
+    session.lab.kill("h2", daemon=True)
+    eventually(lambda: statuses(session)["h2"] == "down")
+    ping = session.ping("h1", "a", "b", "-i0.05", "-c300")
+    assert f"CA {number + 1} is on its way" in session.say("h1", "vxnet ca rotate --detach")
+    assert authorities(session) == [(number, "signs"), (number + 1, "next")]
+    assert eventually(lambda: session.json("h1", "vxnet ca --format json")["waiting"] == ["h2"])
+    session.lab.start("h2")
+    eventually(lambda: authorities(session) == [(number + 1, "signs"), (number, "old")])
+    assert session.say("h1", "vxnet ca").count("BEGIN CERTIFICATE") == 2
+    session.say("h2", "vxnet leave")
+    session.say("h2", f"vxnet join --token {old} {MANAGER}")
+    # The command waits for the rest of a change that is under way.
+    assert f"CA {number + 1} is the only one now" in session.say("h1", "vxnet ca rotate")
+    assert ping.unanswered(300) == []
+    new = token(session)
+    assert authorities(session) == [(number + 1, "signs")] and new != old and session.say("h1", "vxnet ca") != pem
+    whole(session)
+    session.say("h2", "vxnet leave")
+    assert "its CA is another" in session.refusal("h2", f"vxnet join --token {old} {MANAGER}")
+    session.say("h2", f"vxnet join --token {new} {MANAGER}")
+    whole(session)
+    # Rows, leases and their signatures are of the new one; so they are after a restart.
+    session.lab.kill("h3", daemon=True)
+    session.lab.start("h3")
+    session.container("h2", "c", "trusted")
+    eventually(lambda: session.inside("h1", "a", "ping -c1 -W1 c && ping -c1 -W1 b").returncode == 0)
+    assert "`vxnet ca rotate` is a manager's" in session.refusal("h2", "vxnet ca rotate")
+
+
 def test_leave_takes_everything_along(session: Session) -> None:
     session.network("left")
     session.container("h2", "peer", "left")

@@ -55,6 +55,7 @@ TABLE: Final[Table] = {
         {"keys": "gossip:keys", "rotate-keys": "gossip:rotate_keys"},
         "gossip:show",
     ),
+    "ca": Section("The CA that makes nodes' certificates.", {"rotate": "ca:rotate"}, "ca:show"),
     "run": "run:run",
     "ps": "container:ps",
     "inspect": "container:inspect",

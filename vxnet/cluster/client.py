@@ -42,6 +42,7 @@ from vxnet.model.api import (
     UsageView,
 )
 from vxnet.model.bench import BenchEnd, BenchWish
+from vxnet.model.ca import CaView
 from vxnet.model.checkup import Diagnosis, Exam
 from vxnet.model.cluster import ForeignPeer, Network, Node, Record, Role
 from vxnet.model.container import Container, ContainerSpec
@@ -177,6 +178,13 @@ class Client:
 
     def set_role(self, ref: str, role: Role) -> Node:
         return self._post(f"nodes/{_segment('node', ref)}/role/{role}", Node)
+
+    def ca(self) -> CaView:
+        return self._get("cluster/ca", CaView)
+
+    def rotate_ca(self) -> CaView:
+        """For root; :class:`ForbiddenError` for others."""
+        return self._post("cluster/ca/rotate", CaView)
 
     def update_node(self, ref: str, update: NodeUpdate) -> Node:
         return self._post(f"nodes/{_segment('node', ref)}/update", Node, update)

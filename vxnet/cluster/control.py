@@ -25,7 +25,7 @@ from vxnet.cluster.failure import failure_from_json
 from vxnet.cluster.manager_api import KEEPALIVE_S, Renewal, Renewed, ReturnedLeases, Roots
 from vxnet.cluster.tls import MANAGER_NAME, Credentials, blind_context, client_context
 from vxnet.core.assignment import Update, decode_update
-from vxnet.core.trust import Token, certificate_to_pem, pins
+from vxnet.core.trust import Token, certificate_to_pem, is_endorsed, pins
 from vxnet.model.api import JoinClaim, JoinGrant, LeaseRequest, NodeReport, TaskReport, TaskReports
 from vxnet.model.cluster import CONTROL_PORT, Lease, Manager, Signed
 from vxnet.model.codec import from_json, to_json
@@ -74,7 +74,7 @@ def parse_manager(text: str) -> tuple[str, int]:
 
 
 async def fetch_roots(host: str, port: int, token: Token) -> tuple[bytes, ...]:
-    """The CA certificate (DER) that the token pins, from the manager at ``host``.
+    """The CA certificate (DER) that the token pins, and its successor, from the manager at ``host``.
 
     Raises :class:`UnavailableError` if nobody answers there, :class:`PeerError` if it is not the token's cluster.
     """
@@ -86,7 +86,8 @@ async def fetch_roots(host: str, port: int, token: Token) -> tuple[bytes, ...]:
             f"the manager at {server} is not of the cluster that the join token is for: its CA is another",
             hint="take the token from that cluster (`vxnet join-token worker`); if you did, somebody stands between",
         )
-    return pinned
+    successors = (root for root in roots.roots if any(is_endorsed(root, one, pinned[0]) for one in roots.endorsements))
+    return (*pinned, *successors)
 
 
 async def join(host: str, port: int, roots: Sequence[bytes], claim: JoinClaim) -> JoinGrant:

@@ -42,7 +42,7 @@ from vxnet.cluster.api import (
     stream_response,
     until_disconnect,
 )
-from vxnet.cluster.tls import Credentials, server_context, use_credentials
+from vxnet.cluster.tls import Credentials, server_context, trust_roots, use_credentials
 from vxnet.core.assignment import Update
 from vxnet.core.trust import Identity, verify_certificate
 from vxnet.model.address import IPAddress
@@ -64,6 +64,8 @@ log = logging.getLogger(__name__)
 class Roots(Record, frozen=True, kw_only=True):
     roots: tuple[bytes, ...]
     """DER."""
+    endorsements: tuple[bytes, ...] = ()
+    """By which one of them vouches for another: :func:`vxnet.core.trust.endorse`."""
 
 
 class ReturnedLeases(Record, frozen=True, kw_only=True):
@@ -79,11 +81,18 @@ class Renewed(Record, frozen=True, kw_only=True):
     """DER."""
 
 
+class Endorsing(Protocol):
+    @property
+    def endorsements(self) -> tuple[bytes, ...]: ...
+
+
 class ManagerService(Protocol):
     """What is served: :class:`vxnet.daemon.manager.Manager`."""
 
-    certificate_changed: asyncio.Event
+    trust_changed: asyncio.Event
 
+    @property
+    def ca(self) -> Endorsing: ...
     @property
     def roots(self) -> tuple[bytes, ...]: ...
     def check_node(self, node_id: str) -> None: ...
@@ -133,9 +142,10 @@ async def serve_manager(
             continue
         async with serving(make_manager_app(service), listener, tls=context):
             while True:
-                await service.certificate_changed.wait()
-                service.certificate_changed.clear()
+                await service.trust_changed.wait()
+                service.trust_changed.clear()
                 use_credentials(context, Credentials(*source.credentials()))
+                trust_roots(context, service.roots)
 
 
 def listen(address: IPAddress, port: int, purpose: str = "managers serve") -> socket.socket:
@@ -199,7 +209,7 @@ def _caller(service: ManagerService, request: web.Request) -> Identity:
 
 
 async def _ca(service: ManagerService, request: web.Request) -> web.StreamResponse:
-    return json_response(Roots(roots=service.roots))
+    return json_response(Roots(roots=service.roots, endorsements=service.ca.endorsements))
 
 
 async def _join(service: ManagerService, request: web.Request) -> web.StreamResponse:

@@ -33,7 +33,7 @@ def server_context(credentials: Credentials, roots: Sequence[bytes]) -> ssl.SSLC
     context.verify_mode = ssl.CERT_OPTIONAL
     # Without tickets every connection shows its certificate anew.
     context.num_tickets = 0
-    context.load_verify_locations(cadata=b"".join(roots))
+    trust_roots(context, roots)
     use_credentials(context, credentials)
     return context
 
@@ -42,7 +42,7 @@ def client_context(roots: Sequence[bytes], credentials: Credentials | None = Non
     """Accepts managers of the CAs ``roots`` only, by the name :data:`MANAGER_NAME`."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.load_verify_locations(cadata=b"".join(roots))
+    trust_roots(context, roots)
     if credentials is not None:
         use_credentials(context, credentials)
     return context
@@ -76,6 +76,12 @@ def etcd_context(access: StoreAccess) -> ssl.SSLContext | None:
             f"etcd's CA, or the certificate and key for it, cannot be used: {error}", hint="they are files in PEM"
         ) from error
     return context
+
+
+def trust_roots(context: ssl.SSLContext, roots: Sequence[bytes]) -> None:
+    """From the next handshake on, these (DER) too. Nothing is taken back: a removed CA is left to who looks at the
+    certificate again."""
+    context.load_verify_locations(cadata=b"".join(roots))
 
 
 def use_credentials(context: ssl.SSLContext, credentials: Credentials) -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from vxnet.core import allocate, networks, rotation, trust
+from vxnet.core import allocate, networks, rotation, succession, trust
 from vxnet.core.nodes import check_claim
 from vxnet.core.ports import in_mesh
 from vxnet.core.rotation import GossipKeys
@@ -244,6 +244,7 @@ def report(wishes: Wishes, node_id: str, news: NodeReport) -> tuple[Decision, No
         routes=news.routes,
         version=news.version,
         key_epochs=news.key_epochs,
+        authorities=news.authorities,
         cpus=news.cpus,
         memory=news.memory,
         os=news.os,
@@ -334,6 +335,28 @@ def _ring(wishes: Wishes) -> GossipKeys:
 
 def _turned(before: GossipKeys, after: GossipKeys) -> Decision:
     return Decision({"gossip/keys": after} if after != before else {}, ["gossip/keys"])
+
+
+# The CA
+
+
+def rotate_ca(wishes: Wishes, entropy: bytes, now: float) -> tuple[Decision, None]:
+    """A new CA begins its way to all nodes, if none is on it already. ``entropy`` is 48 octets."""
+    assert wishes.cluster is not None
+    made = succession.successor(wishes.authorities, wishes.cluster.id, entropy, now)
+    return _succeeded(wishes, dict([made] if made is not None else [])), None
+
+
+def turn_ca(wishes: Wishes, now: float) -> tuple[Decision, bool]:
+    """The next step of that, if it is time for one; whether it was."""
+    changes = succession.step(wishes.authorities, wishes.nodes.values(), now)
+    return _succeeded(wishes, changes), bool(changes)
+
+
+def _succeeded(wishes: Wishes, changes: Mapping[str, object | None]) -> Decision:
+    named = {f"ca/{number}": authority for number, authority in changes.items()}
+    # Who joins meanwhile knows the roots of its moment: the step is judged anew with it.
+    return Decision(named, [*named, *(f"ca/{number}" for number in wishes.authorities), "set/node"] if named else [])
 
 
 # Leases

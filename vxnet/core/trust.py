@@ -35,6 +35,7 @@ from vxnet.model.errors import CallerError, PeerError
 
 LEASES_PURPOSE = "vxnet lease set"
 ROWS_PURPOSE = "vxnet rows"
+SUCCESSOR_PURPOSE = "vxnet succeeding CA"
 
 BACKDATED_S = 3600
 """Clocks of two hosts may differ by this much."""
@@ -74,6 +75,12 @@ class CertificateAuthority(Record, frozen=True, kw_only=True):
     """DER."""
     key: bytes
     """PKCS#8, DER, unencrypted: the store's file is its only protection."""
+    waiting: bool = False
+    """It signs nothing yet: the nodes are to trust it first."""
+    endorsement: bytes = b""
+    """Its predecessor's signature over ``certificate``: who pins that one trusts this one too."""
+    turned_at: float = 0.0
+    """When it was made, or began to sign."""
 
 
 class Token(NamedTuple):
@@ -206,6 +213,18 @@ def verify_certificate(der: bytes, roots: Sequence[bytes], now: float) -> Identi
         raise PeerError(f"a certificate is not one of vxnet's ({error})") from error
 
 
+def issuer(der: bytes, roots: Sequence[bytes]) -> bytes | None:
+    """Which of ``roots`` signed a certificate, which may have ended since. Raises :class:`PeerError` if it is none."""
+    certificate = _load(der)
+    for root in roots:
+        try:
+            certificate.verify_directly_issued_by(_load(root))
+        except (InvalidSignature, *_UNREADABLE):
+            continue
+        return root
+    return None
+
+
 def validity(der: bytes) -> tuple[float, float]:
     """(first, last) second of a certificate. Raises :class:`PeerError` if it is none."""
     certificate = _load(der)
@@ -247,6 +266,26 @@ def key_digest(csr: bytes) -> str:
 def certificate_digest(der: bytes) -> str:
     """SHA-256 in hexadecimal."""
     return hashlib.sha256(der).hexdigest()
+
+
+# A CA vouches for its successor
+
+
+def endorse(ca: CertificateAuthority, successor: bytes) -> bytes:
+    """ECDSA over the successor's certificate."""
+    key = cast(ec.EllipticCurvePrivateKey, serialization.load_der_private_key(ca.key, None))
+    return key.sign(_to_be_signed(SUCCESSOR_PURPOSE, successor), ec.ECDSA(hashes.SHA256(), deterministic_signing=True))
+
+
+def is_endorsed(successor: bytes, endorsement: bytes, root: bytes) -> bool:
+    try:
+        key = _load(root).public_key()
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            return False
+        key.verify(endorsement, _to_be_signed(SUCCESSOR_PURPOSE, successor), ec.ECDSA(hashes.SHA256()))
+    except (PeerError, InvalidSignature, *_UNREADABLE):
+        return False
+    return True
 
 
 # Signed records

@@ -4,7 +4,7 @@
 key                       record
 ========================  ==============================================================================
 ``cluster``               :class:`Cluster`
-``ca/<number>``           :class:`CertificateAuthority`; the highest number signs, all are roots
+``ca/<number>``           :class:`CertificateAuthority`; all are roots, which one signs says :mod:`core.succession`
 ``token/<role>``          :class:`JoinSecret`
 ``gossip/keys``           :class:`GossipKeys`
 ``network/<id>``          :class:`Network`
@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from vxnet.core import succession
 from vxnet.core.assignment import Item, item
 from vxnet.core.rotation import GossipKeys
 from vxnet.core.trust import CertificateAuthority
@@ -184,12 +185,17 @@ class Wishes:
     @property
     def authority(self) -> CertificateAuthority:
         """The one that signs."""
-        return self.authorities[max(self.authorities, key=int)]
+        return self.authorities[succession.in_order(self.authorities)[0]]
 
     @property
     def roots(self) -> tuple[bytes, ...]:
         """Certificates, the signing CA's first."""
-        return tuple(self.authorities[number].certificate for number in sorted(self.authorities, key=int, reverse=True))
+        return tuple(self.authorities[number].certificate for number in succession.in_order(self.authorities))
+
+    @property
+    def pinned(self) -> bytes:
+        """The root that join tokens name: the oldest, which vouches for the newer one."""
+        return self.authorities[min(self.authorities, key=int)].certificate
 
     @property
     def managers(self) -> tuple[Node, ...]:

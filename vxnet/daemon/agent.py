@@ -44,9 +44,9 @@ from vxnet.daemon.history import History, look_at
 from vxnet.daemon.local_networks import OWNER, LocalNetworks
 from vxnet.daemon.membership import Membership
 from vxnet.daemon.metrics import Measured
+from vxnet.daemon.node_commands import NodeCommands
 from vxnet.daemon.paths import Paths
 from vxnet.daemon.reconcile import Plan, Reconciler
-from vxnet.daemon.services import Services
 from vxnet.daemon.state import StateDirectory
 from vxnet.daemon.store_commands import StoreCommands
 from vxnet.daemon.way_out import WayOut
@@ -56,8 +56,6 @@ from vxnet.host.kernel import Kernel
 from vxnet.host.tunnels import Options
 from vxnet.model.address import IPNetwork
 from vxnet.model.api import (
-    GossipKeyView,
-    GossipView,
     Health,
     Info,
     InitRequest,
@@ -66,12 +64,8 @@ from vxnet.model.api import (
     NetworkPrune,
     NetworkUpdate,
     NetworkView,
-    NodeUpdate,
-    NodeView,
-    RotateKeys,
-    Rotation,
 )
-from vxnet.model.cluster import CONTROL_PORT, GOSSIP_PORT, ForeignPeer, Network, Node, Role
+from vxnet.model.cluster import CONTROL_PORT, GOSSIP_PORT, ForeignPeer, Network, Node
 from vxnet.model.container import Container
 from vxnet.model.errors import ConflictError, HostError, NotFoundError
 from vxnet.model.host import GATEWAY_BRIDGE, Change, HostFacts, Sandbox
@@ -98,7 +92,7 @@ class _Seen(NamedTuple):
     local_networks: Mapping[str, Network]
 
 
-class Agent(ContainerCommands):
+class Agent(ContainerCommands, NodeCommands):
     """Use as ``async with Agent.open(…)``. The methods are those of :class:`vxnet.daemon.local_api.AgentApi`."""
 
     def __init__(
@@ -392,42 +386,6 @@ class Agent(ContainerCommands):
         for name in names:
             with contextlib.suppress(NotFoundError):  # with --rm it goes by itself
                 await self._containers.remove(name, force=True)
-
-    async def join_token(self, role: Role, rotate: bool) -> str:
-        manager = self._membership.manager("join-token")
-        return await manager.rotate_token(role) if rotate or not manager.has_token(role) else manager.join_token(role)
-
-    async def nodes(self) -> tuple[NodeView, ...]:
-        return views.nodes(self._membership.joined(), self._membership.manager("node ls"))
-
-    async def node(self, ref: str) -> NodeView:
-        listed = views.nodes(self._membership.joined(), self._membership.manager("node inspect"))
-        wanted = networks.find(ref, [view.node for view in listed], "node").id
-        return next(view for view in listed if view.node.id == wanted)
-
-    async def remove_node(self, ref: str, force: bool) -> None:
-        await self._membership.manager("node rm").remove_node(ref, force)
-
-    # Gossip
-
-    async def gossip(self) -> GossipView:
-        return views.gossip(self._membership.joined())
-
-    async def gossip_keys(self) -> tuple[GossipKeyView, ...]:
-        return views.gossip_keys(self._membership.joined())
-
-    async def rotation(self) -> Rotation:
-        return self._membership.manager("gossip rotate-keys").rotation()
-
-    async def rotate_keys(self, request: RotateKeys) -> Rotation:
-        return await self._membership.manager("gossip rotate-keys").rotate_keys(request)
-
-    async def update_node(self, ref: str, update: NodeUpdate) -> Node:
-        return await self._membership.manager("node update").update_node(ref, update)
-
-    def services(self, command: str) -> Services:
-        """Raises :class:`ConflictError` on a worker: ``command`` is a manager's."""
-        return self._membership.manager(command).services
 
     # The routing mesh
 

@@ -1,4 +1,4 @@
-"""This node's certificate: renewed at half its life, and as soon as the node has another role."""
+"""This node's certificate: renewed at half its life, and as soon as the node has another role or another CA signs."""
 
 from __future__ import annotations
 
@@ -18,20 +18,23 @@ from vxnet.model.errors import VxnetError
 
 log = structlog.get_logger()
 
-RENEWAL_RETRY_S = 600.0
-ROLE_RETRY_S = 1.0
+RETRY_S = (5.0, 600.0)
+"""After the first refusal, and at most: it doubles."""
+SOON_S = 1.0
 """A node whose certificate does not say its role waits for it."""
 CLOCK_S = 600.0
 """How late a clock that was set (at boot it may be years off) is noticed."""
 
 
 class NodeCertificate:
-    """``renew`` asks a manager for one, ``use`` has it used everywhere; both may raise."""
+    """``holder`` tells the node and the roots that it trusts, the CA that signs first. ``renew`` asks
+    a manager for a certificate, ``use`` has it used everywhere; both may raise.
+    """
 
     def __init__(
         self,
         state: StateDirectory,
-        node: Callable[[], Node],
+        holder: Callable[[], tuple[Node, tuple[bytes, ...]]],
         renew: Callable[[bytes], Awaitable[bytes]],
         use: Callable[[bytes], Awaitable[None]],
     ) -> None:
@@ -40,14 +43,14 @@ class NodeCertificate:
         self.key_pem = key_pem
         self.der = trust.certificate_from_pem(certificate_pem)
         self._state = state
-        self._node = node
+        self._holder = holder
         self._renew = renew
         self._use = use
         self._moved = asyncio.Event()
         """Set, and replaced, whenever role or certificate may be others."""
 
     def look(self) -> None:
-        """The role may be another."""
+        """Role or roots may be others."""
         self._moved.set()
         self._moved = asyncio.Event()
 
@@ -56,22 +59,35 @@ class NodeCertificate:
         while trust.role_of(self.der) != "manager":
             await self._moved.wait()
 
+    def authorities(self) -> tuple[str, ...]:
+        """Digests of the roots, its own first: what the managers are told."""
+        _, roots = self._holder()
+        issuer = trust.issuer(self.der, roots)
+        return tuple(trust.certificate_digest(root) for root in sorted(roots, key=lambda root: root != issuer))
+
     async def run(self) -> None:
+        pause = RETRY_S[0]
         while True:
             wait_s = trust.renewal_time(self.der) - time.time()
-            if wait_s > 0 and trust.role_of(self.der) == self._node().role:
+            if wait_s > 0 and self._says_what_it_should():
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(min(wait_s, CLOCK_S)):
                         await self._moved.wait()
                 continue
             try:
-                await self._replace(await self._renew(trust.make_csr(self.key, self._node().name)))
+                await self._replace(await self._renew(trust.make_csr(self.key, self._holder()[0].name)))
                 log.info("certificate renewed")
-                if trust.role_of(self.der) != self._node().role:
-                    await asyncio.sleep(ROLE_RETRY_S)  # that manager has not heard of it yet
+                pause = RETRY_S[0]
+                if not self._says_what_it_should():
+                    await asyncio.sleep(SOON_S)  # that manager has not heard of it yet
             except VxnetError as error:
                 log.warning("certificate not renewed", error=str(error))
-                await asyncio.sleep(RENEWAL_RETRY_S if wait_s <= 0 else ROLE_RETRY_S)
+                await asyncio.sleep(SOON_S if trust.role_of(self.der) != self._holder()[0].role else pause)
+                pause = min(pause * 2, RETRY_S[1])
+
+    def _says_what_it_should(self) -> bool:
+        node, roots = self._holder()
+        return trust.role_of(self.der) == node.role and trust.issuer(self.der, roots[:1]) is not None
 
     async def _replace(self, certificate: bytes) -> None:
         """Raises what the store does, on a manager: then it is not in use everywhere, and another is to be had."""

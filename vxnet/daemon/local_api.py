@@ -38,6 +38,7 @@ from vxnet.model.api import (
     RotateKeys,
     Rotation,
 )
+from vxnet.model.ca import CaView
 from vxnet.model.cluster import ForeignPeer, Network, Node, Role
 from vxnet.model.errors import CallerError, ForbiddenError
 from vxnet.model.guest import GuestView, GuestWish
@@ -63,6 +64,8 @@ class AgentApi(ContainersApi, Protocol):
     async def join(self, request: JoinRequest, /) -> Node: ...
     async def leave(self, force: bool, /) -> None: ...
     async def join_token(self, role: Role, rotate: bool, /) -> str: ...
+    async def ca(self) -> CaView: ...
+    async def rotate_ca(self) -> CaView: ...
     async def nodes(self) -> tuple[NodeView, ...]: ...
     async def node(self, ref: str, /) -> NodeView: ...
     async def remove_node(self, ref: str, force: bool, /) -> None: ...
@@ -122,6 +125,8 @@ class _ClusterRoutes:
             web.post("/v1/store/restore", self.restore_store),
             web.get("/v1/join-token/{role}", self.join_token),
             web.post("/v1/join-token/{role}/rotate", self.rotate_token),
+            web.get("/v1/cluster/ca", self.ca),
+            web.post("/v1/cluster/ca/rotate", self.rotate_ca),
             web.get("/v1/nodes", self.nodes),
             web.get("/v1/nodes/{ref}", self.node),
             web.delete("/v1/nodes/{ref}", self.remove_node),
@@ -148,6 +153,13 @@ class _ClusterRoutes:
 
     async def rotate_token(self, request: web.Request) -> web.Response:
         return json_response(TokenAnswer(token=await self._agent.join_token(_role(request), True)))
+
+    async def ca(self, request: web.Request) -> web.Response:
+        return json_response(await self._agent.ca())
+
+    async def rotate_ca(self, request: web.Request) -> web.Response:
+        _check_root(request, "change the CA")
+        return json_response(await self._agent.rotate_ca())
 
     async def nodes(self, request: web.Request) -> web.Response:
         return json_response(await self._agent.nodes())
@@ -210,21 +222,21 @@ class _GossipRoutes:
         return json_response(await self._agent.gossip())
 
     async def keys(self, request: web.Request) -> web.Response:
-        _check_root(request, "the gossip's keys are shown")
+        _check_root(request, "see the gossip's keys")
         return json_response(await self._agent.gossip_keys())
 
     async def rotation(self, request: web.Request) -> web.Response:
         return json_response(await self._agent.rotation())
 
     async def rotate(self, request: web.Request) -> web.Response:
-        _check_root(request, "the gossip's keys are changed")
+        _check_root(request, "change the gossip's keys")
         return json_response(await self._agent.rotate_keys(await read_record(request, RotateKeys)))
 
 
 def _check_root(request: web.Request, what: str) -> None:
     """The group vxnet may use this host's daemon; who has the gossip's keys can speak as any host."""
     if peer_uid(request) != 0:
-        raise ForbiddenError(f"{what} to root only", hint="use sudo")
+        raise ForbiddenError(f"only root may {what}", hint="use sudo")
 
 
 class _NetworkRoutes:

@@ -33,6 +33,7 @@ from vxnet.core.allocate import DEFAULT_POOL
 from vxnet.core.assignment import Update
 from vxnet.core.decisions import Decision
 from vxnet.core.wishes import JoinSecret, Signer, Wishes
+from vxnet.daemon.authorities import Authorities
 from vxnet.daemon.commits import Commits, encoded
 from vxnet.daemon.mirror import Mirror
 from vxnet.daemon.services import Services
@@ -99,8 +100,7 @@ class Manager:
         self.node_id = node_id
         self.certificate = certificate
         """DER."""
-        self.certificate_changed = asyncio.Event()
-        """For the server on 2377."""
+        self.trust_changed = asyncio.Event()  # certificate or roots: for the server on 2377
         self.users_of: Callable[[str], list[str]] = lambda network_id: []
         """Names of the endpoints that use a network; the daemon sets it once gossip runs."""
         self.alive: Callable[[str], bool] = lambda node_id: True
@@ -116,6 +116,7 @@ class Manager:
         self._mirror = Mirror(store, wishes, self._sign_leases)
         self.commits = Commits(store, self._mirror, leadership)
         self._decide = self.commits.decide
+        self.ca = Authorities(self._mirror, self.commits, entropy, now)
         self.services = Services(self._mirror, self.commits, self._new_id, now)
 
     # Birth
@@ -224,7 +225,7 @@ class Manager:
 
     def _leading(self) -> list[Coroutine[Any, Any, None]]:
         """What only the leader does."""
-        return [self._keep_mending(), self._keep_turning_keys(), self.services.run()]
+        return [self._keep_mending(), self._keep_turning(), self.services.run()]
 
     def _is_gone(self, node_id: str) -> bool:
         return self.gone(node_id) or node_id not in self._wishes.nodes
@@ -249,13 +250,14 @@ class Manager:
         while await self.commits.decide_as_leader(lambda wishes: decisions.mend(wishes, self._now())):
             pass
 
-    async def _keep_turning_keys(self) -> None:
+    async def _keep_turning(self) -> None:
         while True:
             seen = self._wishes.revision
             try:
                 await self.turn_keys()
+                await self.ca.turn()
             except VxnetError as error:
-                log.warning("gossip keys not turned", error=str(error))
+                log.warning("gossip keys and CA not looked after", error=str(error))
                 await asyncio.sleep(MEND_AGAIN_S)
             await asyncio.sleep(KEYS_PAUSE_S)
             if self._wishes.revision == seen:
@@ -361,7 +363,7 @@ class Manager:
     def join_token(self, role: Role) -> str:
         """Raises :class:`UnsupportedError` for managers where the store takes only one."""
         self._check_role(role)
-        return trust.make_token(self._wishes.roots[0], self._wishes.secrets[role].secret)
+        return trust.make_token(self._wishes.pinned, self._wishes.secrets[role].secret)
 
     def has_token(self, role: Role) -> bool:
         return role in self._wishes.secrets
@@ -369,8 +371,7 @@ class Manager:
     async def rotate_token(self, role: Role) -> str:
         """The old one is worth nothing from now on."""
         self._check_role(role)
-        secret = JoinSecret(secret=trust.make_secret(self._entropy(16)))
-        await self._put(f"token/{role}", secret)
+        await self._put(f"token/{role}", JoinSecret(secret=trust.make_secret(self._entropy(16))))
         log.info("join token rotated", role=role)
         return self.join_token(role)
 
@@ -461,7 +462,7 @@ class Manager:
     async def use_certificate(self, certificate: bytes) -> None:
         """This manager's own new one (of the same key): all lease sets are signed and told anew."""
         self.certificate = certificate
-        self.certificate_changed.set()
+        self.trust_changed.set()
         await self._put(f"signer/{self.node_id}", Signer(digest=trust.certificate_digest(certificate)))
 
     async def lease(self, node_id: str, request: LeaseRequest) -> Signed:

@@ -60,13 +60,16 @@ class Here:
             await self._manager.leave(self._manager.node_id)
 
 
-def node_report(facts: HostFacts, gateway: GatewayChoice | None, keys: Iterable[GossipKey]) -> NodeReport:
+def node_report(
+    facts: HostFacts, gateway: GatewayChoice | None, keys: Iterable[GossipKey], authorities: tuple[str, ...]
+) -> NodeReport:
     """What the managers should know of this host."""
     own = tuple(address.network for address in gateway.addresses) if gateway is not None else ()
     return NodeReport(
         routes=(*facts.routes, *own),
         version=__version__,
         key_epochs=tuple(key.epoch for key in keys),
+        authorities=authorities,
         cpus=facts.cpus,
         memory=facts.memory,
         os=facts.os,

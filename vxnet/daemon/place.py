@@ -93,7 +93,7 @@ class Place:
         self._changed = changed
         self._errand = errand
         self._own = NodeCertificate(
-            state, lambda: self.node, lambda csr: self._managers.renew(csr), self._use_certificate
+            state, lambda: (self.node, self.assignment.roots), lambda csr: self._managers.renew(csr), self._use
         )
         self._report_due = asyncio.Event()
         self._moved = asyncio.Event()
@@ -198,6 +198,11 @@ class Place:
     # The managers' word
 
     @property
+    def certificate(self) -> bytes:
+        """DER."""
+        return self._own.der
+
+    @property
     def manager_reachable(self) -> bool:
         return self.manager is not None or self._client.reachable
 
@@ -278,7 +283,10 @@ class Place:
             revoked=assignment.revoked,
             leases=assignment.leases,
         )
-        # The managers wait for this before they have a new key used.
+        if self.manager is not None:
+            self.manager.trust_changed.set()
+        self._own.look()
+        # The managers wait for this before they have a new key or CA used.
         self._report_due.set()
         self._changed()
 
@@ -336,7 +344,7 @@ class Place:
         """The managers know this host's routes and version: pools avoid the one, upgrades need the other."""
         last: NodeReport | None = None
         while True:
-            report = node_report(self._facts(), self._state.gateway(), self.assignment.keys)
+            report = node_report(self._facts(), self._state.gateway(), self.assignment.keys, self._own.authorities())
             try:
                 if report != last:
                     await self._managers.report(report)
@@ -347,16 +355,12 @@ class Place:
                 log.debug("report not delivered", error=str(error))
                 await asyncio.sleep(RETRY_S)
 
-    @property
-    def certificate(self) -> bytes:
-        """DER."""
-        return self._own.der
-
-    async def _use_certificate(self, certificate: bytes) -> None:
+    async def _use(self, certificate: bytes) -> None:
         self._client.update(certificate=certificate)
         if self.manager is not None and trust.role_of(certificate) == "manager":
             await self.manager.use_certificate(certificate)
         self.gossip.update(certificate=certificate)
+        self._report_due.set()
 
     async def resign(self) -> None:
         """Tell the managers. Raises what they say; then this node is a member as before."""
@@ -488,12 +492,7 @@ class Place:
 
     def users_of(self, network_id: str) -> list[str]:
         """``web on h2``: whoever still uses a network."""
-        names = self.names()
-        return [
-            f"{value.name} on {names.get(key.owner, key.owner)}"
-            for key, _, value in self.paths()
-            if isinstance(value, Endpoint) and value.network == network_id
-        ]
+        return words.users_among(self.paths(), self.names(), network_id)
 
     def names(self) -> dict[str, str]:
         """Host names by node id."""

@@ -1,14 +1,16 @@
-"""What a node says of itself in the gossip, and what it reads of others' words about managers."""
+"""What a node says of itself in the gossip, and what it reads of others' words."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from vxnet import __version__
+from vxnet.core.facts import Facts
 from vxnet.core.members import Member
 from vxnet.model.assignment import Assignment
 from vxnet.model.cluster import Manager, Node, Role
 from vxnet.model.host import HostFacts
+from vxnet.model.row import Endpoint
 
 
 def tags_of(node: Node, facts: HostFacts) -> dict[str, str]:
@@ -35,3 +37,12 @@ def managers_among(members: Iterable[Member], assignment: Assignment, own_id: st
         *assignment.managers,
         *(Manager(id=one.id, name=one.name, addr=one.address) for one in others if one.tags.get("role") == "manager"),
     )
+
+
+def users_among(rows: Facts, names: Mapping[str, str], network_id: str) -> list[str]:
+    """``web on h2``: whoever still uses a network. ``names`` of hosts by node id."""
+    return [
+        f"{value.name} on {names.get(key.owner, key.owner)}"
+        for key, _, value in rows
+        if isinstance(value, Endpoint) and value.network == network_id
+    ]

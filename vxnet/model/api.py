@@ -63,6 +63,8 @@ class NodeReport(Record, frozen=True, kw_only=True):
     version: str = ""
     key_epochs: tuple[int, ...] = ()
     """Of the gossip keys that it accepts, the one it uses first: so a manager knows when a new one may be used."""
+    authorities: tuple[str, ...] = ()
+    """SHA-256 of the CAs' certificates that it trusts, its own certificate's first: the same for a new CA."""
     cpus: float = 0.0
     memory: int = 0
     """Octets."""

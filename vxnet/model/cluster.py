@@ -70,6 +70,8 @@ class Node(Record, frozen=True, kw_only=True):
     """SHA-256 of the public key it joined with: a join that is tried again is the same node."""
     key_epochs: tuple[int, ...] = ()
     """Of the gossip keys that it accepts, as last reported, the one it uses first."""
+    authorities: tuple[str, ...] = ()
+    """SHA-256 of the CAs' certificates that it trusts, as last reported, its own certificate's first."""
     availability: Availability = "active"
     labels: dict[str, str] = {}
     cpus: float = 0.0
