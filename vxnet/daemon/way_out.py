@@ -47,12 +47,13 @@ class WayOut:
         return GatewayBridge(addresses=self.addresses(), mtu=self._config.mtu or mtu)
 
     def warnings(self) -> tuple[str, ...]:
-        """What the configuration says and is not so."""
-        chosen = {one.network for one in self._chosen()}
+        """What the configuration says and is not so. Chooses nothing: a full disk is no reason not to be told of it."""
+        choice = self._state.gateway()
+        chosen = {one.network for one in choice.addresses} if choice is not None else None
         return tuple(
             f"vxnet_gw is not {wanted} yet, as vxnet.toml says: containers are on it; remove them, restart vxnetd"
             for wanted in (self._config.subnet, self._config.subnet6 if self._config.ipv6 else None)
-            if wanted is not None and wanted not in chosen
+            if wanted is not None and chosen is not None and wanted not in chosen
         )
 
     def check(self) -> None:
