@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+
+import msgspec
+import pytest
+
+from vxnet.model import codec
+from vxnet.model.published import PublishedPort
 
 THREADS = """
 import sys, threading
@@ -28,3 +35,11 @@ TIMES = 4
 def test_records_are_read_for_the_first_time_by_many_threads() -> None:
     running = [subprocess.Popen([sys.executable, "-c", THREADS]) for _ in range(TIMES)]
     assert [one.wait() for one in running] == [0] * TIMES
+
+
+@pytest.mark.parametrize("text", ["fe80::1%eth0", "fe80::1%x\nflush ruleset", "fe80::%x; flush/64"])
+def test_no_zone_is_taken_for_a_part_of_an_address(text: str) -> None:
+    """Addresses stand in rules, and :mod:`ipaddress` takes any text for a zone."""
+    name = "sources" if "/" in text else "addresses"
+    with pytest.raises(msgspec.ValidationError, match="without a zone"):
+        codec.from_json(json.dumps({"target": 80, name: [text]}).encode(), PublishedPort)

@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from tests.host.rig import VNI, Container, Pair, errors, interfaces
 from tests.host.test_bridges import BLUE, on_bridge
 from tests.host.test_bridges import GATEWAY as BOTH
-from tests.host.throwaway import Place
+from tests.host.throwaway import Place, wire
 from vxnet.host.kernel import Kernel
 from vxnet.model.host import HostState
 
@@ -265,7 +265,16 @@ def test_no_forged_frame_gets_into_a_network(rig: Rig) -> None:
             f"{name} in IPv6 to the other host": Forger(one, "fd00:9::2"),
             f"{name} in IPv6 to this host": Forger(one, "fd00:9::1"),
         }
-    with c1.do(listen) as at_c1, d1.do(listen) as at_d1:
+    other = Place()
+    wire(host, "docker0", other, "eth0")  # type: ignore[arg-type]
+    host.sh(
+        "ip addr add 172.30.0.1/24 dev docker0; nft add table ip other;"
+        "nft 'add chain ip other post { type nat hook postrouting priority srcnat; }';"
+        "nft add rule ip other post ip saddr 172.30.0.0/24 oifname eth0 masquerade"
+    )
+    other.sh("ip addr add 172.30.0.2/24 dev eth0; ip route add default via 172.30.0.1")
+    tries["somebody else's container"] = Forger(other, "192.168.9.2")
+    with contextlib.closing(other), c1.do(listen) as at_c1, d1.do(listen) as at_d1:
         for _ in range(2):  # and with a FORWARD that others have closed, and vxnet has opened for itself
             for name, forger in tries.items():
                 forger.send(name)

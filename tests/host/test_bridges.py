@@ -230,6 +230,34 @@ def test_ports_of_the_host(rig: Rig, family: int) -> None:
             assert ask(rig.c1, "127.0.0.2", 9000) == ""
 
 
+def test_a_port_of_the_loopback_is_the_hosts_alone(rig: Rig) -> None:
+    """Also where a neighbour on the underlay routes by hand: what is translated would pass for the host's own."""
+    ports = (
+        HostPort(
+            protocol="udp",
+            published=8080,
+            target=81,
+            to=addresses("172.19.0.2", "fd19::ac13:2"),
+            addresses=addresses("127.0.0.1", "::1"),
+        ),
+    )
+    assert errors(rig.host.reconcile(replace(rig.state, ports=ports))) == []
+    rig.world.sh(
+        "ip route del local 127.0.0.0/8 dev lo table local; ip route del local 127.0.0.1 dev lo table local;"
+        "sysctl -qw net.ipv4.conf.all.route_localnet=1; ip route add 127.0.0.1/32 via 192.168.9.1"
+    )
+    with serving(rig.c1, 81, "udp"):
+        assert ask(rig.host, "127.0.0.1", 8080, "udp") == "172.19.0.1"
+        assert "::1" not in rig.host.sh("nft list chain inet vxnet ports_local")  # from there no answer comes home
+    with rig.c1.do(lambda: socket.socket(type=socket.SOCK_DGRAM)) as server:
+        server.bind(("172.19.0.2", 81))
+        server.settimeout(0.5)
+        with rig.world.do(lambda: socket.socket(type=socket.SOCK_DGRAM)) as stranger:
+            stranger.sendto(b"?", ("127.0.0.1", 8080))
+        with pytest.raises(TimeoutError):
+            server.recv(1)
+
+
 def test_damage_to_a_bridge_network_is_mended(rig: Rig) -> None:
     host = rig.host
     for damage in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import select
 import socket
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from msgspec.structs import replace
 
 from tests.host.mesh_rig import VIP, Site, port
 from tests.host.rig import wait_until
+from tests.host.throwaway import Place, wire
 from vxnet.host import nft
 from vxnet.model.host import STICKY_BUCKETS
 from vxnet.model.mesh import MeshTraffic
@@ -266,6 +268,27 @@ def test_ports_bound_to_addresses_and_kept_for_some(site: Site) -> None:
     ):
         with pytest.raises(OSError):
             place.do(lambda: site.keep(socket.create_connection((address, number), timeout=0.3)))  # noqa: B023
+
+
+def test_a_port_of_the_loopback_is_the_hosts_alone(site: Site) -> None:
+    """Also where a neighbour on the underlay routes by hand."""
+    site.publish(replace(port("udp", 53, 5353, 4, [site.t1]), addresses=(ipaddress.ip_address("127.0.0.1"),)))
+    servers = [site.udp(site.t1, 5353)]
+    assert site.ask(site.udp(site.h1, version=4), "127.0.0.1", servers)
+    stranger = Place()
+    try:
+        wire(site.h1, "n0", stranger, "n0")  # type: ignore[arg-type]
+        site.h1.sh("ip addr add 192.168.54.1/24 dev n0")
+        stranger.sh(
+            "ip addr add 192.168.54.9/24 dev n0; ip link set lo up; ip link set n0 up;"
+            "ip route del local 127.0.0.0/8 dev lo table local; ip route del local 127.0.0.1 dev lo table local;"
+            "sysctl -qw net.ipv4.conf.all.route_localnet=1; ip route add 127.0.0.1/32 via 192.168.54.1"
+        )
+        asking = site.udp(stranger, version=4)
+        asking.sendto(b"question", ("127.0.0.1", 53))
+        assert select.select(servers, [], [], 0.5)[0] == []
+    finally:
+        stranger.close()
 
 
 def test_a_clients_address_chooses(site: Site) -> None:

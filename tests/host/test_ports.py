@@ -146,6 +146,8 @@ def test_connections_that_have_just_ended_are_no_obstacle(host: Host) -> None:
             client.close()
         held = hold(Door("tcp", 8080, V4))
         assert held is not None
+        assert bind("0.0.0.0", 8080) == errno.EADDRINUSE
+        assert bind("127.0.0.1", 8080) == errno.EADDRINUSE
         held.close()
 
     host.do(check)

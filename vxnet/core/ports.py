@@ -79,6 +79,7 @@ def check(ports: Sequence[PublishedPort]) -> None:
             raise CallerError(f"port {port.published} of a node is none", hint="it is a number from 1 to 65535")
         if port.addresses and port.interface:
             raise CallerError(f"port {name_of(port)} is bound to addresses and to an interface: one of them is given")
+        _check_places(port)
         if port.mode == "host" and port.policy != "prefer-local":
             raise CallerError(
                 f"port {name_of(port)}: policy={port.policy} is the routing mesh's, and mode=host goes round that"
@@ -89,6 +90,28 @@ def check(ports: Sequence[PublishedPort]) -> None:
         if any(meet(port, other) for other in same):
             raise CallerError(f"port {name_of(port)} is published twice", hint="leave one of them out")
         same.append(port)
+
+
+def _check_places(port: PublishedPort) -> None:
+    for one in port.addresses:
+        mapped = one.ipv4_mapped if one.version == 6 else None
+        if one.is_multicast or str(one) == "255.255.255.255" or mapped or (one.version == 6 and one.is_link_local):
+            raise CallerError(
+                f"port {port.published or port.target}/{port.protocol} cannot be bound to {one}",
+                hint=f"write {mapped}" if mapped else "name a unicast address of the nodes, or an interface",
+            )
+        if port.mode == "host" and one.version == 6 and one.is_loopback:
+            raise CallerError(
+                f"port {port.published or port.target}/{port.protocol} of mode host cannot be bound to ::1",
+                hint="use 127.0.0.1, or a service, whose ports of mode ingress answer there",
+            )
+        same = [other for other in port.addresses if other.version == one.version]
+        if one.is_unspecified and len(same) > 1:
+            raise CallerError(
+                f"port {port.published or port.target}/{port.protocol} is bound to {one}, which is all addresses, and "
+                f"to {next(other for other in same if other != one)}",
+                hint="leave one of them out",
+            )
 
 
 # Of services: the managers' part

@@ -116,9 +116,6 @@ def _sysctls(bridges: Sequence[HostBridge], routed: Collection[int]) -> dict[str
     return wanted
 
 
-_FORWARDING = {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}
-
-
 def forward(namespace: int, bridges: Sequence[HostBridge], routed: Collection[int] = ()) -> list[Change]:
     """Switch routing on in the host's namespace for the families that the bridges have, and for those of ``routed``."""
     wanted = _sysctls(bridges, routed)

@@ -12,6 +12,7 @@ A drop in any table is final, so nothing here overrules what somebody else drops
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable, Iterator
 
 from vxnet.host import mesh, uvxlan
@@ -20,6 +21,9 @@ from vxnet.host.nft import Ruleset
 from vxnet.model.address import IPAddress, IPInterface, IPNetwork
 from vxnet.model.host import BRIDGE_PREFIX, GatewayBridge, HostBridge, HostPort, HostState, host_bridges
 
+_LOOPBACK = "ip daddr 127.0.0.0/8"
+"""Of IPv6 the kernel drops what comes to ::1 from elsewhere before any hook."""
+_LOOPBACK6 = ipaddress.IPv6Address(1)
 _EQUAL_PAIRS = ", ".join(f"{octet:#x} . {octet:#x}" for octet in range(256))
 _OURS = f'iifname "{BRIDGE_PREFIX}*"'
 
@@ -30,7 +34,8 @@ def ruleset(state: HostState, filled: mesh.Filled | None = None) -> Ruleset:
     """
     of_mesh = (filled or mesh.Filled()).part(state.ingress)
     sets = of_mesh.counter + _SETS + of_mesh.sets
-    body = "\n".join((sets, _prerouting(state), _input(state), _output(state), _forward(state), _nat(state)))
+    chains = _prerouting, _input, _output, _borrowed, _forward, _nat
+    body = "\n".join((sets, *(chain(state) for chain in chains)))
     vteps = state.vteps
     return Ruleset(
         body + of_mesh.chains,
@@ -103,6 +108,16 @@ def _output(state: HostState) -> str:
     mesh = "udp sport != {}-{} ".format(*ROOTS_PORTS) if any(one.ingress for one in state.segments) else ""
     rules = [f"udp dport {port} {mesh}meta skuid != {uvxlan.UID} drop", f"udp dport {port} notrack"]
     return _chain("output", "filter hook output priority raw", rules)
+
+
+def _borrowed(state: HostState) -> str:
+    """What somebody else's NAT (of Docker's networks, of virtual machines) has lent this host's address is not from a
+    tunnel: those are not tracked, and so not translated."""
+    rules = [f"ct status snat {family} daddr @{vteps} udp dport {state.data_port} drop" for family, vteps in _VTEPS]
+    return _chain("borrowed", "filter hook postrouting priority srcnat + 10", rules)
+
+
+_VTEPS = (("ip", "vteps4"), ("ip6", "vteps6"))
 
 
 def _guard(gateway: GatewayBridge) -> Iterator[str]:
@@ -181,7 +196,9 @@ def _nat(state: HostState) -> str:
         out.append(f'ip saddr 127.0.0.0/8 oifname "{BRIDGE_PREFIX}*" masquerade')
     chains = [_chain("postrouting", "nat hook postrouting priority srcnat", out)]
     if leads:
-        chains.append(_chain("ports", "nat hook prerouting priority dstnat", leads))
+        # Also of ports that are bound to 127.0.0.1: a neighbour may send to that address by hand, and once translated
+        # it would pass for a packet from the host itself. Those of the host come by the hook output.
+        chains.append(_chain("ports", "nat hook prerouting priority dstnat", [f"{_LOOPBACK} accept", *leads]))
         chains.append(_chain("ports_local", "nat hook output priority -100", local))
     return "\n".join(chains)
 
@@ -192,12 +209,14 @@ _LOCAL = "fib daddr type local"
 def _lead(port: HostPort, *, local: bool) -> Iterator[str]:
     for to in port.to:
         family = _family(to)
-        places = [one for one in port.addresses if one.version == to.version]
+        places = [one for one in port.addresses if one.version == to.version and one != _LOOPBACK6]
         sources = [one for one in port.sources if one.version == to.version]
         if (port.addresses and not places) or (port.sources and not sources):
             continue
         target = f"[{to}]:{port.target}" if to.version == 6 else f"{to}:{port.target}"
-        # From ::1 nothing can be sent on: the kernel takes its answers for forged.
+        # From ::1 (_LOOPBACK6) nothing is sent on. A route as the mesh has it (host/addresses, add_loopback) brings its
+        # answers home only while br_netfilter is off: else conntrack turns them back to ::1 at the bridge, and the
+        # kernel drops what comes in with that address. Refused at once is better than never answered.
         everywhere = (
             f"ip6 daddr != ::1 {_LOCAL}" if local and to.version == 6 else f"meta nfproto ipv{to.version} {_LOCAL}"
         )

@@ -185,6 +185,7 @@ def _chains(chains: int, feet: tuple[IPInterface, ...]) -> str:
         for side in ("daddr", "saddr")
     )
     ours = f"ct mark >= {VIP_MARK:#010x}"
+    # mesh_prerouting: nobody else is led to a port of 127.0.0.1; what the host itself sends there comes by mesh_output.
     # mesh_raw: before conntrack turns answers back to loopback addresses, none of those is for real.
     # mesh_forward, mesh_received: neighbour discovery is not tracked, and passes.
     return f"""
@@ -196,6 +197,7 @@ def _chains(chains: int, feet: tuple[IPInterface, ...]) -> str:
 
 {balance}\tchain mesh_prerouting {{
 \t\ttype nat hook prerouting priority dstnat; policy accept;
+\t\tip daddr 127.0.0.0/8 accept
 \t\tfib daddr type != local accept
 {"".join(guards[way] + look[way] for way in _WAYS)}\t}}
 

@@ -90,6 +90,8 @@ def _bound(door: Door, *, reuse: bool) -> socket.socket:
         if kind == socket.SOCK_DGRAM:
             _take_nothing(sock)
         sock.bind((str(door.address), door.number))
+        if reuse:  # for the bind alone: a server that says the same could bind the port, too, and listen
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
     except BaseException:
         sock.close()
         raise

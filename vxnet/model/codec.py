@@ -29,6 +29,8 @@ def _address_from_text(kind: Any, value: Any) -> Any:
         raise NotImplementedError(kind)
     if not isinstance(value, str):
         raise ValueError(f"expected an address as text, found {type(value).__name__}")
+    if "%" in value:  # ipaddress takes anything for a zone, line ends too, and such text goes into rules
+        raise ValueError(f"expected an address without a zone, found {value!r}")
     return parse(value)
 
 
