@@ -82,12 +82,11 @@ class Seat:
         """``certified`` returns when this node's certificate is a manager's."""
         pause = AGAIN_S[0]
         while True:
-            if self.manager is None:
-                if self._unwanted.is_set():
-                    await self.give_up()
-                await self._wanted.wait()
             try:
                 if self.manager is None:
+                    if self._unwanted.is_set():
+                        await self.give_up()
+                    await self._wanted.wait()
                     await self._prepare(grant)
                     await certified()
                     self.manager = await open_manager(self._state, self._node.id)
@@ -98,9 +97,10 @@ class Seat:
             except VxnetError as error:
                 self.trouble = str(error)
                 log.warning("no manager on this host", error=str(error))
+                other = self._wanted if self._unwanted.is_set() else self._unwanted
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(pause):
-                        await self._unwanted.wait()
+                        await other.wait()
                 pause = min(pause * 2, AGAIN_S[1])
             finally:
                 if self.manager is not None:

@@ -177,9 +177,8 @@ class StateDirectory:
 
     def forget_store(self) -> None:
         """Of a node that is no manager any more."""
-        (self.path / "store.json").unlink(missing_ok=True)
-        for path in self.path.glob("store.db*"):
-            path.unlink(missing_ok=True)
+        for name in ("store.json", *(path.name for path in self.path.glob("store.db*"))):
+            self._remove(name)
 
     def save_credentials(self, certificate_pem: bytes, key_pem: bytes | None = None) -> None:
         """The key first: a certificate without its key would be of no use."""
