@@ -189,11 +189,7 @@ class Membership:
                 raise CallerError(f"--gossip-label is longer than {LABEL_LIMIT} octets")
             await asyncio.to_thread(check_ports, advertise)
             key = trust.node_key(secrets.token_bytes(32))
-            if self._state.store_path.exists():
-                raise ConflictError(
-                    f"{self._state.store_path} holds a cluster already, and this host is not in it",
-                    hint=f"restore the other files of {self._state.path} beside it, or move it away",
-                )
+            self._check_no_store()
             async with contextlib.AsyncExitStack() as undo:
                 undo.callback(self._state.forget_cluster)
                 made = await new_store(request, self._state, facts.hostname, advertise, data_path, undo)
@@ -235,6 +231,7 @@ class Membership:
         """A cluster whose managers are all gone goes on with this host as its manager."""
         async with self._busy:
             self._check_free()
+            self._check_no_store()
             restoration.check_backup(request.backup)
             facts = self._facts()
             advertise, data_path = self._addresses(request.advertise_addr, request.data_path_addr)
@@ -330,6 +327,14 @@ class Membership:
     def _check_free(self) -> None:
         if self._place is not None:
             raise ConflictError("this host is already in a cluster", hint="`vxnet leave` first")
+
+    def _check_no_store(self) -> None:
+        """Who goes on without it is rid of it as soon as anything fails."""
+        if self._state.store_path.exists():
+            raise ConflictError(
+                f"{self._state.store_path} holds a cluster already, and this host is not in it",
+                hint=f"restore the other files of {self._state.path} beside it, or move it away",
+            )
 
     def _addresses(self, advertise: str, data_path: str) -> tuple[IPAddress, IPAddress]:
         facts = self._facts()
