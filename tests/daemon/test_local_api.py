@@ -349,6 +349,13 @@ def test_no_signals(text: str) -> None:
         signal_number(text)
 
 
+async def test_the_clusters_keys_are_for_root(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vxnet.daemon.local_api.peer_uid", lambda request: 1000)
+    for method, target in [("GET", "store/backup"), ("GET", "gossip/keys"), ("POST", "cluster/ca/rotate")]:
+        status, answer = await call(method, f"/v1/{target}")
+        assert (status, answer["error"]["kind"]) == (403, "forbidden"), target
+
+
 # ---------------------------------------------------------------------------------------------------------- listening
 
 

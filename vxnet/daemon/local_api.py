@@ -175,6 +175,7 @@ class _ClusterRoutes:
         return json_response(await self._agent.update_node(_ref(request), await read_record(request, NodeUpdate)))
 
     async def back_up_store(self, request: web.Request) -> web.Response:
+        _check_root(request, "back the store up: it holds the CA's key and the gossip's")
         return json_response(await self._agent.store.back_up())
 
     async def migrate_store(self, request: web.Request) -> web.Response:
