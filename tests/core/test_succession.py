@@ -49,15 +49,21 @@ def test_the_phases() -> None:
     assert succession.step(authorities, members.values(), NOW) == {}
     members["h1"] = trusting(members["h1"], OLD, new)
     step = succession.step(authorities, members.values(), NOW + 1)
-    assert step == {"2": replace(new, waiting=False, turned_at=NOW + 1)}
+    assert step == {"2": replace(new, waiting=False)}
     authorities |= {"2": step["2"]}  # type: ignore[dict-item]
     assert succession.in_order(authorities) == ["2", "1"]
     # Certificates of it, one after the other; and a while more.
     members["h0"] = trusting(members["h0"], new, OLD)
     assert [node.name for node in succession.unready(authorities, members.values())] == ["h1"]
     members["h1"] = trusting(members["h1"], new, OLD)
-    assert succession.step(authorities, members.values(), NOW + 2) == {}
-    assert succession.step(authorities, members.values(), NOW + 1 + succession.KEPT_S) == {"1": None}
+    # The while begins with the last of them, however long that one was away: what the others have of it is to be of the
+    # new CA before they forget the old one.
+    late = NOW + 3600
+    step = succession.step(authorities, members.values(), late)
+    assert step == {"2": replace(new, waiting=False, settled_at=late)}
+    authorities |= {"2": step["2"]}  # type: ignore[dict-item]
+    assert succession.step(authorities, members.values(), late + succession.KEPT_S - 1) == {}
+    assert succession.step(authorities, members.values(), late + succession.KEPT_S) == {"1": None}
     assert [(one.number, one.use) for one in succession.view(authorities, members.values()).authorities] == [
         (2, "signs"),
         (1, "old"),

@@ -13,11 +13,13 @@ import pytest
 from msgspec.structs import replace
 
 from vxnet.cluster.sqlite_store import SqliteStore
-from vxnet.core import trust
+from vxnet.core import decisions, trust
 from vxnet.core.assignment import apply, lease_set
+from vxnet.daemon.commits import encoded
 from vxnet.daemon.manager import Manager
 from vxnet.model.api import JoinClaim, LeaseRequest, NetworkCreate, NodeReport, RotateKeys, Rotation
 from vxnet.model.cluster import Signed
+from vxnet.model.codec import to_json
 from vxnet.model.container import ContainerSpec
 from vxnet.model.errors import (
     CallerError,
@@ -712,11 +714,23 @@ async def test_the_ca_goes_over_when_all_have(cluster, manager):
     for node_id, number in ((ids[1], 2), (late.node.id, 3)):
         await report(node_id, manager.renew(node_id, cluster.claim(number).csr))
     await report(ids[0], manager.renew(ids[0], trust.make_csr(cluster.key, "h1")))
+    await wait_until(lambda: manager._wishes.authorities["2"].settled_at)
     cluster.time += 11
     await wait_until(lambda: uses() == [(2, "signs")])
     assert manager.join_token("worker") != old_token
     with pytest.raises(PeerError):
         trust.verify_certificate(grant.certificate, manager.roots, cluster.time)
+
+
+async def test_nobody_is_let_in_with_a_certificate_of_a_ca_that_is_gone(cluster, manager):
+    """By a manager that was frozen while the CA was replaced: its join is over the CAs of before."""
+    wishes = manager._wishes
+    decision, (_, certificate) = decisions.join(wishes, cluster.claim(2), lambda node: True, "n2", b"12345678", START)
+    assert trust.issuer(certificate, manager.roots) == manager.roots[0]
+    guards = {key: wishes.version(key) for key in decision.guards}
+    await cluster.store.commit({"ca/2": to_json(trust.make_ca(b"n" * 48, "c 2", START)), "ca/1": None})
+    with pytest.raises(ConflictError, match="ca/1"):
+        await cluster.store.commit(encoded(decision), guards)
 
 
 async def test_renewal(cluster, manager):
@@ -767,6 +781,19 @@ async def test_a_deposed_manager_commits_nothing(cluster, manager):
     with pytest.raises(UnavailableError, match="no longer leads"):
         await manager.create_network(network())
     assert cluster.networks == ()
+
+
+async def test_one_that_cannot_see_whether_it_leads_ends_and_begins_anew(cluster, manager, monkeypatch):
+    """Where there is one manager, nobody else would schedule."""
+
+    async def refuse(store, leadership):
+        raise HostError("the store is in use by another process")
+
+    monkeypatch.setattr(SqliteStore, "keep", refuse)
+    await cluster.reopen()
+    async with asyncio.timeout(DEADLINE_S):
+        with pytest.raises(HostError, match="in use"):
+            await cluster.tasks.pop()
 
 
 # The routing mesh's network

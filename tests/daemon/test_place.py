@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from vxnet.cluster.sqlite_store import SqliteStore
-from vxnet.core import trust
+from vxnet.core import decisions, trust
 from vxnet.daemon import certificate as certificates
 from vxnet.daemon import place as places
 from vxnet.daemon.manager import Manager
@@ -121,6 +121,41 @@ async def test_a_renewal_that_the_store_refuses_is_tried_again(place, monkeypatc
     async with running(place) as task:
         await wait(lambda: place.certificate != before, "the certificate is renewed")
         assert refusals and not task.done()
+
+
+async def test_a_manager_signs_with_a_certificate_that_came_while_its_store_was_opened(place):
+    manager = place.manager
+    place._own.der = manager.renew(manager.node_id, trust.make_csr(place._own.key, "h1"))
+    assert manager.certificate != place.certificate
+    place._equip(manager)
+    assert manager.certificate == place.certificate
+
+
+async def test_no_certificate_of_the_ca_before_is_taken(place, monkeypatch):
+    """From a manager that does not hear of the other one: the managers count this node as gone over."""
+    monkeypatch.setattr(certificates, "RETRY_S", (0.01, 0.01))
+    manager = place.manager
+    new, old = (trust.make_ca(bytes([octet]) * 48, "c", time.time()) for octet in b"no")
+    node, csr = manager.node, trust.make_csr(place._own.key, "h1")
+    issued = {ca: decisions.certify(ca, node, csr, os.urandom(8), time.time()) for ca in (new, old)}
+    again = decisions.certify(new, node, csr, os.urandom(8), time.time())
+    answers = [issued[old], issued[old], again]
+    used: list[bytes] = []
+
+    async def renew(csr: bytes) -> bytes:
+        return answers.pop(0)
+
+    async def use(certificate: bytes) -> None:
+        used.append(certificate)
+
+    monkeypatch.setattr(trust, "renewal_time", lambda der: 0.0 if der == issued[new] else 1e12)
+    own = certificates.NodeCertificate(place._state, lambda: (node, (new.certificate, old.certificate)), renew, use)
+    own.der = issued[new]
+    task = asyncio.create_task(own.run())
+    await wait(lambda: used, "the certificate is renewed")
+    task.cancel()
+    await asyncio.wait([task])
+    assert used == [again] and not answers and own.authorities()[0] == trust.certificate_digest(new.certificate)
 
 
 class Disk:

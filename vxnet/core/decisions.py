@@ -228,6 +228,8 @@ def join(
     certificate = certify(wishes.authority, node, claim.csr, serial, now)
     changes: dict[str, object | None] = {f"node/{node.id}": node, "set/node": Counter(), "set/lease": Counter()}
     guards = ["set/node", "set/lease", f"node/{node.id}", f"token/{role}"]
+    # A manager that is late must not let anybody in with a certificate of a CA that has been removed.
+    guards += [f"ca/{number}" for number in wishes.authorities]
     for network in wishes.networks.values():
         if has_first_blocks(network) and len(changes) < BLOCKS_AT_ONCE:
             leases = wishes.leases_of_network(network.id)

@@ -2,7 +2,7 @@
 
 ::
 
-    (1) ── rotate ──> (1, 2) ── all trust 2 ──> (2, 1) ── all hold a certificate of 2 ──> (2)
+    (1) ── rotate ──> (1, 2) ── all trust 2 ──> (2, 1) ── all hold a certificate of 2, and a while ──> (2)
             install              sign                       remove
 
 The first signs, all are roots. A node acknowledges by reporting the CAs that it trusts, its own certificate's first.
@@ -25,7 +25,9 @@ from vxnet.model.ca import AuthorityView, CaView
 from vxnet.model.cluster import Node
 
 KEPT_S = 10.0
-"""So long at least the old CA is trusted after the new one signs: by then all sets of leases are signed anew."""
+"""So long the old CA is trusted after the last node holds a certificate of the new one: by then the others have heard
+of that certificate, and of the sets of leases that were signed anew. What they hold of the old CA counts for nothing
+from its removal on."""
 
 
 def in_order(authorities: Mapping[str, CertificateAuthority]) -> list[str]:
@@ -43,7 +45,7 @@ def successor(
     ((last, old),) = authorities.items()
     number = str(int(last) + 1)
     new = trust.make_ca(entropy, f"{cluster} {number}", now)
-    return number, replace(new, waiting=True, turned_at=now, endorsement=trust.endorse(old, new.certificate))
+    return number, replace(new, waiting=True, endorsement=trust.endorse(old, new.certificate))
 
 
 def unready(authorities: Mapping[str, CertificateAuthority], nodes: Iterable[Node]) -> Iterable[Node]:
@@ -85,7 +87,9 @@ def step(
     number = max(authorities, key=int)
     newest = authorities[number]
     if newest.waiting:
-        return {number: replace(newest, waiting=False, turned_at=now)}
-    if now - newest.turned_at < KEPT_S:
+        return {number: replace(newest, waiting=False)}
+    if not newest.settled_at:
+        return {number: replace(newest, settled_at=now)}
+    if now - newest.settled_at < KEPT_S:
         return {}
     return {old: None for old in authorities if old != number}

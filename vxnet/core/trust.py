@@ -79,8 +79,8 @@ class CertificateAuthority(Record, frozen=True, kw_only=True):
     """It signs nothing yet: the nodes are to trust it first."""
     endorsement: bytes = b""
     """Its predecessor's signature over ``certificate``: who pins that one trusts this one too."""
-    turned_at: float = 0.0
-    """When it was made, or began to sign."""
+    settled_at: float = 0.0
+    """When all were seen to hold a certificate of it, if it succeeds another; 0: not yet."""
 
 
 class Token(NamedTuple):

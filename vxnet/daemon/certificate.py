@@ -14,7 +14,7 @@ from vxnet.core import trust
 from vxnet.daemon.keeping import in_thread, or_later
 from vxnet.daemon.state import StateDirectory
 from vxnet.model.cluster import Node
-from vxnet.model.errors import VxnetError
+from vxnet.model.errors import UnavailableError, VxnetError
 
 log = structlog.get_logger()
 
@@ -75,7 +75,9 @@ class NodeCertificate:
                         await self._moved.wait()
                 continue
             try:
-                await self._replace(await self._renew(trust.make_csr(self.key, self._holder()[0].name)))
+                renewed = await self._renew(trust.make_csr(self.key, self._holder()[0].name))
+                self._check_issuer(renewed)
+                await self._replace(renewed)
                 log.info("certificate renewed")
                 pause = RETRY_S[0]
                 if not self._says_what_it_should():
@@ -88,6 +90,17 @@ class NodeCertificate:
     def _says_what_it_should(self) -> bool:
         node, roots = self._holder()
         return trust.role_of(self.der) == node.role and trust.issuer(self.der, roots[:1]) is not None
+
+    def _check_issuer(self, certificate: bytes) -> None:
+        """Raises :class:`UnavailableError` on a step back to the CA before: the managers count on this node's having
+        left it, and end that CA. One that was cut off from the store knows of none of this, and signs as before.
+        """
+        _, roots = self._holder()
+        if trust.issuer(self.der, roots[:1]) is not None and trust.issuer(certificate, roots[:1]) is None:
+            raise UnavailableError(
+                "a manager signs with a CA that another has taken the place of",
+                hint="it will know in a moment, if it reaches the store",
+            )
 
     async def _replace(self, certificate: bytes) -> None:
         """Raises what the store does, on a manager: then it is not in use everywhere, and another is to be had."""

@@ -55,6 +55,8 @@ class Commits:
                 await self._lead(self._leadership, loops())
                 log.warning("this manager leads no longer")
             except VxnetError as error:
+                if not self._store.several_managers:
+                    raise  # nobody else would: the manager begins anew
                 log.warning("this manager does not lead", error=str(error))
                 await asyncio.sleep(LEAD_AGAIN_S)
             if not self._store.several_managers:

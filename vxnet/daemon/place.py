@@ -216,7 +216,9 @@ class Place:
         return self._client if self.manager is None else Here(self.manager)
 
     def _equip(self, manager: Manager) -> None:
-        """With what only this host's gossip knows."""
+        """With what only this host knows."""
+        if trust.role_of(self.certificate) == "manager":
+            manager.certificate = self.certificate  # it may have been renewed while the store was being opened
         manager.users_of = self.users_of
         manager.alive = self.is_alive
         manager.gone = self._is_gone
@@ -276,7 +278,6 @@ class Place:
             self.node = replace(self.node, role=role)
             self.gossip.update(tags=words.tags_of(self.node, self._facts()))
         self.seat.want(role == "manager")
-        self._own.look()
         self.gossip.update(
             keys=tuple(key.secret for key in assignment.keys),
             roots=assignment.roots,
