@@ -33,7 +33,7 @@ help:
 	@echo "make fault-test 500 random damages to the kernel's state and kills of daemons (root, about ten minutes)"
 	@echo "make manager-faults   50 runs of faults of managers and etcd, drawn at random: SEEDS=3 for fewer (root, an hour)"
 	@echo "make lint       ruff, mypy --strict, C compiled with warnings as errors"
-	@echo "make bench      the figures of docs/performance.md, on this machine (root, about ten minutes)"
+	@echo "make bench      the figures of docs/performance.md, on this machine (root, a quiet one)"
 	@echo "make bench-datapath   tunnels in user space against the kernel's (root)"
 	@echo "make fuzz       ten minutes of octets that nobody meant, at every decoder of the gossip"
 	@echo "make sim        the gossip in virtual time, up to 10,000 nodes: tables of docs/performance.md (an hour or two)"

@@ -189,7 +189,7 @@ RULESET = [
         "rule": {
             "family": "ip", "table": "filter", "chain": "FORWARD",
             "expr": [{"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "eth0"}},
-                     {"jump": {"target": "mine"}}],
+                     "xt match \"drop\"", {"jump": {"target": "mine"}}],
         }
     },
     {"rule": {"family": "ip", "table": "filter", "chain": "mine", "expr": [{"drop": None}]}},

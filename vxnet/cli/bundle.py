@@ -27,7 +27,7 @@ def bundle(client: Client, path: str | None) -> None:
     from vxnet.tools.bundle import write
 
     chosen = Path(path or f"vxnet-support-{os.uname().nodename}-{time.strftime('%Y%m%d-%H%M%S')}.tar.gz")
-    if chosen.exists():
+    if chosen.exists() or chosen.is_symlink():
         raise CallerError(f"{chosen} is there already", hint="choose another name with -o")
     names = write(client, chosen, lambda: examine(client)[1], _progress)
     _progress("")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 import sys
 from collections.abc import AsyncGenerator, Callable
 
@@ -35,6 +37,7 @@ async def end(wish: BenchWish, config: UserspaceConfig) -> AsyncGenerator[bytes,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
+        process_group=0,
     )
     assert process.stdin is not None and process.stdout is not None
     try:
@@ -49,6 +52,10 @@ async def end(wish: BenchWish, config: UserspaceConfig) -> AsyncGenerator[bytes,
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+        if process.returncode:
+            # It was killed, and its iperf3 servers are in its group.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def routes(membership: Membership, own: Callable[[BenchWish], AsyncGenerator[bytes, None]]) -> list[web.RouteDef]:

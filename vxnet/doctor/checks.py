@@ -151,7 +151,7 @@ def certificates(patient: Patient) -> Iterator[Finding]:
     if diagnosis.authority_until is not None and diagnosis.authority_until < end:
         left = (diagnosis.authority_until - patient.now) / 86400
         found = f"the cluster's certificate authority ends in {left:.0f} days, before the certificates that it signs"
-        yield finding("certificates", "warning", found, "plan a new cluster, or a change of the authority")
+        yield finding("certificates", "warning", found, "`vxnet ca rotate` on a manager")
 
 
 def disk(patient: Patient) -> Iterator[Finding]:

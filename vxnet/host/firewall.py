@@ -57,7 +57,9 @@ def parse(listed: Iterable[Mapping[str, Any]]) -> list[Chain]:
     for entry in listed:
         if "rule" in entry:
             rule = entry["rule"]
-            rules.setdefault((rule["family"], rule["table"], rule["chain"]), []).append(rule["expr"])
+            # What nft has no JSON for (iptables' own matches, by its version) is a mere text there.
+            known = [statement for statement in rule["expr"] if isinstance(statement, dict)]
+            rules.setdefault((rule["family"], rule["table"], rule["chain"]), []).append(known)
     found = []
     for chain in chains:
         if "hook" not in chain or (chain["family"], chain["table"]) == ("inet", NFT_TABLE):
@@ -101,7 +103,10 @@ def _legacy() -> list[Chain]:
     program = shutil.which("iptables-legacy")
     if "filter" not in tables or program is None:
         return []
-    done = subprocess.run([program, "-S"], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    try:
+        done = subprocess.run([program, "-S"], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
     return parse_legacy(done.stdout)
 
 

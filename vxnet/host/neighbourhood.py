@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import struct
@@ -77,7 +78,8 @@ def who_has(asked: Mapping[IPAddress, str], own: Iterable[HostAddress]) -> dict[
             source = bytes(4) if address in held_anywhere else held.get(interface, address).packed
             arp = _ARP.pack(1, 0x0800, 6, 4, _REQUEST, mac, source, bytes(6), address.packed)
             for _ in range(2):
-                sockets[interface].send(b"\xff" * 6 + mac + struct.pack("!H", _ETH_P_ARP) + arp)
+                with contextlib.suppress(OSError):  # it went down just now
+                    sockets[interface].send(b"\xff" * 6 + mac + struct.pack("!H", _ETH_P_ARP) + arp)
         until = time.monotonic() + WAIT_S
         while sockets and (left := until - time.monotonic()) > 0:
             for one in select.select(list(sockets.values()), [], [], left)[0]:

@@ -36,6 +36,8 @@ from vxnet.tools.bench_end import CONNECT_PORT, IPERF_PORT
 
 PATHS = ("underlay", "kernel", "user space")
 PINGS = 100
+PING_S = 5
+"""For all of them."""
 CONNECT_S = 1.0
 UDP_OCTETS = 64
 READY_S = 10.0
@@ -45,6 +47,11 @@ class Options(NamedTuple):
     seconds: int = 2
     """Of one measurement of TCP, and of UDP; iperf3 counts whole ones."""
     rounds: int = 3
+
+    @property
+    def longest_s(self) -> float:
+        """Of all paths to one host, each measurement as slow as it may be."""
+        return len(PATHS) * (READY_S + self.rounds * (2 * (READY_S + 2 * self.seconds) + PING_S + CONNECT_S))
 
 
 def bench(
@@ -72,11 +79,11 @@ def _to(
     if way is None:
         raise HostError(f"there is no route to {other.node.name} ({there})", hint="`ip route`")
     progress(f"{other.node.name}: building")
-    port = client.info().data_port
+    port, longest_s = client.info().data_port, options.longest_s
     with contextlib.ExitStack() as stack:
         wishes = [
-            (own, BenchWish(number=1, local=here, peer=there, mtu=way.mtu, data_port=port)),
-            (other, BenchWish(number=2, local=there, peer=here, mtu=way.mtu, data_port=port)),
+            (own, BenchWish(number=1, local=here, peer=there, mtu=way.mtu, data_port=port, longest_s=longest_s)),
+            (other, BenchWish(number=2, local=there, peer=here, mtu=way.mtu, data_port=port, longest_s=longest_s)),
         ]
         near, far = (stack.enter_context(client.bench_end(view.node.id, wish)) for view, wish in wishes)
         paths = [_Path(name, near, far) for name in PATHS]
@@ -154,7 +161,7 @@ class _Path:
             return None
 
     def _ping(self) -> list[float]:
-        argv = ["nsenter", f"--net={self._namespace}", "ping", "-n", "-i", "0.002", "-w", "5", "-c", str(PINGS)]
+        argv = ["nsenter", f"--net={self._namespace}", "ping", "-n", "-i", "0.002", "-w", str(PING_S), "-c", str(PINGS)]
         done = subprocess.run([*argv, str(self._target)], capture_output=True, text=True, timeout=60, check=False)
         times = [float(found) * 1000 for found in re.findall(r"time=([\d.]+) ms", done.stdout)]
         return [statistics.median(times)] if times else []

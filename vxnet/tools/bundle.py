@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import subprocess
 import tarfile
@@ -53,17 +54,23 @@ _SECRET_NAMES = frozenset({"env", "environment", "secret", "token", "keys", "key
 def write(
     client: Client, path: Path, findings: Callable[[], object], progress: Callable[[str], None] = lambda text: None
 ) -> list[str]:
-    """Names of the files in it. ``findings``: what a doctor finds. Only root may read it. Raises OSError."""
+    """Names of the files in it. ``findings``: what a doctor finds. Only root may read it; interrupted, it is not there.
+
+    Raises OSError, also if ``path`` is there already: nobody's link is followed.
+    """
     top = f"vxnet-support-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
     names = []
-    path.touch(mode=0o600)
-    path.chmod(0o600)
-    with tarfile.open(path, "w:gz") as tar:
-        for name, data in _files(client, findings, progress):
-            about = tarfile.TarInfo(f"{top}/{name}")
-            about.size, about.mtime, about.mode = len(data), int(time.time()), 0o600
-            tar.addfile(about, io.BytesIO(data))
-            names.append(name)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file, tarfile.open(fileobj=file, mode="w:gz") as tar:
+            for name, data in _files(client, findings, progress):
+                about = tarfile.TarInfo(f"{top}/{name}")
+                about.size, about.mtime, about.mode = len(data), int(time.time()), 0o600
+                tar.addfile(about, io.BytesIO(data))
+                names.append(name)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
     return names
 
 

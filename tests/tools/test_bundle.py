@@ -1,0 +1,46 @@
+"""The bundle's file: root's alone, nobody else's link followed, and not there when it was interrupted."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vxnet.cluster.client import Client
+from vxnet.tools import bundle
+
+
+def write(monkeypatch: pytest.MonkeyPatch, path: Path, *, interrupted: bool = False) -> None:
+    def files(*_: object) -> Iterator[tuple[str, bytes]]:
+        yield "version", b"1"
+        if interrupted:
+            raise KeyboardInterrupt
+        yield "links.txt", b"2"
+
+    monkeypatch.setattr(bundle, "_files", files)
+    bundle.write(Client(str(path.parent / "none.sock")), path, lambda: None)
+
+
+def test_it_is_whole_and_for_its_owner_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "b.tar.gz"
+    write(monkeypatch, path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    with tarfile.open(path) as tar:
+        assert [name.partition("/")[2] for name in tar.getnames()] == ["version", "links.txt"]
+
+
+def test_a_link_is_not_followed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "b.tar.gz"
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FileExistsError):
+        write(monkeypatch, path)
+    assert not (tmp_path / "elsewhere").exists()
+    assert path.is_symlink()
+
+
+def test_interrupted_it_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        write(monkeypatch, tmp_path / "b.tar.gz", interrupted=True)
+    assert not list(tmp_path.iterdir())
