@@ -21,6 +21,8 @@ from msgspec.structs import replace
 
 from tests.host.rig import Container, Machine, addresses, errors, interfaces
 from tests.host.throwaway import Host, Place, wire
+from vxnet.host import conntrack, elements
+from vxnet.host.netlink import Netlink
 from vxnet.model.host import GatewayBridge, HostBridge, HostPort, HostState, Interface, MacvlanMode, Sandbox
 
 pytestmark = pytest.mark.host
@@ -256,6 +258,46 @@ def test_a_port_of_the_loopback_is_the_hosts_alone(rig: Rig) -> None:
             stranger.sendto(b"?", ("127.0.0.1", 8080))
         with pytest.raises(TimeoutError):
             server.recv(1)
+
+
+def test_no_udp_flow_stays_with_who_is_gone(rig: Rig) -> None:
+    """A client that goes on sending from its port reaches the container that has the port now."""
+
+    def lead_to(*texts: str) -> None:
+        ports = tuple(HostPort(protocol="udp", published=8080, target=81, to=addresses(text)) for text in texts)
+        assert errors(rig.host.reconcile(replace(rig.state, ports=ports), ())) == []
+        rig.host.kernel._forgetter.wait()
+
+    def to_port_8080() -> set[str]:
+        def look() -> set[str]:
+            with Netlink(protocol=elements.NETLINK_NETFILTER) as netlink:
+                flows = conntrack._flows(netlink, conntrack._UNMARKED)
+                return {str(flow.address) for flow, _ in flows if flow.port == 8080}
+
+        return rig.host.do(look)
+
+    def asked() -> bool:
+        client.send(b"?")
+        try:
+            return client.recv(100).endswith(b"192.168.9.2")
+        except (TimeoutError, ConnectionRefusedError):
+            return False
+
+    with rig.world.do(lambda: socket.socket(type=socket.SOCK_DGRAM)) as client:
+        client.connect(("192.168.9.1", 8080))
+        client.settimeout(0.3)
+        assert not asked()  # before anybody has the port
+        with rig.host.do(lambda: socket.socket(type=socket.SOCK_DGRAM)) as outwards:
+            outwards.sendto(b"?", ("192.168.9.2", 8080))  # is nobody's business
+        with serving(rig.c1, 81, "udp"):
+            lead_to("172.19.0.2")
+            assert asked()
+        assert "192.168.9.2" in to_port_8080()
+        with serving(rig.c2, 81, "udp"):
+            lead_to("172.19.0.3")
+            assert asked()
+            lead_to()
+            assert not asked()
 
 
 def test_damage_to_a_bridge_network_is_mended(rig: Rig) -> None:

@@ -66,14 +66,35 @@ def forget(netlink: Netlink, is_stale: Callable[[Flow], bool]) -> list[str]:
     return _delete(netlink, [(flow, body) for flow, body in _flows(netlink, _MARK) if is_stale(flow)])
 
 
-def forget_untranslated(netlink: Netlink, ports: Collection[int]) -> list[str]:
-    """Delete the UDP flows to these ports that began before vxnet knew them, so that the next packet is led to a
-    backend. A client that never stops sending would never be heard.
+class End(NamedTuple):
+    """Where a port of this host leads to."""
+
+    port: int
+    backend: IPAddress
+
+
+def forget_ended(netlink: Netlink, ends: Collection[End]) -> list[str]:
+    """Delete the UDP flows that came by these ports and go to these backends."""
+    found = [
+        (flow, body)
+        for flow, body in _flows(netlink, _UNMARKED)
+        if flow.protocol == socket.IPPROTO_UDP and flow.backend != flow.address and End(flow.port, flow.backend) in ends
+    ]
+    return _delete(netlink, found)
+
+
+def forget_untranslated(netlink: Netlink, ports: Collection[int], own: Collection[IPAddress]) -> list[str]:
+    """Delete the UDP flows to these ports of the host that began before vxnet knew them, so that the next packet is led
+    to a backend. A client that never stops sending would never be heard. ``own``: the host's addresses; what it asks
+    or forwards to the same port of others is left alone.
     """
     found = [
         (flow, body)
         for flow, body in _flows(netlink, _UNMARKED)
-        if flow.protocol == socket.IPPROTO_UDP and flow.port in ports and flow.backend == flow.address
+        if flow.protocol == socket.IPPROTO_UDP
+        and flow.port in ports
+        and flow.backend == flow.address
+        and (flow.address in own or flow.address.is_loopback)
     ]
     return _delete(netlink, found)
 

@@ -47,7 +47,7 @@ from vxnet.host.tunnels import Options, Tunnels, split
 from vxnet.host.vips import Services
 from vxnet.model.address import IPAddress
 from vxnet.model.errors import HostError
-from vxnet.model.host import DATAPATH_NAMESPACE, Change, HostState, Ingress, Remote, Segment, host_bridges
+from vxnet.model.host import DATAPATH_NAMESPACE, Change, HostPort, HostState, Ingress, Remote, Segment, host_bridges
 from vxnet.model.mesh import MeshTraffic
 
 ORPHAN_GRACE_S = 3.0
@@ -104,6 +104,8 @@ class Kernel:
         self._forgetter = mesh_flows.Forgetter(self._namespace)
         self._ingress: Ingress | None = None
         """As its flows were last looked through."""
+        self._ports: tuple[HostPort, ...] = ()
+        """Likewise."""
         self._closer = Closer()
         self._carried: dict[int, _Carried] = {}
         self._learning: frozenset[int] = frozenset()
@@ -182,6 +184,8 @@ class Kernel:
             {bridge.name: bridge for bridge in host_bridges(state)},
         )
         self._forget_flows(state.ingress, look=sandboxes is None)
+        before, self._ports = self._ports, state.ports
+        self._forgetter.look_at_ports(before, state.ports)
         chosen = self._with_lost_ports(state, sandboxes, sides)
         changes += netns.travelling(lambda: self._sandboxes(state, chosen, sides))
         changes += self._rows(state, found, made, taps, complete=rows or sandboxes is None)

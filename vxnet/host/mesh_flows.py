@@ -1,4 +1,4 @@
-"""Flows through the routing mesh: which are stale, and what went through.
+"""Flows through published ports: which are stale, and what went through the routing mesh.
 
 A flow keeps the task that its first packet was given. What that means for UDP, and for TCP's first packets:
 :mod:`vxnet.host.conntrack`.
@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Iterable
 
-from vxnet.host import conntrack, elements
+from vxnet.host import addresses, conntrack, elements
 from vxnet.host.conntrack import Flow
 from vxnet.host.elements import Count
 from vxnet.host.mesh import COUNTERS, PROTOCOLS
 from vxnet.host.netlink import Netlink
-from vxnet.model.host import Ingress, MeshPort
+from vxnet.model.address import IPAddress
+from vxnet.model.host import HostPort, Ingress, MeshPort
 from vxnet.model.mesh import MeshTraffic
 
 
@@ -42,6 +44,7 @@ class Forgetter:
         self._lock = threading.Lock()
         self._ingress: Ingress | None = None
         self._new: set[int] = set()
+        self._ended: set[conntrack.End] = set()
         self._due = False
 
     def look(self, before: Ingress | None, ingress: Ingress | None) -> None:
@@ -50,22 +53,44 @@ class Forgetter:
             self._ingress = ingress
             self._new |= _udp_ports(ingress) - _udp_ports(before)
             self._due = True
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="forgetter")
-                self._thread.start()
+            self._begin()
+
+    def look_at_ports(self, before: Iterable[HostPort], ports: Iterable[HostPort]) -> None:
+        """Have UDP's flows forgotten to containers that a port of this host no longer leads to, and those past ports
+        that led nowhere ``before``."""
+        then, now = _ends(before), _ends(ports)
+        if then == now:
+            return
+        with self._lock:
+            self._new |= {end.port for end in now - then}
+            self._ended = (self._ended | (then - now)) - now
+            self._begin()
+
+    def _begin(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="forgetter")
+            self._thread.start()
 
     def _run(self) -> None:
         while True:
             with self._lock:
-                if not self._due:
+                if not (self._due or self._new or self._ended):
                     self._thread = None
                     return
-                self._due, ingress = False, self._ingress
-                new, self._new = self._new, set()
+                due, ingress = self._due, self._ingress
+                new, ended = self._new, self._ended
+                self._due, self._new, self._ended = False, set(), set()
             with contextlib.suppress(OSError), Netlink(self._namespace, elements.NETLINK_NETFILTER) as netlink:
-                conntrack.forget(netlink, lambda flow: is_stale(ingress, flow))  # noqa: B023
+                if due:
+                    conntrack.forget(netlink, lambda flow: is_stale(ingress, flow))  # noqa: B023
+                if ended:
+                    conntrack.forget_ended(netlink, ended)
                 if new:
-                    conntrack.forget_untranslated(netlink, new)
+                    conntrack.forget_untranslated(netlink, new, self._own())
+
+    def _own(self) -> set[IPAddress]:
+        with Netlink(self._namespace) as netlink:
+            return {one.interface.ip for one in addresses.dump(netlink)}
 
     def wait(self) -> None:
         """Until it is done."""
@@ -94,6 +119,10 @@ def _place(port: MeshPort) -> tuple[object, ...]:
 
 def _udp_ports(ingress: Ingress | None) -> set[int]:
     return {port.published for port in ingress.ports if port.protocol == "udp"} if ingress is not None else set()
+
+
+def _ends(ports: Iterable[HostPort]) -> set[conntrack.End]:
+    return {conntrack.End(port.published, to) for port in ports if port.protocol == "udp" for to in port.to}
 
 
 def counted(netlink: Netlink) -> tuple[MeshTraffic, ...]:
