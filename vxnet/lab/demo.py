@@ -151,7 +151,7 @@ def _farewell(stage: Stage, lab: Lab) -> None:
     stage.type(lab, "h3", "vxnet rm -f in-both")
     # A look: it is refused until the manager has heard that the containers are gone.
     stage.look(lab, "h1", f"vxnet network rm {NETWORK} network-a network-b", "network-b")
-    stage.look(lab, "h3", "vxnet network ls", r"\A(?!(.|\n)*overlay)")
+    stage.look(lab, "h3", "vxnet network ls", r"\A(?!(.|\n)*(overlay-network|network-[ab]))")
     for host, command in (("h3", "vxnet leave"), ("h2", "vxnet leave"), ("h1", "vxnet leave --force")):
         stage.type(lab, host, command)
     stage.look(lab, "h2", "ip -br link; ip netns list; nft list tables", r"\A(?!(.|\n)*\b(vx|br\d|vxnet))")
