@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import subprocess
 import time
@@ -50,6 +51,11 @@ def pair(session: Session) -> Callable[[], str]:
     return lambda: address
 
 
+def network_of(address: str) -> ipaddress.IPv4Network:
+    """Of an address in a network that had its subnet from the pool."""
+    return ipaddress.IPv4Network(f"{address}/20", strict=False)
+
+
 def test_neighbours_are_known_and_not_asked_for(session: Session, pair: Callable[[], str]) -> None:
     pid = session.pid("h2", "a")
     with on_the_wire(session, "h2") as frames:
@@ -62,17 +68,17 @@ def test_neighbours_are_known_and_not_asked_for(session: Session, pair: Callable
 
 def test_broadcast_reaches_the_members_alone(session: Session, pair: Callable[[], str]) -> None:
     with on_the_wire(session, "h3") as member, on_the_wire(session, "h1") as stranger:
-        session.inside("h2", "a", "ping -b -c3 -i0.2 -W1 10.0.15.255")
+        session.inside("h2", "a", f"ping -b -c3 -i0.2 -W1 {network_of(pair())[-1]}")
     assert sum("ff:ff:ff:ff:ff:ff" in frame and "echo request" in frame for frame in member) == 3
     assert stranger == []
 
 
 def test_unknown_unicast_goes_nowhere(session: Session, pair: Callable[[], str]) -> None:
-    pid = session.pid("h2", "a")
-    session.say("h2", f"nsenter -t {pid} -n ip neigh replace 10.0.7.8 lladdr 02:00:0a:00:07:08 dev eth0")
+    pid, nobody = session.pid("h2", "a"), network_of(pair())[0x708]
+    session.say("h2", f"nsenter -t {pid} -n ip neigh replace {nobody} lladdr 02:00:0a:00:07:08 dev eth0")
     with on_the_wire(session, "h2") as frames:
-        session.inside("h2", "a", "ping -c2 -i0.2 -W1 10.0.7.8")
-    assert not [frame for frame in frames if "10.0.7.8" in frame]
+        session.inside("h2", "a", f"ping -c2 -i0.2 -W1 {nobody}")
+    assert not [frame for frame in frames if str(nobody) in frame]
 
 
 def test_rows_of_the_tables(session: Session, pair: Callable[[], str]) -> None:
