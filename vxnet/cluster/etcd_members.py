@@ -23,7 +23,8 @@ class _Members(msgspec.Struct):
     members: list[Member] = []
 
 
-# All raise UnavailableError without a quorum, ConflictError with etcd's own reason.
+# All raise UnavailableError if nobody answers (the changes: without a quorum), ConflictError with etcd's own reason.
+# The list is what the member that answers knows: one that is late or cut off tells an older one.
 
 
 async def members_of(etcd: Etcd) -> list[Member]:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection
 import structlog
 from msgspec.structs import replace
 
-from vxnet.cluster.etcd import Etcd
+from vxnet.cluster.etcd import Etcd, EtcdError
 from vxnet.cluster.etcd_members import Member, add_learner, members_of, promote_learner, remove_member
 from vxnet.core import etcd_trust, trust
 from vxnet.host import etcd as host_etcd
@@ -92,7 +92,7 @@ class EtcdMember:
                     known = self._own(await members_of(etcd)) is not None
                 except UnavailableError:
                     known = True  # it may be the one that is missing
-                if known:
+                if known or not await self._is_out(access):
                     await self._start(access, {self._name: self._peer_url}, new=False)
                     return
                 log.warning("this etcd member was taken out; it begins anew")
@@ -155,6 +155,21 @@ class EtcdMember:
 
     def _own(self, members: Collection[Member]) -> Member | None:
         return next((one for one in members if self._peer_url in one.peers), None)
+
+    async def _is_out(self, access: StoreAccess) -> bool:
+        """By the word of one that has just been in touch with most of the others. Any member tells who they are, also
+        one that is late or cut off; and a voter that begins anew has forgotten what it acknowledged.
+        """
+        for endpoint in access.endpoints:
+            etcd = Etcd(replace(access, endpoints=(endpoint,)))
+            try:
+                await etcd.call("/v3/kv/range", {"key": b"vxnet"}, dict, within_s=1.0)
+                return self._own(await members_of(etcd)) is None
+            except (EtcdError, VxnetError) as error:
+                log.debug("etcd member not asked", endpoint=endpoint, error=str(error))
+            finally:
+                await etcd.close()
+        return False
 
     async def _start(self, access: StoreAccess, members: dict[str, str], *, new: bool, alone: bool = False) -> None:
         arguments = host_etcd.argv(self._process.directory, self._name, self._address, members, new=new, token="vxnet")

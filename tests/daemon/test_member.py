@@ -1,0 +1,77 @@
+"""An etcd member that is told it is none."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+
+import pytest
+
+from vxnet.cluster.etcd_members import Member
+from vxnet.daemon import member as members
+from vxnet.daemon.member import EtcdMember
+from vxnet.host.etcd import EtcdProcess
+from vxnet.model.errors import UnavailableError
+from vxnet.model.store import StoreAccess
+
+OTHERS = [Member(id=1, name="h1", peers=["https://192.0.2.1:2380"]), Member(id=3, peers=["https://192.0.2.3:2380"])]
+OWN = Member(id=2, name="h2", peers=["https://192.0.2.2:2380"])
+
+
+class Process(EtcdProcess):
+    """It has data."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        (directory / "data" / "member").mkdir(parents=True)
+        self.started = False
+
+    def pid(self) -> int | None:
+        return None
+
+    def start(self, arguments: object) -> None:
+        self.started = True
+
+
+class Etcd:
+    """Of the members (endpoints a, b) a is late or cut off: what needs a quorum it cannot answer."""
+
+    def __init__(self, access: StoreAccess) -> None:
+        self.access = access
+
+    async def call(self, path: str, body: object, kind: object, **settings: float) -> None:
+        if self.access.endpoints == ("a",) or not QUORUM:
+            raise UnavailableError("no quorum")
+
+    async def close(self) -> None:
+        pass
+
+
+QUORUM = [True]
+
+
+@pytest.mark.parametrize("quorum", [True, False])
+@pytest.mark.parametrize("is_member", [True, False])
+async def test_it_forgets_nothing_on_the_word_of_one_that_is_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quorum: bool, is_member: bool
+) -> None:
+    added = []
+
+    async def members_of(etcd: Etcd) -> list[Member]:
+        late = etcd.access.endpoints[0] == "a"
+        return [*OTHERS, OWN] if added or (is_member and not late) else OTHERS
+
+    async def add_learner(etcd: Etcd, peer_url: str) -> None:
+        added.append(peer_url)
+
+    monkeypatch.setattr(members, "Etcd", Etcd)
+    monkeypatch.setattr(members, "members_of", members_of)
+    monkeypatch.setattr(members, "add_learner", add_learner)
+    monkeypatch.setitem(globals(), "QUORUM", [True] * quorum)
+    process = Process(tmp_path / "etcd")
+    await EtcdMember(process, "h2", ipaddress.ip_address("192.0.2.2")).ensure(
+        StoreAccess(endpoints=("a", "b"), managed=True)
+    )
+    is_out = quorum and not is_member
+    assert process.started and process.has_data == (not is_out)
+    assert added == OWN.peers * is_out
