@@ -126,13 +126,14 @@ class Etcd:
                     break
                 try:
                     answer = await self._post(endpoint, path, encoded, min(attempt_s, left))
-                except _ElsewhereError as error:
+                    found = msgspec.json.decode(answer, type=kind, strict=False)
+                except (_ElsewhereError, msgspec.DecodeError) as error:
                     log.debug("etcd member %s: %s", self.name(endpoint), error)
                     self.avoid(endpoint)
                     continue
                 self._bad.pop(endpoint, None)
                 self._last = endpoint
-                return msgspec.json.decode(answer, type=kind, strict=False)
+                return found
             if loop.time() + pause >= deadline:
                 raise await self._nobody(path)
             await asyncio.sleep(pause)

@@ -375,7 +375,7 @@ class EtcdStore:
                         since = found.header.revision
                         yield since, {}
                     pending = []
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        except (aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError) as error:
             self.etcd.avoid(endpoint)
             raise _BrokenOffError(f"{self.etcd.name(endpoint)}: {str(error) or type(error).__name__}") from error
 
