@@ -120,6 +120,26 @@ def test_a_network_grows_and_loses_nothing() -> None:
         grown(decided(options={"mtu": "800"}), subnets=["fd00:9::/64"])
 
 
+@pytest.mark.parametrize(
+    ("wish", "words"),
+    [
+        ({"ipv4": False}, "needs IPv4"),
+        ({"subnets": (ip_network("fd00:9::/64"),)}, "needs IPv4"),
+        ({"subnets": (ip_network("10.1.0.0/24"), ip_network("172.30.0.0/24"))}, "one subnet of each family"),
+    ],
+)
+def test_an_ingress_network_that_answers_would_not_find_back_in(wish: dict[str, Any], words: str) -> None:
+    with pytest.raises(CallerError, match=words):
+        decided(ingress=True, **wish)
+
+
+def test_an_ingress_network_does_not_grow() -> None:
+    ingress = decided(ingress=True)
+    assert {subnet.prefix.version for subnet in ingress.subnets} == {4, 6}
+    with pytest.raises(ConflictError, match="one subnet of each family"):
+        grown(ingress, subnets=(ip_network("10.99.0.0/24"),))
+
+
 def test_peers_come_and_go() -> None:
     net = decided(options={"peers": "192.0.2.1, 192.0.2.2,192.0.2.1"})
     assert [str(peer.vtep) for peer in net.peers] == ["192.0.2.1", "192.0.2.2"]

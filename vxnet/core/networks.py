@@ -116,6 +116,15 @@ def _check_ingress(request: NetworkCreate, networks: Collection[Network]) -> Non
         raise CallerError("an ingress network is neither --attachable nor --internal: it is the routing mesh's alone")
     if request.driver != "overlay":
         raise CallerError(f"an ingress network is an overlay, not of driver {request.driver}")
+    given = [prefix.version for prefix in request.subnets]
+    if 4 not in {*given, *families_without_subnet(request)}:
+        # host/answers: what tasks know a host by are the octets of its IPv4 address there.
+        raise CallerError(
+            "an ingress network needs IPv4: by it tasks know the host that an answer goes back to",
+            hint="leave --no-ipv4 out, or give an IPv4 --subnet as well",
+        )
+    if len({*given}) < len(given):
+        raise CallerError("an ingress network has one subnet of each family", hint="give one that is large enough")
 
 
 def ingress_of(networks: Collection[Network]) -> Network | None:
@@ -140,6 +149,11 @@ def grow_network(
     network: Network, request: NetworkUpdate, *, networks: Collection[Network], nodes: Collection[Node]
 ) -> Network:
     """``network`` with what ``request`` adds to it. Raises :class:`CallerError`, :class:`ConflictError`."""
+    if network.ingress and request.subnets:
+        raise ConflictError(
+            f"network {network.name} is the routing mesh's, which has one subnet of each family",
+            hint=f"remove it and make it anew: `vxnet network create --ingress --subnet … {network.name}`",
+        )
     for prefix in request.subnets:
         if prefix.version == 6 and network.mtu is not None and network.mtu < MTU_RANGE_IPV6[0]:
             raise ConflictError(
