@@ -9,7 +9,7 @@ import pytest
 from tests.cli.conftest import Vxnet
 from tests.cli.test_run import Sessions
 from tests.daemon.memory_agent import TOKEN, Daemon, make_id
-from vxnet.cli.group import LATER, Section
+from vxnet.cli.group import Section
 from vxnet.cli.root import TABLE
 
 
@@ -18,8 +18,8 @@ def commands() -> list[list[str]]:
     found: list[list[str]] = [[]]
     for name, entry in TABLE.items():
         if isinstance(entry, Section):
-            found += [[name], *([name, inner] for inner, below in entry.table.items() if below is not LATER)]
-        elif entry is not LATER:
+            found += [[name], *([name, inner] for inner, below in entry.table.items())]
+        else:
             found.append([name])
     return found
 
@@ -43,24 +43,6 @@ def test_every_command_explains_itself(vxnet_: Vxnet, words: list[str]) -> None:
 )
 def test_summaries_are_not_cut(vxnet_: Vxnet, words: list[str]) -> None:
     assert "..." not in vxnet_(*words, "--help", env={"COLUMNS": "80"}).stdout.split("Commands:")[1]
-
-
-@pytest.mark.parametrize(
-    "words",
-    [[name, "x", "--foo", "-p", "80:80"] for name, entry in TABLE.items() if entry is LATER]
-    + [
-        [name, inner, "x", "--help"]
-        for name, entry in TABLE.items()
-        if isinstance(entry, Section)
-        for inner, below in entry.table.items()
-        if below is LATER
-    ],
-    ids=" ".join,
-)
-def test_what_is_not_built_says_so(vxnet_: Vxnet, words: list[str]) -> None:
-    result = vxnet_(*words)
-    assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr.count("\n") == 1 and "is not built yet" in result.stderr
 
 
 # ------------------------------------------------------------------------------------------------------------ cluster

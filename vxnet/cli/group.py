@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 import click
 
-from vxnet.model.errors import UnsupportedError, VxnetError
+from vxnet.model.errors import VxnetError
 
 FAILED: Final = 1
 INTERRUPTED: Final = 130
@@ -30,15 +30,7 @@ class Section(NamedTuple):
     """What it does without any of them; empty: it says which there are."""
 
 
-class Later:
-    """A command that the design has and this version has not."""
-
-    __slots__ = ()
-
-
-LATER: Final = Later()
-
-Table = dict[str, "str | Section | Later"]
+Table = dict[str, "str | Section"]
 
 FAILURES: Final = (VxnetError, OSError, UnicodeEncodeError)
 """What a command may end with; anything else is a bug and shows its traceback."""
@@ -55,15 +47,13 @@ class Group(click.Group):
         self._table = table
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [name for name, entry in self._table.items() if entry is not LATER]
+        return list(self._table)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         entry = self._table.get(cmd_name) or self._table.get(_SYNONYMS.get(cmd_name, ""))
         match entry:
             case None:
                 return None
-            case Later():
-                return _later(cmd_name)
             case Section(help=text, table=table, alone=""):
                 return Group(cmd_name, help=text, table=table)
             case Section(help=text, table=table, alone=alone):
@@ -96,15 +86,6 @@ def _section(name: str, text: str, table: Table, alone: click.Command) -> Group:
         callback=act,
         invoke_without_command=True,
     )
-
-
-def _later(name: str) -> click.Command:
-    def refuse(ctx: click.Context, param: click.Parameter, value: object) -> NoReturn:
-        raise UnsupportedError(f"`{ctx.command_path}` is not built yet", hint="`vxnet --help` lists what there is")
-
-    anything = click.Argument(["anything"], nargs=-1, type=click.UNPROCESSED, callback=refuse, expose_value=False)
-    settings = {"ignore_unknown_options": True, "help_option_names": []}
-    return click.Command(name, params=[anything], hidden=True, context_settings=settings)
 
 
 class Root(Group):

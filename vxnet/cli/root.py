@@ -114,7 +114,7 @@ TABLE: Final[Table] = {
     "version": "program:version",
     "completion": "program:completion",
 }
-"""Command → ``module:attribute`` below ``vxnet.cli``. ``LATER`` ones say so when they are called."""
+"""Command → ``module:attribute`` below ``vxnet.cli``."""
 
 
 @click.command(cls=Root, table=TABLE, invoke_without_command=False)

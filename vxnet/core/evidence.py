@@ -31,6 +31,8 @@ from vxnet.model.row import Applied, Certificate, Endpoint, Gateway, Leases, Row
 
 T = TypeVar("T")
 
+REMOVED = "node was removed"
+"""Why rows count for nothing: what a removed node leaves is kept by everybody for a while."""
 RECHECK_S = 3600.0
 """A certificate that was good is looked at again after this: cheap, and it covers a clock that was set."""
 DOUBT_S = 60.0
@@ -187,7 +189,7 @@ class Judge:
     def _doubt(self, ledger: Ledger, wall: float) -> tuple[str | None, float]:
         """(why the ledger is not its owner's, or None if it is; until when that holds)."""
         if ledger.key.owner in self._revoked:
-            return "node was removed", wall + RECHECK_S
+            return REMOVED, wall + RECHECK_S
         certificate = _decode(ledger.get("certificate"), Certificate)
         if certificate is None:
             return "no certificate", wall + RECHECK_S

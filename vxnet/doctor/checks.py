@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from vxnet.core.evidence import REMOVED
 from vxnet.doctor.patient import Patient
 from vxnet.model.checkup import Finding, Verdict
 
@@ -69,6 +70,8 @@ def cluster(patient: Patient) -> Iterator[Finding]:
     else:
         yield finding("cluster", "ok", f"{info.role} of {info.cluster[:12]}, a manager is in reach")
     for reason, count in sorted(info.rows_refused.items()):
+        if reason == REMOVED:  # what they left behind, as it should be
+            continue
         found = f"{count} rows of others are kept without effect: {reason}"
         advice = (
             "`vxnet gossip` shows whose; a host with a wrong clock, or two that claim one address, are usual causes"

@@ -48,7 +48,7 @@ def create(
     """Makes a lab, or leaves nothing and raises. ``daemon_argv``: what hosts run; empty for hosts without a
     daemon. ``datapath``: ``KIND`` and ``HOST=KIND``.
     """
-    if not 1 <= managers <= hosts:
+    if not 1 <= managers <= max(hosts, 1):
         raise CallerError(f"of {hosts} hosts, {managers} cannot be managers", hint="there is at least one")
     plan = build.plan(name, hosts, outside, mtu, ipv6, tuple(daemon_argv), datapath)
     _check_machine()
