@@ -108,6 +108,18 @@ async def test_a_commit_and_a_watch_pass_a_frozen_member_over(cluster, open_stor
     assert follower.view["a"] == b"2"
 
 
+async def test_a_watch_that_begins_on_a_frozen_member_ends(cluster, open_store):
+    """The connection is one of before, and the question goes into it."""
+    store = await open_store(*places(cluster, cluster.members[0]))
+    await store.commit({"a": b"1"})
+    endpoint = store.etcd.in_turn()[0]
+    cluster.members[0].freeze()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(DEADLINE_S) as patience, store.etcd.stream(endpoint, "/v3/watch", {}):
+            pass
+    assert not patience.expired()
+
+
 async def test_a_watch_that_only_listens_leaves_a_frozen_member_too(cluster, open_store, follow):
     """Another manager writes, by other members."""
     member = next(one for one in cluster.members if one is not cluster.leader())

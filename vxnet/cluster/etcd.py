@@ -29,6 +29,8 @@ ATTEMPT_S = 1.2
 """For one member's answer: an election takes up to 2 s, and who has lost the leader may be asked again meanwhile."""
 WITHIN_S = 2.8
 """For anybody's answer: with the search for who is missing, a command is refused within 5 s."""
+BEGIN_S = 3.0
+"""For the first line of an answer that does not end: longer than an election."""
 PROBE_S = 0.7
 AVOID_S = 10.0
 """A member that was silent is asked last for so long."""
@@ -141,13 +143,17 @@ class Etcd:
 
     @contextlib.asynccontextmanager
     async def stream(self, endpoint: str, path: str, body: Mapping[str, Any]) -> AsyncIterator[aiohttp.StreamReader]:
-        """The lines of an answer that does not end. Raises what aiohttp does."""
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
+        """The lines of an answer that does not end. Raises what aiohttp does, and TimeoutError if it does not begin."""
+        timeout = aiohttp.ClientTimeout(total=None)
         # Without this a watch hangs in silence when there is no quorum.
         headers = {"Grpc-Metadata-hasleader": "true"}
-        async with self._opened().post(
-            endpoint + path, data=msgspec.json.encode(body), timeout=timeout, headers=headers
-        ) as response:
+        async with contextlib.AsyncExitStack() as stack:
+            # On a connection of before, a member that is frozen takes the question and says nothing.
+            async with asyncio.timeout(BEGIN_S):
+                post = self._opened().post(
+                    endpoint + path, data=msgspec.json.encode(body), timeout=timeout, headers=headers
+                )
+                response = await stack.enter_async_context(post)
             if response.status >= 300:
                 raise aiohttp.ClientPayloadError(f"status {response.status}")
             yield response.content
