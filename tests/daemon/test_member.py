@@ -1,4 +1,4 @@
-"""An etcd member that is told it is none."""
+"""An etcd member that is told it is none, or has no vote."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import ipaddress
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from vxnet.cluster.etcd_members import Member
 from vxnet.daemon import member as members
 from vxnet.daemon.member import EtcdMember
 from vxnet.host.etcd import EtcdProcess
-from vxnet.model.errors import UnavailableError
+from vxnet.model.errors import ConflictError, UnavailableError
 from vxnet.model.store import StoreAccess
 
 OTHERS = [Member(id=1, name="h1", peers=["https://192.0.2.1:2380"]), Member(id=3, peers=["https://192.0.2.3:2380"])]
@@ -75,3 +76,20 @@ async def test_it_forgets_nothing_on_the_word_of_one_that_is_late(
     is_out = quorum and not is_member
     assert process.started and process.has_data == (not is_out)
     assert added == OWN.peers * is_out
+
+
+async def test_one_without_a_vote_does_not_go_on_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """etcd ends with a panic then, and what it has would be in nobody's reach."""
+
+    async def members_of(etcd: Etcd) -> list[Member]:
+        assert etcd.access.endpoints == ("https://192.0.2.2:2379",), "it is asked itself"
+        return [*OTHERS, replace(OWN, learner=True)]
+
+    monkeypatch.setattr(members, "Etcd", Etcd)
+    monkeypatch.setattr(members, "members_of", members_of)
+    process = Process(tmp_path / "etcd")
+    with pytest.raises(ConflictError, match="store restore"):
+        await EtcdMember(process, "h2", ipaddress.ip_address("192.0.2.2")).start_alone(
+            StoreAccess(endpoints=("a", "b"), managed=True)
+        )
+    assert process.has_data and not process.started

@@ -86,8 +86,9 @@ def _fields(record):
 def test_one_manager_goes_on_alone(make_lab):
     lab = make_lab(hosts=3, managers=2)
     last = client(lab["h2"])
-    last.create_network(NetworkCreate(name="blue", attachable=True))
     until(lambda: "h2" in (lab["h2"].root / "var/lib/vxnet/store.json").read_text(), "its etcd member has a vote")
+    # By its own member, which knows of the vote itself then.
+    last.create_network(NetworkCreate(name="blue", attachable=True))
     with pytest.raises(ConflictError, match="this node is a worker"):
         client(lab["h3"]).init(InitRequest(force_new_cluster=True))
     lab.kill("h1")

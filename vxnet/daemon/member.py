@@ -25,7 +25,7 @@ from vxnet.host import etcd as host_etcd
 from vxnet.host.etcd import CLIENT_PORT, PEER_PORT, EtcdProcess
 from vxnet.model.address import IPAddress
 from vxnet.model.cluster import Node
-from vxnet.model.errors import HostError, UnavailableError, VxnetError
+from vxnet.model.errors import ConflictError, HostError, UnavailableError, VxnetError
 from vxnet.model.store import StoreAccess
 
 log = structlog.get_logger()
@@ -70,9 +70,16 @@ class EtcdMember:
         return access
 
     async def start_alone(self, access: StoreAccess) -> StoreAccess:
-        """With what it has, as the only member: the others are lost for good. Raises :class:`HostError`."""
-        await asyncio.to_thread(self._process.stop)
+        """With what it has, as the only member: the others are lost for good. Raises :class:`HostError`, and
+        :class:`ConflictError` if it never had a vote: etcd makes none of those the only one.
+        """
         alone = replace(access, endpoints=(self.endpoint,), names={self.endpoint: self._name})
+        if await self._is_learner(alone):
+            raise ConflictError(
+                "this host's member of etcd has not heard that it has a vote, and cannot go on alone",
+                hint="bring another manager back, or `vxnet store restore` a backup",
+            )
+        await asyncio.to_thread(self._process.stop)
         await self._start(alone, {self._name: self._peer_url}, new=False, alone=True)
         await self._wait_ready(alone)
         # Not so at the next start: that would throw out who has joined meanwhile.
@@ -80,6 +87,17 @@ class EtcdMember:
         await self._start(alone, {self._name: self._peer_url}, new=False)
         await self._wait_ready(alone)
         return alone
+
+    async def _is_learner(self, alone: StoreAccess) -> bool:
+        """By its own word; False also if it does not run."""
+        etcd = Etcd(alone)
+        try:
+            own = self._own(await members_of(etcd))
+        except UnavailableError:
+            return False
+        finally:
+            await etcd.close()
+        return own is not None and own.learner
 
     async def ensure(self, access: StoreAccess) -> None:
         """It runs, and is a member. Raises what is in the way; then it is to be tried again."""
