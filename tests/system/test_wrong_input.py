@@ -29,7 +29,7 @@ WRONG = [
     ("h1", "vxnet network create --subnet 192.168.56.0/24 x", r"192\.168\.56\.0/24"),
     ("h1", "vxnet network create taken", r"taken"),
     ("h1", "vxnet network create 'no name'", r"no name"),
-    ("h1", "vxnet network create -d macvlan x", r"macvlan.*not built"),
+    ("h1", "vxnet network create -d macvlan x", r"a macvlan network needs a parent"),
     ("h1", "vxnet network create -d nonsense x", r"nonsense"),
     ("h1", "vxnet network create --opt encrypted x", r"encrypted.*not built"),
     ("h1", "vxnet network create --opt nonsense=1 x", r"nonsense"),
