@@ -52,7 +52,9 @@ def test_members_rows_and_digests_are_shown_and_agree(session: Session) -> None:
     assert {member["name"]: member["status"] for member in view["members"]} == dict.fromkeys(HOSTS, "alive")
     tags = next(member["tags"] for member in view["members"] if member["name"] == "h1")
     assert tags["role"] == "manager" and tags["datapath"] == "kernel" and tags["version"] and tags["vtep"]
-    assert {(row["node"], row["network"]): row["rows"] for row in view["rows"] if row["network"]} == {
+    assert {
+        (row["node"], row["network"]): row["rows"] for row in view["rows"] if row["network"] in ("blue", "green")
+    } == {
         ("h1", "blue"): 1,
         ("h2", "blue"): 1,
         ("h2", "green"): 1,
