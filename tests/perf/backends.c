@@ -3,27 +3,17 @@
  * new connection every 3 ms; a line for each, with the moment at which it was begun (CLOCK_MONOTONIC, seconds) and
  * who answered, or "failed" if nobody did before the kernel would have asked once more.
  */
-#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "bench.h"
 
 #define EVERY 0.003
 #define LONGEST 0.9
 #define MOST 512 /* > LONGEST / EVERY */
-
-static double now(void)
-{
-	struct timespec at;
-	clock_gettime(CLOCK_MONOTONIC, &at);
-	return (double)at.tv_sec + (double)at.tv_nsec / 1e9;
-}
 
 static int serve(struct sockaddr_in at)
 {

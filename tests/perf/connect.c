@@ -3,38 +3,17 @@
  * for the other end to close, reset (so that no port stays taken); prints connections/s and the median of connect(2)
  * in µs.
  */
-#include <arpa/inet.h>
-#include <netdb.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
-static double now(void)
-{
-	struct timespec at;
-	clock_gettime(CLOCK_MONOTONIC, &at);
-	return (double)at.tv_sec + (double)at.tv_nsec / 1e9;
-}
-
-static int compare(const void *a, const void *b)
-{
-	double one = *(const double *)a, other = *(const double *)b;
-	return (one > other) - (one < other);
-}
+#include "bench.h"
 
 int main(int argc, char **argv)
 {
 	if (argc == 3 && strcmp(argv[1], "serve") == 0) {
-		struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons((uint16_t)atoi(argv[2]))};
-		int listening = socket(AF_INET, SOCK_STREAM, 0), on = 1;
-		setsockopt(listening, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
-		if (bind(listening, (struct sockaddr *)&at, sizeof(at)) != 0 || listen(listening, 1024) != 0)
+		int listening = listen_on(argv[2]);
+		if (listening < 0)
 			return 1;
-		puts("ready");
-		fflush(stdout);
 		for (;;) {
 			int one = accept(listening, NULL, NULL);
 			if (one >= 0)

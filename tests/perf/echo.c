@@ -2,40 +2,20 @@
  * One octet there and back on one connection. "serve PORT": echo, one connection after the other. "ask ADDRESS PORT
  * COUNT": prints the median in µs.
  */
-#include <arpa/inet.h>
 #include <netinet/tcp.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
-static double now(void)
-{
-	struct timespec at;
-	clock_gettime(CLOCK_MONOTONIC, &at);
-	return (double)at.tv_sec + (double)at.tv_nsec / 1e9;
-}
-
-static int compare(const void *a, const void *b)
-{
-	double one = *(const double *)a, other = *(const double *)b;
-	return (one > other) - (one < other);
-}
+#include "bench.h"
 
 int main(int argc, char **argv)
 {
 	int on = 1;
 	char octet = 0;
 	if (argc == 3 && strcmp(argv[1], "serve") == 0) {
-		struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons((uint16_t)atoi(argv[2]))};
-		int listening = socket(AF_INET, SOCK_STREAM, 0);
-		setsockopt(listening, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
-		if (bind(listening, (struct sockaddr *)&at, sizeof(at)) != 0 || listen(listening, 16) != 0)
+		int listening = listen_on(argv[2]);
+		if (listening < 0)
 			return 1;
-		puts("ready");
-		fflush(stdout);
 		for (;;) {
 			int one = accept(listening, NULL, NULL);
 			setsockopt(one, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));

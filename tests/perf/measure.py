@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import random
 import statistics
+import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from vxnet.lab import Lab
 
@@ -23,6 +25,21 @@ def sh(lab: Lab, host: str, script: str, timeout_s: float = 120) -> str:
 def python(lab: Lab, host: str, code: str, *argv: str, timeout_s: float = 120) -> str:
     """Run ``code`` on the host, so that entering it is not a part of what is timed."""
     return lab.run(host, [sys.executable, "-c", code, *argv], check=True, timeout_s=timeout_s).stdout
+
+
+def compiled(name: str, directory: str | Path) -> str:
+    """The program ``name``.c of this folder, in ``directory``: its path there."""
+    program = str(Path(directory) / name)
+    subprocess.run(["cc", "-O2", "-o", program, Path(__file__).parent / f"{name}.c"], check=True)
+    return program
+
+
+def mesh_cluster(lab: Lab) -> None:
+    """h1, h2 and h3 are one cluster, by IPv4 although their links may have both families; h4 stays outside."""
+    sh(lab, "h1", "vxnet init --advertise-addr eth1")
+    token = sh(lab, "h1", "vxnet join-token -q worker").strip()
+    for host in ("h2", "h3"):
+        sh(lab, host, f"vxnet join --token {token} --advertise-addr eth1 192.168.56.11")
 
 
 def ms(seconds: Sequence[float]) -> str:

@@ -16,11 +16,10 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
 from tests.host.mesh_rig import Node, Site, Task, port
 from tests.host.throwaway import Place
-from tests.perf.measure import interval, table
+from tests.perf.measure import compiled, interval, table
 from vxnet.model.host import MeshPort
 
 ROUNDS = 15
@@ -58,10 +57,7 @@ class _Servers:
 
     def __init__(self, site: Site, directory: str) -> None:
         self._running: list[subprocess.Popen[str]] = []
-        self.connect, self.echo = (str(Path(directory) / name) for name in ("connect", "echo"))
-        for program in (self.connect, self.echo):
-            source = Path(__file__).parent / f"{Path(program).name}.c"
-            subprocess.run(["cc", "-O2", "-o", program, source], check=True)
+        self.connect, self.echo = (compiled(name, directory) for name in ("connect", "echo"))
         for place in (site.t1, site.t3, site.h1, site.h2):
             self._serve(place, self.connect, "serve", str(SERVED), ready="ready")
             self._serve(place, self.echo, "serve", str(BOUND), ready="ready")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 
-from tests.perf.measure import python, sh, table
+from tests.perf.measure import mesh_cluster, python, sh, table
 from vxnet.lab import Lab
 
 EACH = 1000
@@ -103,10 +103,7 @@ def _through(lab: Lab) -> list[list[str]]:
 
 def main() -> None:
     with Lab(hosts=4, join=False) as lab:
-        sh(lab, "h1", "vxnet init --advertise-addr eth1")
-        token = sh(lab, "h1", "vxnet join-token -q worker").strip()
-        for host in ("h2", "h3"):
-            sh(lab, host, f"vxnet join --token {token} --advertise-addr eth1 192.168.56.11")
+        mesh_cluster(lab)
         for host in (*HOSTS, "h4"):
             sh(lab, host, f"ip addr add fd00:56::1{host[1]}/64 dev eth1 nodad")
         sh(lab, "h1", "vxnet network create app")

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tests.perf.measure import python, sh, table
+from tests.perf.measure import mesh_cluster, python, sh, table
 from tests.perf.services import ANSWERS_S, SERVER
 from vxnet.lab import Lab
 
@@ -190,10 +190,7 @@ def host_kills(lab: Lab) -> list[float]:
 
 def main() -> None:
     with Lab(hosts=4, join=False) as lab:
-        sh(lab, "h1", "vxnet init --advertise-addr eth1 >/dev/null")
-        token = sh(lab, "h1", "vxnet join-token -q worker").strip()
-        for host in ("h2", "h3"):
-            sh(lab, host, f"vxnet join --token {token} --advertise-addr eth1 192.168.56.11")
+        mesh_cluster(lab)
         sh(lab, "h1", "vxnet network create -d overlay blue")
         rows = []
         for order in ("start-first", "stop-first"):

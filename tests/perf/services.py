@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from tests.perf.measure import ms, python, sh, table
+from tests.perf.measure import compiled, ms, python, sh, table
 from vxnet.lab import Lab
 
 RUNS = 7
@@ -403,9 +403,8 @@ def updates(lab: Lab, order: str) -> Update:
 def main() -> None:
     # Not below /tmp: each host of a lab has its own.
     with tempfile.TemporaryDirectory(dir="/var/tmp") as directory, Lab(hosts=3) as lab:
-        program = Path(directory) / "backends"
         Path(directory).chmod(0o755)
-        subprocess.run(["cc", "-O2", "-o", program, Path(__file__).parent / "backends.c"], check=True)
+        program = Path(compiled("backends", directory))
         sh(lab, "h1", "vxnet network create -d overlay --attachable blue")
         for host in lab.hosts:
             sh(lab, host, f"vxnet run -d --name watch-{host} --network blue -- sleep infinity")

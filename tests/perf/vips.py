@@ -16,13 +16,12 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from tests.host.rig import Container, Machine, addresses, errors, state
-from tests.perf.measure import interval, table
+from tests.perf.measure import compiled, interval, table
 from vxnet.model.host import HostState, VirtualService
 
 ROUNDS = 15
@@ -98,8 +97,7 @@ def connections() -> list[list[str]]:
     (client,) = site.clients
     processes = []
     with tempfile.TemporaryDirectory() as directory:
-        program = str(Path(directory) / "connect")
-        subprocess.run(["cc", "-O2", "-o", program, Path(__file__).parent / "connect.c"], check=True)
+        program = compiled("connect", directory)
 
         def serve(place: Container, *argv: str, ready: str) -> None:
             process = place.do(subprocess.Popen, argv, stdout=subprocess.PIPE, text=True)
