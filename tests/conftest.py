@@ -9,8 +9,7 @@ import zlib
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.cluster.etcd_cluster import etcd_cluster  # noqa: F401  fixtures are found by their names here
-from tests.lab_fixture import lab, make_lab, shared_lab  # noqa: F401
+from tests.lab_fixture import lab, make_lab, shared_lab  # noqa: F401  fixtures are found by their names here
 
 # Cores are shared: a slow example is no failure. Examples are drawn from a fixed seed so that a red run is red again;
 # `HYPOTHESIS_PROFILE=explore` looks for new ones.
@@ -26,9 +25,9 @@ _SEED = pytest.StashKey[int]()
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if os.geteuid() == 0:
         return
-    needs_root = pytest.mark.skip(reason="needs root: makes namespaces, links and nftables rules")
+    needs_root = pytest.mark.skip(reason="needs root")
     for item in items:
-        if item.get_closest_marker("host") or item.get_closest_marker("lab"):
+        if any(item.get_closest_marker(name) for name in ("host", "lab", "root")):
             item.add_marker(needs_root)
 
 

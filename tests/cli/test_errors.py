@@ -134,9 +134,8 @@ def test_interrupted(vxnet_: Vxnet, server: Daemon, monkeypatch: pytest.MonkeyPa
     assert (result.exit_code, result.output.strip()) == (130, "")
 
 
-def test_not_in_the_group(vxnet_: Vxnet) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("needs root: becomes another user")
+@pytest.mark.root
+def test_not_in_the_group(vxnet_: Vxnet, server: Daemon) -> None:
     os.seteuid(65534)
     try:
         result = vxnet_("ps")

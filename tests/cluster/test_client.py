@@ -159,7 +159,7 @@ def test_no_daemon(tmp_path: Path) -> None:
         Client("/tmp/" + "x" * 200).info()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: becomes another user")
+@pytest.mark.root
 def test_not_in_the_group(server: Daemon) -> None:
     os.seteuid(65534)
     try:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import gc
 import itertools
-import os
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.etcd_cluster import EtcdCluster
+from tests.cluster.small_disk import small_disk
 from vxnet.cluster.etcd import _ElsewhereError
 from vxnet.cluster.etcd_store import EtcdStore
 from vxnet.cluster.store import MAX_GUARDS, MAX_OCTETS, MAX_RECORDS, Commit, LeadershipLostError, Snapshot
@@ -237,19 +236,10 @@ async def test_a_commit_whose_answer_was_lost_is_done_once(cluster, open_store, 
 @pytest.fixture
 def small_disks(tmp_path):
     """Three of 250 MiB: etcd lays out two files of 64 MiB before it needs them."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root to mount a tmpfs")
-    libc = ctypes.CDLL(None, use_errno=True)
-    mounted = []
-    for name in ("m0", "m1", "m2"):
-        place = tmp_path / name
-        place.mkdir()
-        if libc.mount(b"tmpfs", str(place).encode(), b"tmpfs", 0, b"size=250m") != 0:
-            pytest.skip(f"this host does not let root mount a tmpfs: {os.strerror(ctypes.get_errno())}")
-        mounted.append(place)
-    yield tmp_path
-    for place in mounted:
-        assert libc.umount2(str(place).encode(), 2) == 0
+    with contextlib.ExitStack() as stack:
+        for name in ("m0", "m1", "m2"):
+            stack.enter_context(small_disk(tmp_path / name, "250m"))
+        yield tmp_path
 
 
 def fill(directory: Path) -> Path:
@@ -260,6 +250,7 @@ def fill(directory: Path) -> Path:
     return filler
 
 
+@pytest.mark.root
 @pytest.mark.slow
 async def test_full_disks(small_disks):
     """One costs nothing. All of them stop the writes, in words; and with room, and the members back, all goes on."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.serf_agents import NEEDS_SERF, PORT, Agent, Agents, agents, until, wait_here
+from tests.cluster.serf_agents import PORT, Agent, Agents, agents, until, wait_here
 from tests.cluster.test_gossip import Field, field, names, next_address
 from tests.gossip_cluster import endpoint
 from vxnet.cluster.gossip import Gossip
@@ -22,7 +22,7 @@ from vxnet.host import netns
 
 __all__ = ["agents", "field"]
 
-pytestmark = [NEEDS_SERF, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import itertools
-import os
 import signal
 import sqlite3
 import stat
@@ -17,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.etcd_cluster import EtcdCluster
+from tests.cluster.small_disk import small_disk
 from vxnet.cluster.etcd_store import EtcdStore
 from vxnet.cluster.sqlite_store import KEPT_REVISIONS, SqliteStore
 from vxnet.cluster.store import LEAD_KEY, MAX_OCTETS, MAX_RECORDS, Commit, Leadership, LeadershipLostError, Snapshot
@@ -428,21 +427,14 @@ async def test_what_was_acknowledged_survives_a_kill(tmp_path):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
-    """A tmpfs of 512 KiB."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root to mount a tmpfs")
-    libc = ctypes.CDLL(None, use_errno=True)
-    place = str(tmp_path / "disk")
-    os.mkdir(place)
-    if libc.mount(b"tmpfs", place.encode(), b"tmpfs", 0, b"size=512k") != 0:
-        pytest.skip(f"this host does not let root mount a tmpfs: {os.strerror(ctypes.get_errno())}")
-    yield Path(place)
-    assert libc.umount2(place.encode(), 0) == 0
+def disk(tmp_path):
+    with small_disk(tmp_path / "disk", "512k") as place:
+        yield place
 
 
-async def test_a_commit_that_the_disk_cannot_take(small_disk):
-    store = await SqliteStore.open(small_disk / "store.db")
+@pytest.mark.root
+async def test_a_commit_that_the_disk_cannot_take(disk):
+    store = await SqliteStore.open(disk / "store.db")
     await store.commit({"a": b"1"})
     before = await store.load()
     with pytest.raises(HostError, match="the disk is full") as caught:
@@ -451,14 +443,15 @@ async def test_a_commit_that_the_disk_cannot_take(small_disk):
     assert await store.load() == before
     assert await store.commit({"a": b"2"}) == before.revision + 1
     await store.close()
-    again = await SqliteStore.open(small_disk / "store.db")
+    again = await SqliteStore.open(disk / "store.db")
     assert {key: record.value for key, record in (await again.load()).records.items()} == {"a": b"2"}
     await again.close()
 
 
-async def test_a_full_disk_is_said_and_survived(small_disk):
+@pytest.mark.root
+async def test_a_full_disk_is_said_and_survived(disk):
     def fill():
-        with open(small_disk / "filler", "ab", buffering=0) as filler, contextlib.suppress(OSError):
+        with open(disk / "filler", "ab", buffering=0) as filler, contextlib.suppress(OSError):
             while True:
                 filler.write(b"x" * 4096)
 
@@ -466,7 +459,7 @@ async def test_a_full_disk_is_said_and_survived(small_disk):
         for number in range(500):
             await store.commit({f"a/{number}": b"x" * 1000})
 
-    store = await SqliteStore.open(small_disk / "store.db")
+    store = await SqliteStore.open(disk / "store.db")
     await store.commit({"a/0": b"1"})
     fill()
     with pytest.raises(HostError, match="the disk is full"):
@@ -475,10 +468,10 @@ async def test_a_full_disk_is_said_and_survived(small_disk):
     with pytest.raises(HostError, match="the disk is full"):
         await store.commit({"b": b"x" * 100_000})
     assert await store.load() == reached
-    (small_disk / "filler").unlink()
+    (disk / "filler").unlink()
     assert await store.commit({"b": b"again"}) == reached.revision + 1
     await store.close()
-    again = await SqliteStore.open(small_disk / "store.db")
+    again = await SqliteStore.open(disk / "store.db")
     assert (await again.load("a/")).records == {
         key: record for key, record in reached.records.items() if key.startswith("a/")
     }

@@ -15,7 +15,7 @@ import socket
 from collections.abc import Sequence
 from typing import Literal
 
-from tests.host.rig import GATEWAY, Machine, addresses, errors, interfaces
+from tests.host.rig import GATEWAY, Machine, addresses, errors, interfaces, way_out
 from tests.host.throwaway import Place, wire
 from vxnet.core.allocate import mac_of
 from vxnet.model.address import IPAddress
@@ -90,16 +90,7 @@ class Task(Place):
             )
         )
         if self.way_out:
-            made.append(
-                Interface(
-                    name="eth9",
-                    port=f"v{self.id[:8]}.eth9",
-                    vni=None,
-                    mac=f"02:ff:ac:13:00:{self.number:02x}",
-                    mtu=1500,
-                    addresses=interfaces(f"172.19.0.{self.number}/16"),
-                )
-            )
+            made.append(way_out(f"v{self.id[:8]}.eth9", self.number))
         return Sandbox(
             id=self.id,
             netns=self.path,

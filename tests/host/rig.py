@@ -32,6 +32,18 @@ def interfaces(*texts: str) -> tuple[IPInterface, ...]:
     return tuple(ipaddress.ip_interface(text) for text in texts)
 
 
+def way_out(port: str, number: int) -> Interface:
+    """To ``vxnet_gw``, as the container with this number has it."""
+    return Interface(
+        name="eth9",
+        port=port,
+        vni=None,
+        mac=f"02:ff:ac:13:00:{number:02x}",
+        mtu=1500,
+        addresses=interfaces(f"172.19.0.{number}/16"),
+    )
+
+
 class Container(Place):
     """A namespace with a number: its addresses, MACs and names follow from that."""
 
@@ -65,16 +77,7 @@ class Container(Place):
             for at, vni in enumerate(vnis)
         ]
         if gateway:
-            found.append(
-                Interface(
-                    name="eth9",
-                    port=self.port("eth9"),
-                    vni=None,
-                    mac=f"02:ff:ac:13:00:{self.number:02x}",
-                    mtu=1500,
-                    addresses=interfaces(f"172.19.0.{self.number}/16"),
-                )
-            )
+            found.append(way_out(self.port("eth9"), self.number))
         return Sandbox(
             id=self.id,
             netns=self.path,

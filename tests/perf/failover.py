@@ -5,30 +5,12 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Callable
 
-from vxnet.cluster.client import Client
+from tests.system.managers import client, until
 from vxnet.lab import Lab, Machine
 from vxnet.model.api import NetworkCreate
-from vxnet.model.errors import VxnetError
 
 HOSTS = ("h1", "h2", "h3")
-
-
-def client(host: Machine) -> Client:
-    return Client(str(host.root / "run/vxnet/vxnet.sock"), timeout_s=30)
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            if condition():
-                return
-        except (VxnetError, OSError):
-            pass
-        time.sleep(0.05)
-    raise SystemExit("not within 60 s")
 
 
 def leader(host: Machine) -> str:
@@ -38,7 +20,10 @@ def leader(host: Machine) -> str:
 def main(rounds: int) -> None:
     commits, writes, leads = [], [], []
     with Lab(hosts=3, managers=3) as lab:
-        until(lambda: len((lab["h3"].root / "var/lib/vxnet/store.json").read_text().split("2379")) > 6)
+        until(
+            lambda: len((lab["h3"].root / "var/lib/vxnet/store.json").read_text().split("2379")) > 6,
+            "three members of etcd",
+        )
         for number in range(30):
             began = time.monotonic()
             client(lab["h1"]).create_network(NetworkCreate(name=f"c{number}"))
@@ -48,12 +33,12 @@ def main(rounds: int) -> None:
             other = next(name for name in HOSTS if name != lost)
             lab.kill(lost)
             began = time.monotonic()
-            until(lambda: client(lab[other]).create_network(NetworkCreate(name=f"k{number}")))  # noqa: B023
+            until(lambda: client(lab[other]).create_network(NetworkCreate(name=f"k{number}")), "a write")  # noqa: B023
             writes.append(time.monotonic() - began)
-            until(lambda: leader(lab[other]) != lost)  # noqa: B023
+            until(lambda: leader(lab[other]) != lost, "another leads")  # noqa: B023
             leads.append(time.monotonic() - began)
             lab.start(lost)
-            until(lambda: all(client(lab[name]).nodes() for name in HOSTS))
+            until(lambda: all(client(lab[name]).nodes() for name in HOSTS), "all are back")
             time.sleep(2)
     for what, seconds in (("network create", commits), ("next write", writes), ("another leads", leads)):
         print(f"{what}: {statistics.median(seconds):.3f} s p50, {max(seconds):.3f} s at most, of {len(seconds)}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import shutil
 import subprocess
 from collections.abc import Iterator
 from typing import Any
@@ -117,9 +116,6 @@ def agent(session: Session, key: str) -> Iterator[None]:
         child.wait(timeout=20)
 
 
-@pytest.mark.skipif(
-    not shutil.which("serf", path="/usr/bin:/usr/sbin"), reason="no serf: install Debian's package serf"
-)
 def test_a_stock_agent_joins_with_the_key_that_is_shown(session: Session) -> None:
     key = session.say("h1", "vxnet gossip keys -q").split()[0]
 

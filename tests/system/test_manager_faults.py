@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.system.managers import client, until
 from vxnet.cluster.client import Client
 from vxnet.core.wishes import Wishes
 from vxnet.model.api import NetworkCreate
@@ -186,29 +187,11 @@ def etcd_of(host):
     return 0
 
 
-def client(host, timeout_s=30):
-    return Client(str(host.root / "run/vxnet/vxnet.sock"), timeout_s=timeout_s)
-
-
-def until(condition, what):
-    deadline = time.monotonic() + SETTLE_S
-    why = ""
-    while True:
-        try:
-            found = condition()
-            if found:
-                return found
-        except (VxnetError, OSError) as error:
-            why = str(error)
-        assert time.monotonic() < deadline, f"not within {SETTLE_S} s: {what} {why}"
-        time.sleep(0.2)
-
-
 @pytest.mark.parametrize("number", SEEDS)
 def test_nothing_acknowledged_is_lost(make_lab, number, seed):
     rng = random.Random(seed + number)
     lab = make_lab(hosts=4, managers=3)
-    until(lambda: client(lab["h1"]).create_network(NetworkCreate(name="field", attachable=True)), "a network")
+    until(lambda: client(lab["h1"]).create_network(NetworkCreate(name="field", attachable=True)), "a network", SETTLE_S)
     client(lab["h2"]).create_service(service(SHARED, 1))
     ends = time.monotonic() + FAULT_S
     people = [Person(lab, index, random.Random(rng.random()), ends) for index in range(PEOPLE)]
@@ -224,11 +207,11 @@ def test_nothing_acknowledged_is_lost(make_lab, number, seed):
     if FAULT_S >= 60:
         assert outcomes["ok"] >= 200 and sum(faults.counts.values()) >= 5 and len(faults.counts) >= 3
     check_numbers(people)
-    views = until(lambda: agreed(lab), "all managers tell the same")
+    views = until(lambda: agreed(lab), "all managers tell the same", SETTLE_S)
     check_objects(history, views[0])
     check_shared(history, views[1])
     check_store(client(lab["h1"]).back_up_store())
-    until(lambda: hosts_run_their_tasks(lab), "every host runs what the managers say")
+    until(lambda: hosts_run_their_tasks(lab), "every host runs what the managers say", SETTLE_S)
 
 
 def agreed(lab):

@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 
 import pytest
 
-from vxnet.cluster.client import Client
+from tests.system.managers import client, until
 from vxnet.model.api import NetworkCreate
 from vxnet.model.container import ContainerSpec, NetworkWish
-from vxnet.model.errors import ConflictError, UnavailableError, VxnetError
+from vxnet.model.errors import ConflictError, UnavailableError
 from vxnet.model.service import ServiceSpec, TaskSpec
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
-DEADLINE_S = 60
-
-
-def client(host, timeout_s=30.0) -> Client:
-    return Client(str(host.root / "run/vxnet/vxnet.sock"), timeout_s=timeout_s)
-
-
-def until(condition, what):
-    deadline = time.monotonic() + DEADLINE_S
-    while True:
-        with contextlib.suppress(VxnetError, OSError):
-            if found := condition():
-                return found
-        assert time.monotonic() < deadline, f"not within {DEADLINE_S} s: {what}"
-        time.sleep(0.1)
 
 
 def managing(host):

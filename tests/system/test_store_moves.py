@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
-
 import pytest
 
-from vxnet.cluster.client import Client
+from tests.system.managers import client, until
 from vxnet.model.api import InitRequest, JoinRequest, NetworkCreate
 from vxnet.model.container import ContainerSpec, NetworkWish
-from vxnet.model.errors import CallerError, ConflictError, VxnetError
+from vxnet.model.errors import CallerError, ConflictError
 from vxnet.model.service import ServiceSpec, TaskSpec
 from vxnet.model.store import RestoreRequest, StoreWish
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
-DEADLINE_S = 60
-
-
-def client(host) -> Client:
-    return Client(str(host.root / "run/vxnet/vxnet.sock"), timeout_s=30)
-
-
-def until(condition, what):
-    deadline = time.monotonic() + DEADLINE_S
-    while True:
-        with contextlib.suppress(VxnetError, OSError):
-            if found := condition():
-                return found
-        assert time.monotonic() < deadline, f"not within {DEADLINE_S} s: {what}"
-        time.sleep(0.1)
 
 
 def pings(host, name):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -21,7 +20,6 @@ def validate(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("vagrant") is None, reason="no vagrant: `make test` installs it")
 def test_vagrant_accepts_it(tmp_path: Path) -> None:
     good = validate(tmp_path, VAGRANTFILE.read_text())
     assert good.returncode == 0, good.stdout + good.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import click
+from msgspec.structs import asdict
 
 from vxnet.cli import output
 from vxnet.cli.complete import node_names
@@ -53,13 +54,9 @@ def init(
         data_path_addr=data_path_addr,
         data_path_port=data_path_port,
         default_addr_pool=pools,
-        store=store.store,
-        store_ca=store.store_ca,
-        store_certificate=store.store_certificate,
-        store_key=store.store_key,
-        managed_etcd=store.managed_etcd,
         gossip_label=gossip_label,
         force_new_cluster=force_new_cluster,
+        **asdict(store),
     )
     node = client.init(request)
     click.echo(f"Cluster initialized: current node ({output.short(node.id)}) is now a manager.\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import click
+from msgspec.structs import asdict
 
 from vxnet.cli import output
 from vxnet.cli.store_options import store_options
@@ -68,14 +69,7 @@ def restore(client: Client, advertise_addr: str, data_path_addr: str, store: Sto
     except ValueError as error:
         raise CallerError(f"{file} is no backup of vxnet's ({error})") from error
     request = RestoreRequest(
-        backup=found,
-        advertise_addr=advertise_addr,
-        data_path_addr=data_path_addr,
-        store=store.store,
-        store_ca=store.store_ca,
-        store_certificate=store.store_certificate,
-        store_key=store.store_key,
-        managed_etcd=store.managed_etcd,
+        backup=found, advertise_addr=advertise_addr, data_path_addr=data_path_addr, **asdict(store)
     )
     node = client.restore_store(request)
     click.echo(f"Cluster restored: current node ({output.short(node.id)}) is now its manager.")
