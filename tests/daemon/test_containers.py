@@ -70,6 +70,7 @@ class Cluster:
 
     networks: Mapping[str, Network] = {"net1": BLUE}
     data_path_addr: IPAddress | None = ipaddress.ip_address("192.0.2.1")
+    data_port = 4789
 
     def blocks(self, network: str) -> tuple[Lease, ...]:
         prefix = ipaddress.ip_network("10.0.0.8/29")

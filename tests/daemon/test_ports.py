@@ -27,7 +27,8 @@ class OneHost:
         self.services: tuple[PublicService, ...] = ()
         self.containers: list[Container] = []
         self.changes = 0
-        self.ports = Ports(lambda: self.services, lambda: self.containers, self._changed)
+        self.data_port = 4789
+        self.ports = Ports(lambda: self.services, lambda: self.containers, self._changed, lambda: self.data_port)
 
     def _changed(self) -> None:
         self.changes += 1
@@ -126,6 +127,23 @@ def test_a_container_claims_its_ports(host: OneHost, number: int) -> None:
     )
     host.containers = [replace(claimed, task=TaskRef(task="t", service="s"))]
     assert host.ports.own() == (), "of tasks the managers know"
+
+
+def test_the_clusters_data_port_is_vxnets_own(host: OneHost) -> None:
+    host.data_port = 5000
+    with pytest.raises(ConflictError, match=r"5000/udp is taken by vxnet itself \(VXLAN\)"):
+        host.ports.check(host.container("db", port(5000, protocol="udp", mode="host")).spec)
+    host.ports.check(host.container("db", port(4789, protocol="udp", mode="host")).spec)
+
+
+async def test_a_port_that_a_program_takes_in_between_is_refused(
+    host: OneHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looked at twice: nobody may be told that it has what another has, nor be looked at for ever."""
+    looks = iter([True, False])
+    monkeypatch.setattr(daemon_ports, "_is_free", lambda port: next(looks, False))
+    with pytest.raises(ConflictError, match="is taken by another program"):
+        host.ports.claim(host.container("db", port(7, mode="host")))
 
 
 def test_ports_that_would_lead_nowhere(host: OneHost) -> None:

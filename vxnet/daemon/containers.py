@@ -99,7 +99,7 @@ class Containers:
         """Of the tasks, by the same ids."""
         self._loops: set[asyncio.Task[None]] = set()
         self._group = asyncio.TaskGroup()
-        self.ports = Ports(services, self.live, changed)
+        self.ports = Ports(services, self.live, changed, lambda: cluster.data_port)
         self.attachments = Attachments(cluster, gateway, self._all_live, foot, local)
         self.inside = Inside(state, run_directory, self._records, self._tasks, self._making)
         self.wiring = Wiring(state, self._records, cluster, self.attachments, changed, settle, self._all_live)

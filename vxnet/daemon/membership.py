@@ -37,7 +37,7 @@ from vxnet.daemon.state import LocalNode, StateDirectory
 from vxnet.model.address import IPAddress
 from vxnet.model.api import InitRequest, JoinClaim, JoinRequest, LeaseRequest
 from vxnet.model.assignment import Assignment
-from vxnet.model.cluster import CONTROL_PORT, GOSSIP_PORT, Lease, Network, Node
+from vxnet.model.cluster import CONTROL_PORT, DATA_PORT, GOSSIP_PORT, Lease, Network, Node
 from vxnet.model.errand import Errand
 from vxnet.model.errors import (
     CallerError,
@@ -120,6 +120,11 @@ class Membership:
     @property
     def data_path_addr(self) -> IPAddress | None:
         return self._place.node.data_path_addr if self._place is not None else None
+
+    @property
+    def data_port(self) -> int:
+        """UDP port of VXLAN; what it would be where there is no cluster."""
+        return self._place.assignment.cluster.data_port if self._place is not None else DATA_PORT
 
     def blocks(self, network: str) -> tuple[Lease, ...]:
         return self._place.blocks.get(network, ()) if self._place is not None else ()

@@ -22,7 +22,7 @@ from vxnet.core.ports import Held, holder_of, name_of, number_all, own_ports
 from vxnet.host import ports as host
 from vxnet.host.ports import Door
 from vxnet.model.address import IPAddress
-from vxnet.model.cluster import DATA_PORT, TakenPort
+from vxnet.model.cluster import TakenPort
 from vxnet.model.container import Container, ContainerSpec
 from vxnet.model.errors import CallerError, ConflictError, HostError
 from vxnet.model.host import HostFacts
@@ -45,7 +45,7 @@ class Ports:
         services: Callable[[], Sequence[PublicService]],
         containers: Callable[[], Iterable[Container]],
         changed: Callable[[], None],
-        data_port: Callable[[], int] = lambda: DATA_PORT,
+        data_port: Callable[[], int],
     ) -> None:
         self._services = services
         self._containers = containers
@@ -178,9 +178,9 @@ class Ports:
         """
         if not container.spec.ports:
             return container
-        self._check(container.spec.ports)
         others = [one.port for one in self._wanted()]
         while True:
+            self._check(container.spec.ports)
             numbered = number_all(container.spec.ports, others, modes=("host",))
             taken = [port for port in numbered if not _is_free(port)]
             if not taken:
