@@ -24,8 +24,8 @@ LOCAL_NETWORKS = (
     Network(id="vxnet_gw", name="vxnet_gw", driver="bridge", scope="local"),
 )
 """Every host has them, in a cluster or not."""
-RESERVED_NAMES = ("bridge", "host", "none", "vxnet_gw")
-"""Of the networks above."""
+RESERVED_NAMES = tuple(network.name for network in LOCAL_NETWORKS)
+"""As ``--network`` they mean the way out alone, the host's own namespace, or nothing: no place on a network."""
 INGRESS = "ingress"
 """What the routing mesh's network is called, unless somebody makes another."""
 SMALLEST_SUBNET = 8
@@ -114,8 +114,6 @@ def _check_ingress(request: NetworkCreate, networks: Collection[Network]) -> Non
         )
     if request.attachable or request.internal:
         raise CallerError("an ingress network is neither --attachable nor --internal: it is the routing mesh's alone")
-    if request.driver != "overlay":
-        raise CallerError(f"an ingress network is an overlay, not of driver {request.driver}")
     given = [prefix.version for prefix in request.subnets]
     if 4 not in {*given, *families_without_subnet(request)}:
         # host/answers: what tasks know a host by are the octets of its IPv4 address there.

@@ -441,14 +441,12 @@ class Agent(ContainerCommands, NodeCommands):
 
     async def prune_networks(self, request: NetworkPrune) -> tuple[Network, ...]:
         own = self._local.prune(request)
-        if own and (place := self._membership.place) is not None and place.node.role != "manager":
+        if own and ((place := self._membership.place) is None or place.node.role != "manager"):
             return tuple(own)  # of the others a manager decides
-        if own and self._membership.place is None:
-            return tuple(own)
         return (*own, *await self._membership.manager("network prune").prune_networks(request))
 
     async def remove_network(self, ref: str) -> None:
-        if ref in {network.name for network in networks.LOCAL_NETWORKS}:
+        if ref in networks.RESERVED_NAMES:
             raise ConflictError(f'network "{ref}" is part of every host and cannot be removed')
         if (own := self._local.find(ref)) is not None:
             self._local.remove(own)

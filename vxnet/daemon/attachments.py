@@ -22,12 +22,10 @@ from vxnet.model.api import LeaseRequest
 from vxnet.model.cluster import Lease, Network
 from vxnet.model.container import Attachment, Container, NetworkWish
 from vxnet.model.errors import CallerError, ConflictError, ExhaustedError, NotFoundError, VxnetError
-from vxnet.model.host import GATEWAY_BRIDGE
+from vxnet.model.host import GATEWAY_BRIDGE, INGRESS_LINK
 
 INGRESS_INTERFACE = "ingress0"
 """In a task."""
-INGRESS_BRIDGE_PORT = "vxnet_in"
-"""On the host."""
 SPARE_ADDRESSES = 4
 """With fewer free ones than this a further block is asked for, before it is needed."""
 
@@ -135,7 +133,7 @@ class Attachments:
         """A place for this node itself in the ingress network. Keep it before the next ``await``."""
         wish = NetworkWish(network=network.id)
         await self._make_room(network, wish)
-        return self._place(network, wish, INGRESS_BRIDGE_PORT)
+        return self._place(network, wish, INGRESS_LINK)
 
     async def _make_room(self, network: Network, wish: NetworkWish) -> None:
         for version in _versions(network):

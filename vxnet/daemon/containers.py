@@ -31,6 +31,7 @@ from msgspec.structs import replace
 from vxnet.cluster.dns import Resolver
 from vxnet.core.containers import check_spec
 from vxnet.core.names import view_of
+from vxnet.core.networks import RESERVED_NAMES
 from vxnet.core.restarts import runs_again
 from vxnet.daemon.attachments import Attachments, Cluster
 from vxnet.daemon.inside import Inside
@@ -56,8 +57,6 @@ ENDING = frozenset({signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGQUI
 """Who sends these does not want the container back; others tell a command to do something."""
 KILL_TIMEOUT_S = 10.0
 """How long the kernel may take to end a process tree after SIGKILL before that is an error."""
-NO_PLACES = ("bridge", "host", "none", "vxnet_gw")
-"""``--network`` values that mean the way out alone, the host's own namespace, or nothing."""
 
 
 class Containers:
@@ -127,7 +126,7 @@ class Containers:
         container = self._reserve(spec, task, unready)
         with self._making.hold(container.id):
             try:
-                wishes = [wish for wish in spec.networks if wish.network not in NO_PLACES]
+                wishes = [wish for wish in spec.networks if wish.network not in RESERVED_NAMES]
                 return await self._make(container.id, wishes)
             except BaseException:
                 await asyncio.shield(self._discard(container.id))

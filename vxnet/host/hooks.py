@@ -7,12 +7,10 @@ again when somebody flushes all rules. A drop there is final; an accept leaves t
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 
 from vxnet.host import nft
-from vxnet.host.elements import NFPROTO_INET
-from vxnet.host.netlink import Netlink, attribute, message
+from vxnet.host.netlink import Netlink
 from vxnet.model.errors import HostError
 from vxnet.model.host import Change
 
@@ -33,10 +31,7 @@ def text() -> str:
 
 def exists(netlink: Netlink) -> bool:
     """In the namespace of ``netlink`` (of NETLINK_NETFILTER)."""
-    name = attribute(nft.NFTA_TABLE_NAME, NAME.encode() + b"\0")
-    return (
-        netlink.ask([message(nft.NFT_MSG_GETTABLE, 0, struct.pack("!BBH", NFPROTO_INET, 0, 0) + name)])[0] is not None
-    )
+    return nft.exists(netlink, NAME)
 
 
 def ensure(namespace: int, netlink: Netlink, file: Path = FILE) -> list[Change]:
@@ -62,7 +57,6 @@ def ensure(namespace: int, netlink: Netlink, file: Path = FILE) -> list[Change]:
 
 
 def remove(namespace: int, netlink: Netlink) -> list[Change]:
-    if not exists(netlink):
+    if not nft.delete_table(namespace, netlink, NAME):
         return []
-    nft.run(f"delete table inet {NAME}\n", namespace)
     return [Change(verb="delete", object=f"nft table inet {NAME}")]

@@ -33,7 +33,7 @@ def ruleset(state: HostState, filled: mesh.Filled | None = None) -> Ruleset:
     ``filled``: with what earlier calls made of the mesh, for speed.
     """
     of_mesh = (filled or mesh.Filled()).part(state.ingress)
-    sets = of_mesh.counter + _SETS + of_mesh.sets
+    sets = _SETS + of_mesh.sets
     chains = _prerouting, _input, _output, _borrowed, _forward, _nat
     body = "\n".join((sets, *(chain(state) for chain in chains)))
     vteps = state.vteps

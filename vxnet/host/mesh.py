@@ -41,7 +41,6 @@ PORT = "ingress"
 """The other end of ``vxnet_in``, on the bridge."""
 CHAINS_MIN = 16
 BACKENDS_MAX = 4096
-UDP_COUNTER = "mesh_udp"
 PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
 
 _PORT: tuple[elements.Field, ...] = ("protocol", "port")
@@ -81,14 +80,12 @@ _WAYS = [(at, version) for at in ("at_", "") for version in (4, 6)]
 class Part(NamedTuple):
     """The mesh's in the host's table."""
 
-    counter: str
-    """Stands before all sets."""
     sets: str
     chains: str
     elements: Mapping[str, Elements]
 
 
-NOTHING = Part("", "", "", {})
+NOTHING = Part("", "", {})
 
 
 class Filled:
@@ -107,7 +104,7 @@ class Filled:
         self._fill(ingress.ports)
         most = max((len(one.backends) for one in ingress.ports if not one.sticky), default=0)
         chains = max(CHAINS_MIN, 1 << (min(most, BACKENDS_MAX) - 1).bit_length() if most else 0)
-        return Part(_COUNTER, _sets(), _chains(chains, ingress.addresses), dict(self._sets))
+        return Part(_sets(), _chains(chains, ingress.addresses), dict(self._sets))
 
     def _fill(self, ports: Iterable[MeshPort]) -> None:
         wanted = {id(port): port for port in ports}
@@ -156,13 +153,6 @@ def _sets() -> str:
             more = "\t\tcounter\n"
         text += f"\n\t{kind} {name} {{\n\t\t{declared}\n{more}\t}}\n"
     return text
-
-
-_COUNTER = f"""\
-\tcounter {UDP_COUNTER} {{
-\t}}
-
-"""
 
 
 @functools.lru_cache
@@ -252,7 +242,6 @@ def _chain(name: str, at: str, number4: str, number6: str) -> str:
     return f"""\
 \tchain {name} {{
 \t\tmeta l4proto . th dport @mesh_new
-\t\tmeta l4proto udp counter name "{UDP_COUNTER}"
 \t\t{mark} dnat ip to {address4}meta l4proto . th dport . {number4} map @mesh_{at}end4
 \t\t{mark} dnat ip6 to {address6}meta l4proto . th dport . {number6} map @mesh_{at}end6
 \t}}

@@ -136,8 +136,9 @@ def generation_of(notice: bytes) -> int:
     return -1
 
 
-def _exists(netlink: Netlink) -> bool:
-    body = struct.pack("!BBH", NFPROTO_INET, 0, 0) + attribute(NFTA_TABLE_NAME, NFT_TABLE.encode() + b"\0")
+def exists(netlink: Netlink, table: str = NFT_TABLE) -> bool:
+    """``table`` of family inet, in the namespace of ``netlink`` (of NETLINK_NETFILTER)."""
+    body = struct.pack("!BBH", NFPROTO_INET, 0, 0) + attribute(NFTA_TABLE_NAME, table.encode() + b"\0")
     return netlink.ask([message(NFT_MSG_GETTABLE, 0, body)])[0] is not None
 
 
@@ -220,7 +221,7 @@ class Tables:
         if known is not None and known.namespace == identity and known.generation == generation:
             found = known.ruleset
         else:
-            found = read(namespace, netlink) if _exists(netlink) else None
+            found = read(namespace, netlink) if exists(netlink) else None
             if found is not None and wanted is not None and found.body == wanted.body:
                 self._learn(wanted.body, netlink, generation)
         settled = _Known(identity, generation, wanted)
@@ -314,9 +315,9 @@ def _transition(found: Ruleset | None, wanted: Ruleset | None) -> tuple[Literal[
     return "replace", f"delete table {TABLE}\n{wanted.text()}"
 
 
-def delete_table(namespace: int, netlink: Netlink) -> bool:
-    """Remove vxnet's table; whether there was one. Raises HostError."""
-    if not _exists(netlink):
+def delete_table(namespace: int, netlink: Netlink, table: str = NFT_TABLE) -> bool:
+    """Remove ``table`` of family inet; whether there was one. Raises HostError."""
+    if not exists(netlink, table):
         return False
-    run(f"delete table {TABLE}\n", namespace)
+    run(f"delete table inet {table}\n", namespace)
     return True

@@ -213,7 +213,10 @@ def begin_table(entered: Entered, tables: Tables, wanted: Ruleset | None) -> Non
 
 
 def forget_stale_flows(sandbox: Sandbox, netlink: Netlink, services: Services) -> list[Change]:
-    """Of UDP, to backends that are no more. ``netlink``: of NETLINK_NETFILTER, in the sandbox. Raises OSError."""
+    """To backends that are no more: of UDP, and TCP that got no answer. They are looked for where UDP was ever used: a
+    connection that is being made gives up by itself. ``netlink``: of NETLINK_NETFILTER, in the sandbox. Raises
+    OSError.
+    """
     if not elements.counted(netlink, vips.UDP_COUNTER):
         return []
     backends = services.on(one.vni for one in sandbox.interfaces if one.vni is not None).backends()

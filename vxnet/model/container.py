@@ -149,7 +149,7 @@ class Container(Record, frozen=True, kw_only=True):
     gateway: Attachment | None = None
     """On ``vxnet_gw``; None where every network is internal."""
     published: tuple[PublishedPort, ...] = ()
-    """``spec.ports`` with the numbers that it has on this host. They lead to ``gateway``'s addresses while it runs."""
+    """``spec.ports`` with the numbers that it has on this host. While it runs they lead to it."""
     state: ContainerState = "created"
     pid: int = 0
     """Of its first process, as this host counts; 0 unless running."""
