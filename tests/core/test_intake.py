@@ -62,6 +62,15 @@ def test_what_waits_waits_once_and_is_passed_on() -> None:
     assert bench.checked == [(batch, downstream)]
 
 
+@pytest.mark.parametrize("first, second", [("is_rare", "is_found"), ("is_found", "is_rare")])
+def test_neither_way_of_coming_is_forgotten(first: str, second: str) -> None:
+    bench, (batch,) = Bench(), batches(1)
+    for name in (first, second):
+        assert bench.intake.add(batch, BY_ITSELF._replace(**{"is_rare": False, name: True}))
+    bench.pass_time(0.0)
+    assert bench.checked == [(batch, BY_ITSELF._replace(is_rare=True, is_found=True))]
+
+
 @pytest.mark.parametrize("size", [10, 100_000])
 def test_it_is_bounded_and_has_room_again(size: int) -> None:
     bench, came = Bench(), batches(intake.BATCHES_LIMIT + 1, size)

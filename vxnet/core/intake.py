@@ -52,11 +52,14 @@ class Intake:
         return len(self._waiting)
 
     def add(self, batch: Batch, arrival: Arrival) -> bool:
-        """False: no room. What waits already waits once, and is passed on if either way of coming asks for it."""
+        """False: no room. What waits already waits once, and is dealt with as either way of coming asks for."""
         before = self._waiting.get(batch)
         if before is not None:
-            if before.span is None:
-                self._waiting[batch] = arrival
+            self._waiting[batch] = before._replace(
+                span=before.span or arrival.span,
+                is_found=before.is_found or arrival.is_found,
+                is_rare=before.is_rare or arrival.is_rare,
+            )
             return True
         if len(self._waiting) >= BATCHES_LIMIT or self._octets + len(batch.content) > OCTETS_LIMIT:
             return False
