@@ -80,11 +80,6 @@ class MemoryStore:
             raise ConflictError("this cluster's store is etcd already")
         self.moved_to = wish.store
 
-    async def set_role(self, ref: str, role: Role) -> Node:
-        node = replace((await self._agent.node(ref)).node, role=role)
-        self._agent.cluster_nodes[node.id] = node
-        return node
-
     async def back_up(self) -> Backup:
         return restoration.make_backup("c", 7, {"cluster": b"{}"}, 0.0, "1")
 
@@ -248,6 +243,11 @@ class MemoryAgent:
         )
 
     # gossip
+
+    async def set_role(self, ref: str, role: Role, /) -> Node:
+        node = replace((await self.node(ref)).node, role=role)
+        self.cluster_nodes[node.id] = node
+        return node
 
     async def gossip(self) -> GossipView:
         self._joined()

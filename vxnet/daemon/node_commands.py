@@ -33,6 +33,10 @@ class NodeCommands:
     async def remove_node(self, ref: str, force: bool) -> None:
         await self._membership.manager("node rm").remove_node(ref, force)
 
+    async def set_role(self, ref: str, role: Role) -> Node:
+        command = "node promote" if role == "manager" else "node demote"
+        return await self._membership.manager(command).set_role(ref, role)
+
     async def gossip(self) -> GossipView:
         return views.gossip(self._membership.joined())
 

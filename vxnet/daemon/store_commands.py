@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from vxnet.daemon import moves
 from vxnet.daemon.membership import Membership
-from vxnet.model.cluster import Node, Role
+from vxnet.model.cluster import Node
 from vxnet.model.store import Backup, RestoreRequest, StoreWish
 
 
@@ -22,10 +22,6 @@ class StoreCommands:
 
     async def back_up(self) -> Backup:
         return await moves.back_up(self._membership.manager("store backup"))
-
-    async def set_role(self, ref: str, role: Role) -> Node:
-        """Who has a seat at it."""
-        return await self._membership.manager("node promote").set_role(ref, role)
 
     async def restore(self, request: RestoreRequest) -> Node:
         await self._look()
