@@ -10,6 +10,7 @@ Pure: entropy and ``now`` (seconds since 1970) come in as arguments.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Sequence
 from typing import cast
 
@@ -18,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from vxnet.core.trust import BACKDATED_S, P256_ORDER, CertificateAuthority, make_ca
+from vxnet.core.trust import BACKDATED_S, P256_ORDER, UNREADABLE, CertificateAuthority, make_ca
 from vxnet.core.trust import time_of as _time
 from vxnet.model.address import IPAddress
 from vxnet.model.errors import CallerError
@@ -51,6 +52,12 @@ def member_csr(key: ec.EllipticCurvePrivateKey) -> bytes:
     return request.public_bytes(serialization.Encoding.DER)
 
 
+def member_addresses(advertise: IPAddress, data_path: IPAddress) -> list[IPAddress]:
+    """Those that stand in a member's certificate: of its host, and the loopback."""
+    loopback = ipaddress.ip_address("127.0.0.1" if advertise.version == 4 else "::1")
+    return sorted({advertise, data_path, loopback}, key=str)
+
+
 def issue_member(
     ca: CertificateAuthority, csr: bytes, name: str, addresses: Sequence[IPAddress], serial: bytes, now: float
 ) -> bytes:
@@ -61,7 +68,7 @@ def issue_member(
         request = x509.load_der_x509_csr(csr)
         key = request.public_key()
         good = isinstance(key, ec.EllipticCurvePublicKey) and request.is_signature_valid
-    except ValueError:
+    except UNREADABLE:
         good = False
     if not good:
         raise CallerError("the certificate request is not one for an ECDSA key, signed with that key")

@@ -47,7 +47,7 @@ ROLE_NAMES: dict[Role, str] = {"worker": "vxnet-worker", "manager": "vxnet-manag
 _ROLES = {name: role for role, name in ROLE_NAMES.items()}
 
 P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
-_UNREADABLE = (
+UNREADABLE = (
     ValueError,
     TypeError,
     UnsupportedAlgorithm,
@@ -156,7 +156,7 @@ def issue(
         request = x509.load_der_x509_csr(csr)
         key = request.public_key()
         good = isinstance(key, Ed25519PublicKey) and request.is_signature_valid
-    except _UNREADABLE:
+    except UNREADABLE:
         good = False
     if not good:
         raise CallerError("the certificate request is not one for an Ed25519 key, signed with that key")
@@ -209,7 +209,7 @@ def verify_certificate(der: bytes, roots: Sequence[bytes], now: float) -> Identi
         return _identity(certificate)
     except VerificationError as error:
         raise PeerError(f"a certificate is not of this cluster, or not valid now ({error})") from error
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise PeerError(f"a certificate is not one of vxnet's ({error})") from error
 
 
@@ -219,7 +219,7 @@ def issuer(der: bytes, roots: Sequence[bytes]) -> bytes | None:
     for root in roots:
         try:
             certificate.verify_directly_issued_by(_load(root))
-        except (InvalidSignature, *_UNREADABLE):
+        except (InvalidSignature, *UNREADABLE):
             continue
         return root
     return None
@@ -236,7 +236,7 @@ def addresses(der: bytes) -> frozenset[IPAddress]:
     try:
         names = _load(der).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         found = names.get_values_for_type(x509.IPAddress)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise PeerError(f"a certificate is not one of vxnet's ({error})") from error
     return frozenset(address for address in found if isinstance(address, IPAddress))
 
@@ -257,7 +257,7 @@ def key_digest(csr: bytes) -> str:
     """SHA-256 of the public key in a request, in hexadecimal. Raises :class:`CallerError`."""
     try:
         key = x509.load_der_x509_csr(csr).public_key()
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise CallerError("that is not a certificate request") from error
     form = serialization.PublicFormat.SubjectPublicKeyInfo
     return hashlib.sha256(key.public_bytes(serialization.Encoding.DER, form)).hexdigest()
@@ -283,7 +283,7 @@ def is_endorsed(successor: bytes, endorsement: bytes, root: bytes) -> bool:
         if not isinstance(key, ec.EllipticCurvePublicKey):
             return False
         key.verify(endorsement, _to_be_signed(SUCCESSOR_PURPOSE, successor), ec.ECDSA(hashes.SHA256()))
-    except (PeerError, InvalidSignature, *_UNREADABLE):
+    except (PeerError, InvalidSignature, *UNREADABLE):
         return False
     return True
 
@@ -300,7 +300,7 @@ def verify_bytes(purpose: str, content: bytes, signature: bytes, certificate: by
     """Whether the holder of ``certificate`` (DER) signed. Says nothing of the certificate itself."""
     try:
         key = _load(certificate).public_key()
-    except (PeerError, *_UNREADABLE):
+    except (PeerError, *UNREADABLE):
         return False
     return isinstance(key, Ed25519PublicKey) and is_signed_by(key.public_bytes_raw(), purpose, content, signature)
 
@@ -406,7 +406,7 @@ def key_from_pem(pem: bytes) -> Ed25519PrivateKey:
 def _load(der: bytes) -> x509.Certificate:
     try:
         return x509.load_der_x509_certificate(der)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise PeerError(f"that is not a certificate ({error})") from error
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import re
 import secrets
 import time
@@ -22,7 +21,6 @@ from vxnet.model.address import IPAddress
 from vxnet.model.errors import CallerError, ConflictError, HostError
 from vxnet.model.store import StoreAccess, StoreWish
 
-LOOPBACK = {4: ipaddress.ip_address("127.0.0.1"), 6: ipaddress.ip_address("::1")}
 _URL = re.compile(r"(etcd|etcd\+http)://([^/\s]+)(?:/([A-Za-z0-9_.-]{1,64}))?/?")
 
 
@@ -56,7 +54,7 @@ async def new_store(
             )
         undo.callback(process.wipe)
         undo.callback(process.stop)
-        addresses = {advertise, data_path, LOOPBACK[advertise.version]}
+        addresses = etcd_trust.member_addresses(advertise, data_path)
         managed = await EtcdMember(process, name, advertise).found(ca, sorted(addresses, key=str))
         return NewStore(await EtcdStore.open(managed, name), managed, ca)
     if wish.store:

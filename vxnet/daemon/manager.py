@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
@@ -74,7 +73,6 @@ KEYS_LOOK_S = 2.0
 KEYS_PAUSE_S = 0.05
 """Between two looks when the store moves: a thousand nodes report at once."""
 
-LOOPBACK = {4: ipaddress.ip_address("127.0.0.1"), 6: ipaddress.ip_address("::1")}
 
 log = structlog.get_logger(__name__)
 
@@ -434,7 +432,7 @@ class Manager:
             raise ForbiddenError(f"node {node.name} is a worker: the managers' store is not for it")
         if not self._is_managed or self.etcd_ca is None:
             return self.access
-        addresses = [node.advertise_addr, node.data_path_addr, LOOPBACK[node.advertise_addr.version]]
+        addresses = etcd_trust.member_addresses(node.advertise_addr, node.data_path_addr)
         certificate = etcd_trust.issue_member(self.etcd_ca, csr, node.name, addresses, self._entropy(8), self._now())
         return replace(self.access, certificate=trust.certificate_to_pem(certificate), key=b"")
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 
 import structlog
 from msgspec.structs import replace
@@ -132,7 +132,7 @@ class EtcdMember:
         nodes: Callable[[], Collection[Node]],
         leads: Callable[[], bool],
         alive: Callable[[str], bool],
-        learned: Callable[[StoreAccess], None],
+        learned: Callable[[StoreAccess], Awaitable[None]],
     ) -> None:
         """As long as this host is a manager. ``learned`` keeps where the members are."""
         while True:
@@ -140,7 +140,7 @@ class EtcdMember:
                 await self.ensure(etcd.access)
                 members = await members_of(etcd)
                 await self._take_part(etcd, members)
-                self._learn(etcd, members, nodes(), learned)
+                await self._learn(etcd, members, nodes(), learned)
                 if leads():
                     await self._tidy(etcd, members, nodes(), alive)
             except VxnetError as error:
@@ -216,8 +216,12 @@ class EtcdMember:
             await promote_learner(etcd, own.id)
             log.info("etcd member has a vote", name=self._name)
 
-    def _learn(
-        self, etcd: Etcd, members: Collection[Member], nodes: Collection[Node], learned: Callable[[StoreAccess], None]
+    async def _learn(
+        self,
+        etcd: Etcd,
+        members: Collection[Member],
+        nodes: Collection[Node],
+        learned: Callable[[StoreAccess], Awaitable[None]],
     ) -> None:
         hosts = {host_etcd.url(str(node.advertise_addr), CLIENT_PORT): node.name for node in nodes}
         places = [one.clients[0] for one in members if one.clients and not one.learner]
@@ -225,7 +229,7 @@ class EtcdMember:
         names = {place: hosts[place] for place in places if place in hosts}
         if places and (tuple(places) != etcd.access.endpoints or names != etcd.access.names):
             etcd.use(places, names)
-            learned(etcd.access)
+            await learned(etcd.access)
             log.info("etcd members known", members=", ".join(etcd.name(place) for place in places))
 
     async def _tidy(

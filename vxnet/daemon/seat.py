@@ -23,6 +23,7 @@ from vxnet.cluster.etcd_store import EtcdStore
 from vxnet.cluster.manager_api import serve_manager
 from vxnet.cluster.sqlite_store import SqliteStore
 from vxnet.core import etcd_trust, trust
+from vxnet.daemon.keeping import in_thread, or_later
 from vxnet.daemon.manager import Manager
 from vxnet.daemon.member import EtcdMember
 from vxnet.daemon.state import StateDirectory
@@ -122,7 +123,7 @@ class Seat:
             access = await grant(etcd_trust.member_csr(key))
             if access.managed:
                 access = replace(access, key=etcd_trust.member_key_to_pem(key))
-            self._state.save_store_access(access)
+            await in_thread(self._state.save_store_access, access)
         if access is not None and access.managed:
             await self.member.ensure(access)
 
@@ -150,9 +151,10 @@ class Seat:
                 if manager.access is not None and manager.access.managed and isinstance(manager.store, EtcdStore):
                     etcd = manager.store.etcd
 
-                    def learned(access: StoreAccess) -> None:
+                    async def learned(access: StoreAccess) -> None:
                         manager.access = access
-                        self._state.save_store_access(access)
+                        with or_later("store access"):
+                            await in_thread(self._state.save_store_access, access)
 
                     group.create_task(
                         self.member.tend(
