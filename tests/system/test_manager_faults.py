@@ -23,7 +23,7 @@ import pytest
 from tests.system.managers import client, until
 from vxnet.cluster.client import Client
 from vxnet.core.wishes import Wishes
-from vxnet.model.api import NetworkCreate
+from vxnet.model.api import NetworkCreate, NodeUpdate
 from vxnet.model.container import ContainerSpec, NetworkWish
 from vxnet.model.errors import CallerError, ConflictError, NotFoundError, VxnetError
 from vxnet.model.service import ServiceSpec, TaskSpec
@@ -34,6 +34,8 @@ SEEDS = range(1, int(os.environ.get("VXNET_FAULT_SEEDS", "1")) + 1)
 MANAGERS = ("h1", "h2", "h3")
 PEOPLE = 4
 SETTLE_S = 120.0
+PATIENCE_S = 20
+"""Of a person. What was not answered by then may be done in as much time again, and no later."""
 SHARED = "shared"
 
 
@@ -50,7 +52,9 @@ class Done(NamedTuple):
 
 
 class Person(threading.Thread):
-    """Makes, changes and removes networks and services of its own, and one service that all share."""
+    """Makes, changes and removes networks and services of its own, and what all share: a service's replicas, and a
+    label, to which no value is ever given twice.
+    """
 
     def __init__(self, lab, number, rng, until):
         super().__init__(daemon=True)
@@ -61,12 +65,13 @@ class Person(threading.Thread):
 
     def run(self):
         while time.monotonic() < self._until:
-            self._rng.choice([self._network, self._network, self._network_rm, self._service, self._scale, self._rm])()
+            acts = [self._network, self._network_rm, self._service, self._scale, self._label, self._rm]
+            self._rng.choice([self._network, *acts])()
             time.sleep(self._rng.uniform(0.0, 0.1))
 
     def _client(self):
         root = self._lab[self._rng.choice(MANAGERS)].root
-        return Client(str(root / "run/vxnet/vxnet.sock"), timeout_s=20)
+        return Client(str(root / "run/vxnet/vxnet.sock"), timeout_s=PATIENCE_S)
 
     def _do(self, kind, name, value, act):
         began = time.monotonic()
@@ -110,6 +115,11 @@ class Person(threading.Thread):
     def _scale(self):
         replicas = self._number * 10_000 + next(self._names)
         self._do("scale", SHARED, replicas % 7 + 1, lambda one: one.scale_service(SHARED, replicas % 7 + 1))
+
+    def _label(self):
+        value = f"{self._number}-{next(self._names)}"
+        update = NodeUpdate(labels_added={SHARED: value})
+        self._do("label", SHARED, value, lambda one: one.update_node("h4", update))
 
     def _rm(self):
         if self._services:
@@ -209,21 +219,22 @@ def test_nothing_acknowledged_is_lost(make_lab, number, seed):
     check_numbers(people)
     views = until(lambda: agreed(lab), "all managers tell the same", SETTLE_S)
     check_objects(history, views[0])
-    check_shared(history, views[1])
+    check_shared(history, "scale", views[1])
+    check_shared(history, "label", views[2])
     check_store(client(lab["h1"]).back_up_store())
     until(lambda: hosts_run_their_tasks(lab), "every host runs what the managers say", SETTLE_S)
 
 
 def agreed(lab):
-    """(names of networks and services, replicas of the shared one), once it is the same on all."""
+    """(names of networks and services, replicas of the shared one, the label), once it is the same on all."""
     found = []
     for name in MANAGERS:
         one = client(lab[name])
         services = one.services()
         names = {network.name for network in one.networks()} | {view.service.spec.name for view in services}
         shared = next(view.service.spec.replicas for view in services if view.service.spec.name == SHARED)
-        one.nodes()
-        found.append((frozenset(names), shared))
+        label = next(view.node.labels.get(SHARED) for view in one.nodes() if view.node.name == "h4")
+        found.append((frozenset(names), shared, label))
     return found[0] if found.count(found[0]) == len(found) else None
 
 
@@ -250,12 +261,14 @@ def check_objects(history, names):
             assert name not in names, f"{name} was refused, and is there: {steps}"
 
 
-def check_shared(history, replicas):
+def check_shared(history, kind, value):
     """A register: its value is that of a write which no acknowledged write came after, wholly."""
-    writes = [done for done in history if done.kind == "scale" and done.outcome != "refused"]
+    writes = [done for done in history if done.kind == kind and done.outcome != "refused"]
     last_begun = max((done.began for done in writes if done.outcome == "ok"), default=0.0)
-    possible = {done.value for done in writes if done.outcome == "unknown" or done.ended >= last_begun}
-    assert not writes or replicas in possible, f"{replicas} is not one of {possible}"
+    late = {"ok": 0.0, "unknown": PATIENCE_S}
+    possible = {done.value for done in writes if done.ended + late[done.outcome] >= last_begun}
+    assert any(done.outcome == "ok" for done in writes), f"no {kind} was acknowledged"
+    assert value in possible, f"{value} is not one of {possible}"
 
 
 def check_store(backup):
