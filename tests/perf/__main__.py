@@ -27,6 +27,7 @@ BENCHES = (
     "services",
     "scheduling",
     "mesh_updates",
+    "failover",
 )
 
 
