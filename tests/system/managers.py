@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from vxnet.cluster.client import Client
 from vxnet.lab import Machine
+from vxnet.model.api import NetworkCreate
 from vxnet.model.errors import VxnetError
 
 T = TypeVar("T")
@@ -34,3 +35,12 @@ def until(condition: Callable[[], T], what: str, deadline_s: float = DEADLINE_S)
             why = str(error)
         assert time.monotonic() < deadline, f"not within {deadline_s} s: {what} {why}"
         time.sleep(POLL_S)
+
+
+def make_network(host: Machine, name: str) -> None:
+    """Attachable; also while the managers look for a new leader: whether a write that was not answered was done shows
+    in what is there.
+    """
+    asked = client(host)
+    wish = NetworkCreate(name=name, attachable=True)
+    until(lambda: name in {net.name for net in asked.networks()} or asked.create_network(wish), f"{name} is made")

@@ -70,6 +70,6 @@ def test_interrupted_it_leaves_nothing(session: Session, number: signal.Signals)
 
 
 def test_who_may_and_with_whom(session: Session) -> None:
-    assert "is a worker, and `vxnet bench` is a manager's" in session.refusal("h2", "vxnet bench")
+    assert "this node is a worker" in session.refusal("h2", "vxnet bench")  # which has no list of nodes
     assert "no other node is called nosuch" in session.refusal("h1", "vxnet bench nosuch")
     assert "a plot is a .png or an .svg, not x.pdf" in session.refusal("h1", "vxnet bench --plot x.pdf h2")

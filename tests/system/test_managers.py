@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.system.managers import client, until
+from tests.system.managers import client, make_network, until
 from vxnet.model.api import NetworkCreate
 from vxnet.model.container import ContainerSpec, NetworkWish
 from vxnet.model.errors import ConflictError, UnavailableError
@@ -55,7 +55,7 @@ def managers():
 
 def test_each_manager_answers_and_what_one_writes_all_know(managers):
     for number, host in enumerate(("h1", "h2", "h3")):
-        client(managers[host]).create_network(NetworkCreate(name=f"n{number}", attachable=True))
+        make_network(managers[host], f"n{number}")
     for host in ("h1", "h2", "h3", "h4"):
         until(
             lambda host=host: {f"n{n}" for n in range(3)} <= {net.name for net in client(managers[host]).networks()},
@@ -71,14 +71,14 @@ def test_each_manager_answers_and_what_one_writes_all_know(managers):
 
 def test_the_leaders_host_dies(managers):
     """The others go on within seconds, and no task but its own is started anew."""
-    client(managers["h1"]).create_network(NetworkCreate(name="blue", attachable=True))
+    make_network(managers["h1"], "blue")
     client(managers["h1"]).create_service(service("web", "blue", 4))
     until(lambda: len(running(managers["h2"], "web")) == 4, "the service runs")
     before = running(managers["h2"], "web")
     (leader,) = managing(managers["h2"])[1]
     others = [name for name in ("h1", "h2", "h3") if name != leader]
     managers.kill(leader)
-    client(managers[others[0]]).create_network(NetworkCreate(name="after"))
+    make_network(managers[others[0]], "after")
     until(lambda: managing(managers[others[0]])[1] not in ([], [leader]), "another one leads")
     healed = until(
         lambda: len(now := running(managers[others[1]], "web")) == 4 and leader not in now.values() and now,
@@ -105,7 +105,7 @@ def test_without_a_quorum_reads_and_traffic_go_on(managers):
     client(managers["h4"]).remove("c", force=True)
     for name in ("h1", "h2"):
         managers.start(name)
-    until(lambda: client(managers["h3"]).create_network(NetworkCreate(name="back")), "writes go on")
+    make_network(managers["h3"], "back")
     until(lambda: len(running(managers["h3"], "web")) == 4, "the service is whole")
 
 
@@ -113,9 +113,9 @@ def test_promote_demote_and_leave(managers):
     """The members of etcd follow."""
     until(lambda: client(managers["h1"]).set_role("h4", "manager"), "h4 is promoted")
     until(lambda: members(managers["h4"]) == {"h1", "h2", "h3", "h4"}, "h4 has a member")
-    client(managers["h4"]).create_network(NetworkCreate(name="by-h4"))
+    make_network(managers["h4"], "by-h4")
     (leader,) = until(lambda: managing(managers["h4"])[1], "somebody leads")
-    client(managers["h4"]).set_role(leader, "worker")
+    until(lambda: client(managers["h4"]).set_role(leader, "worker"), "the leader is demoted")
     others = sorted({"h1", "h2", "h3", "h4"} - {leader})
     until(lambda: members(managers[others[0]]) == {*others}, "the demoted one has left etcd")
     until(lambda: not (managers[leader].root / "var/lib/vxnet/etcd").exists(), "nothing of it stays")
@@ -124,7 +124,7 @@ def test_promote_demote_and_leave(managers):
     client(managers[others[1]]).leave(force=True)
     rest = [others[0], others[2]]
     until(lambda: members(managers[rest[0]]) == {*rest}, "who left is no member")
-    client(managers[rest[1]]).create_network(NetworkCreate(name="of-two"))
+    make_network(managers[rest[1]], "of-two")
     # Of two, neither can be spared while the other is away.
     managers.kill(rest[1])
     until(lambda: status_of(managers[rest[0]], rest[1]) == "down", "its host is known to be dead")

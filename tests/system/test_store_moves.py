@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.system.managers import client, until
+from tests.system.managers import client, make_network, until
 from vxnet.model.api import InitRequest, JoinRequest, NetworkCreate
 from vxnet.model.container import ContainerSpec, NetworkWish
 from vxnet.model.errors import CallerError, ConflictError
@@ -38,7 +38,7 @@ def test_a_cluster_moves_and_is_restored(make_lab):
     first.migrate_store(StoreWish(managed_etcd=True))
     with pytest.raises(ConflictError, match="etcd already"):
         first.migrate_store(StoreWish(managed_etcd=True))
-    first.create_network(NetworkCreate(name="after-move", attachable=True))
+    make_network(lab["h1"], "after-move")
     first.set_role("h2", "manager")
     until(lambda: client(lab["h2"]).nodes(), "h2 is a manager")
     until(lambda: "after-move" in {net.name for net in client(lab["h3"]).networks()}, "h3 follows")
@@ -54,7 +54,7 @@ def test_a_cluster_moves_and_is_restored(make_lab):
     with pytest.raises(CallerError, match="damaged"):
         spare.restore_store(RestoreRequest(backup=type(backup)(**{**_fields(backup), "digest": "0"})))
     spare.restore_store(RestoreRequest(backup=backup, advertise_addr=str(lab["h4"].address)))
-    spare.create_network(NetworkCreate(name="after-restore", attachable=True))
+    make_network(lab["h4"], "after-restore")
     until(lambda: "after-restore" in {net.name for net in client(lab["h3"]).networks()}, "h3 finds the new manager")
     assert ran.items() <= {one.id: one.started_at for one in client(lab["h3"]).containers()}.items()
     made = {net.name: net.vni for net in spare.networks() if net.vni}
@@ -70,12 +70,12 @@ def test_one_manager_goes_on_alone(make_lab):
     last = client(lab["h2"])
     until(lambda: "h2" in (lab["h2"].root / "var/lib/vxnet/store.json").read_text(), "its etcd member has a vote")
     # By its own member, which knows of the vote itself then.
-    last.create_network(NetworkCreate(name="blue", attachable=True))
+    make_network(lab["h2"], "blue")
     with pytest.raises(ConflictError, match="this node is a worker"):
         client(lab["h3"]).init(InitRequest(force_new_cluster=True))
     lab.kill("h1")
     last.init(InitRequest(force_new_cluster=True))
-    last.create_network(NetworkCreate(name="alone", attachable=True))
+    make_network(lab["h2"], "alone")
     assert [view.node.name for view in last.nodes() if view.node.role == "manager"] == ["h2"]
     until(lambda: "alone" in {net.name for net in client(lab["h3"]).networks()}, "the worker follows it")
     token = last.join_token("worker", rotate=True)
