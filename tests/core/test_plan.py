@@ -163,8 +163,9 @@ def test_other_subnets_are_on_the_link() -> None:
     more = tuple(Subnet(prefix=prefix, gateway=prefix[1]) for prefix in map(ip_network, ("10.9.0.0/24", "fd00:9::/64")))
     networks = NETWORKS | {"net-a": replace(NETWORKS["net-a"], subnets=(*NETWORKS["net-a"].subnets, *more))}
     (box,) = planned(container(attachment(3)), networks=networks).sandboxes
-    # Of IPv6 this container has no address.
     assert box.interfaces[0].links == (ip_network("10.9.0.0/24"),)
+    # Of IPv6 this container has no address.
+    assert box.interfaces[0].unreachable == (ip_network("fd00:9::/64"),)
 
 
 def test_no_segment_without_a_container_here() -> None:

@@ -142,11 +142,14 @@ def test_addresses_and_routes(place: Place, netlink: Netlink) -> None:
     found = {(str(one.interface), one.ours) for one in addresses.dump(netlink) if one.scope == 0}
     assert found == {("10.1.0.1/24", False), ("fd01::1/64", False)}
     place.sh(
-        "ip route add 10.2.0.0/16 via 10.1.0.9; ip route add blackhole 10.3.0.0/16; ip route add default via 10.1.0.8"
+        "ip route add 10.2.0.0/16 via 10.1.0.9; ip route add blackhole 10.3.0.0/16; ip route add default via 10.1.0.8;"
+        "ip route add unreachable 10.4.0.0/16; ip route add unreachable fd04::/64"
     )
     routes = {(str(one.destination), str(one.via), one.ours) for one in addresses.dump_routes(netlink)}
     assert {("10.2.0.0/16", "10.1.0.9", False), ("0.0.0.0/0", "10.1.0.8", False)} <= routes
     assert not any(destination == "10.3.0.0/16" for destination, _, _ in routes)
+    nowhere = {(str(one.destination), one.ifindex) for one in addresses.dump_routes(netlink) if one.unreachable}
+    assert nowhere == {("10.4.0.0/16", 0), ("fd04::/64", 0)}
 
 
 def test_a_wrong_name_of_an_attribute_does_not_pass() -> None:

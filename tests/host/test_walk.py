@@ -6,6 +6,7 @@ After each step the host looks as if it had never been anything else: the same t
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import random
 import re
@@ -18,7 +19,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tests.host.rig import GATEWAY, Container, Machine, addresses, errors, interfaces
-from vxnet.model.address import IPAddress
+from vxnet.host.addresses import PROTOCOL
+from vxnet.model.address import IPAddress, IPNetwork
 from vxnet.model.host import GatewayBridge, HostState, Remote, Sandbox, Segment
 
 pytestmark = pytest.mark.host
@@ -73,6 +75,7 @@ class Bench:
                 continue
             lines += [*links(container), *scope_global(container)]
             lines += [container.run("ip", "route", "show", "default"), container.run("nft", "list", "ruleset")]
+            lines += [container.run("ip", family, "route", "show", "proto", str(PROTOCOL)) for family in ("-4", "-6")]
         return "\n".join(lines)
 
 
@@ -132,7 +135,23 @@ def table(bench: Bench) -> dict[str, HostState]:
         "another gateway": replace(first, gateway=GatewayBridge(addresses=interfaces("172.19.0.254/16"), mtu=1400)),
         "another resolver": replace(first, sandboxes=(c2.sandbox(dns=40001),)),
         "no resolver": replace(first, sandboxes=(c2.sandbox(dns=0),)),
+        "more subnets": replace(first, sandboxes=(beside(c2.sandbox(), links=networks("10.9.0.0/24", "fd09::/64")),)),
+        "a family too many": replace(first, sandboxes=(beside(c2.sandbox(), unreachable=networks("fd09::/64")),)),
+        "the other family too many": replace(
+            first,
+            sandboxes=(beside(c2.sandbox(), links=networks("fd09::/64"), unreachable=networks("10.9.0.0/24")),),
+        ),
     }
+
+
+def networks(*texts: str) -> tuple[IPNetwork, ...]:
+    return tuple(ipaddress.ip_network(text) for text in texts)
+
+
+def beside(box: Sandbox, *, links: tuple[IPNetwork, ...] = (), unreachable: tuple[IPNetwork, ...] = ()) -> Sandbox:
+    """With other subnets on its first network than the one of its addresses."""
+    first, *rest = box.interfaces
+    return replace(box, interfaces=(replace(first, links=links, unreachable=unreachable), *rest))
 
 
 def replace_number(container: Container, number: int) -> Sandbox:

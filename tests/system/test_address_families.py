@@ -120,8 +120,11 @@ def test_a_subnet_is_added_under_way(session: Session) -> None:
     new = eventually(lambda: session.container("h1", "new", "grown"))
     ip4, ip6 = addresses(session, "h1", "new")
     assert (ip4, ip4.rsplit(".", 1)[0]) == (new, "10.68.0") and ip6.startswith("fd00:68::")
-    # Of the family that it has; it would ask the way out for the other.
-    eventually(lambda: session.inside("h2", "old", "ping -4 -c1 -W1 new").returncode == 0)
+    # Its name has addresses of both families; only one is there for who has been here since before, and it is told so
+    # at once instead of asking the way out.
+    eventually(lambda: session.inside("h2", "old", "ping -c1 -W1 new").returncode == 0)
+    assert "No route to host" in session.inside("h2", "old", f"ping -6 -c1 -W1 {ip6}").stderr
+    assert session.inside("h1", "new", f"ping -6 -c1 -W1 {ip6}").returncode == 0
     assert session.inside("h1", "new", f"ping -c1 -W1 {old}").returncode == 0
     # Not by way of the host.
     assert "10.68.0.0/24 dev eth0" in session.inside("h2", "old", "ip route", check=True).stdout

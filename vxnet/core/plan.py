@@ -271,7 +271,8 @@ def _interface(container: Container, attachment: Attachment, network: Network | 
         mac=attachment.mac,
         mtu=mtu,
         addresses=attachment.addresses,
-        links=() if network is None else _links(network, attachment),
+        links=() if network is None else _other_subnets(network, attachment, same_family=True),
+        unreachable=() if network is None else _other_subnets(network, attachment, same_family=False),
     )
 
 
@@ -285,14 +286,19 @@ def _local_interface(
     return replace(whole, bridge=link_name(network))
 
 
-def _links(network: Network, attachment: Attachment) -> tuple[IPNetwork, ...]:
-    """The network's other subnets are on the same link: nothing routes between them."""
+def _other_subnets(network: Network, attachment: Attachment, *, same_family: bool) -> tuple[IPNetwork, ...]:
+    """The network's other subnets of the families that the attachment has addresses of, or of the others.
+
+    The first are on the same link: nothing routes between them. The others were added after it came, and its way out
+    is no way to them: a program that hears of an address there is to be told so at once, and takes the other family's
+    (RFC 6724, section 6, rule 1).
+    """
     if len(network.subnets) == 1:
         return ()
     own = {interface.network for interface in attachment.addresses}
     versions = {interface.version for interface in attachment.addresses}
     others = {subnet.prefix for subnet in network.subnets} - own
-    return tuple(sorted((prefix for prefix in others if prefix.version in versions), key=str))
+    return tuple(sorted((prefix for prefix in others if (prefix.version in versions) == same_family), key=str))
 
 
 def port_name(container_id: str, ifname: str) -> str:

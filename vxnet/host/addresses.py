@@ -51,6 +51,7 @@ PRIORITY_IPV6 = 1024
 """Of IPv6 routes that are given none (IP6_RT_PRIO_USER)."""
 RTN_UNICAST = 1
 RTN_LOCAL = 2
+RTN_UNREACHABLE = 7
 RTM_F_FIB_MATCH = 0x2000
 
 PROTOCOL = 118
@@ -81,6 +82,8 @@ class Route(NamedTuple):
     ours: bool
     source: IPAddress | None = None
     """Of what leaves by it and has none yet."""
+    unreachable: bool = False
+    """It leads nowhere, and who asks for it is told so at once."""
 
 
 def family(address: IPAddress) -> int:
@@ -119,12 +122,12 @@ def delete(index: int, interface: IPInterface) -> bytes:
 
 
 def dump_routes(netlink: Netlink, table: int = RT_TABLE_MAIN) -> list[Route]:
-    """Unicast routes of a table."""
+    """Unicast routes of a table, and those that say *unreachable*."""
     found = []
     for kind in (socket.AF_INET, socket.AF_INET6):
         for body in _dump_routes(netlink, kind, table):
             _family, length, _source, _tos, number, protocol, _scope, sort, _flags = _RTMSG.unpack_from(body)
-            if number != table or sort != RTN_UNICAST:
+            if number != table or sort not in (RTN_UNICAST, RTN_UNREACHABLE):
                 continue
             parts = attributes(body, _RTMSG.size)
             destination = parts.get(RTA_DST, bytes(4 if kind == socket.AF_INET else 16))
@@ -133,10 +136,12 @@ def dump_routes(netlink: Netlink, table: int = RT_TABLE_MAIN) -> list[Route]:
                 Route(
                     destination=ipaddress.ip_network((destination, length)),
                     via=None if gateway is None else ipaddress.ip_address(gateway),
-                    ifindex=_u32(parts.get(RTA_OIF)),
+                    # For IPv6 the kernel says that what is unreachable leaves by lo.
+                    ifindex=0 if sort == RTN_UNREACHABLE else _u32(parts.get(RTA_OIF)),
                     priority=_u32(parts.get(RTA_PRIORITY)),
                     ours=protocol == PROTOCOL,
                     source=None if source is None else ipaddress.ip_address(source),
+                    unreachable=sort == RTN_UNREACHABLE,
                 )
             )
     return found
@@ -180,21 +185,22 @@ def delete_default(route: Route, table: int = RT_TABLE_MAIN) -> bytes:
     return _default(RTM_DELROUTE, 0, route, table)
 
 
-def _link(kind: int, flags: int, prefix: IPNetwork, index: int) -> bytes:
+def _prefix(kind: int, flags: int, prefix: IPNetwork, index: int) -> bytes:
+    scope, sort = (RT_SCOPE_LINK, RTN_UNICAST) if index else (RT_SCOPE_UNIVERSE, RTN_UNREACHABLE)
     version, length = family(prefix.network_address), prefix.prefixlen
-    body = _RTMSG.pack(version, length, 0, 0, RT_TABLE_MAIN, PROTOCOL, RT_SCOPE_LINK, RTN_UNICAST, 0)
-    return message(
-        kind, flags, body + attribute(RTA_DST, prefix.network_address.packed) + attribute_u32(RTA_OIF, index)
-    )
+    body = _RTMSG.pack(version, length, 0, 0, RT_TABLE_MAIN, PROTOCOL, scope, sort, 0)
+    body += attribute(RTA_DST, prefix.network_address.packed)
+    return message(kind, flags, body + attribute_u32(RTA_OIF, index) if index else body)
 
 
-def add_link(prefix: IPNetwork, index: int) -> bytes:
-    """A prefix whose addresses are on the link itself; refused (EEXIST) where somebody else's route has its place."""
-    return _link(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, prefix, index)
+def add_prefix(prefix: IPNetwork, index: int) -> bytes:
+    """A prefix whose addresses are on the link itself, or *unreachable* (``index`` 0); refused (EEXIST) where somebody
+    else's route has its place."""
+    return _prefix(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, prefix, index)
 
 
-def delete_link(prefix: IPNetwork, index: int) -> bytes:
-    return _link(RTM_DELROUTE, 0, prefix, index)
+def delete_prefix(prefix: IPNetwork, index: int) -> bytes:
+    return _prefix(RTM_DELROUTE, 0, prefix, index)
 
 
 def add_loopback(index: int) -> bytes:

@@ -71,6 +71,7 @@ def observe_host() -> HostFacts:
                 route.destination
                 for route in addresses.dump_routes(netlink)
                 if route.destination.prefixlen > _DEFAULT_BITS
+                and not route.unreachable
                 and route.ifindex not in own
                 and not _is_local(route.destination)
             }

@@ -374,9 +374,9 @@ def _ensure_pair(
 
 
 def _route_steps(inner: Netlink, sandbox: Sandbox, found: Mapping[str, Link]) -> list[Step]:
-    """Default routes, and prefixes that are on an interface's link; vxnet's own others go."""
+    """Default routes, prefixes that are on an interface's link or unreachable; vxnet's own others go."""
     there = [route for route in addresses.dump_routes(inner) if route.ours]
-    return _default_steps(there, sandbox, found) + _link_steps(there, sandbox, found)
+    return _default_steps(there, sandbox, found) + _prefix_steps(there, sandbox, found)
 
 
 def _default_steps(there: Sequence[Route], sandbox: Sandbox, found: Mapping[str, Link]) -> list[Step]:
@@ -402,17 +402,22 @@ def _default_steps(there: Sequence[Route], sandbox: Sandbox, found: Mapping[str,
     ]
 
 
-def _link_steps(there: Sequence[Route], sandbox: Sandbox, found: Mapping[str, Link]) -> list[Step]:
-    names = {link.ifindex: link.name for link in found.values()}
+def _prefix_steps(there: Sequence[Route], sandbox: Sandbox, found: Mapping[str, Link]) -> list[Step]:
+    names = {link.ifindex: f"dev {link.name}" for link in found.values()} | {_NOWHERE: "unreachable"}
     wanted = {
         (prefix, found[one.name].ifindex) for one in sandbox.interfaces if one.name in found for prefix in one.links
     }
+    wanted |= {(prefix, _NOWHERE) for one in sandbox.interfaces for prefix in one.unreachable}
     held = {(route.destination, route.ifindex) for route in there if route.via is None and route.destination.prefixlen}
     steps = [
-        Step("delete", f"route {prefix} dev {names.get(index)}", [addresses.delete_link(prefix, index)])
+        Step("delete", f"route {prefix} {names.get(index)}", [addresses.delete_prefix(prefix, index)])
         for prefix, index in sorted(held - wanted, key=str)
     ]
     return steps + [
-        Step("add", f"route {prefix} dev {names.get(index)}", [addresses.add_link(prefix, index)])
+        Step("add", f"route {prefix} {names.get(index)}", [addresses.add_prefix(prefix, index)])
         for prefix, index in sorted(wanted - held, key=str)
     ]
+
+
+_NOWHERE = 0
+"""The index of no link."""

@@ -152,6 +152,8 @@ class Interface(Record, frozen=True, kw_only=True):
     addresses: tuple[IPInterface, ...]
     links: tuple[IPNetwork, ...] = ()
     """Further prefixes that are reached without a next hop: the other subnets of its network."""
+    unreachable: tuple[IPNetwork, ...] = ()
+    """Subnets of its network in a family that it has no address of."""
 
 
 class Sandbox(Record, frozen=True, kw_only=True):
