@@ -8,6 +8,8 @@ import ipaddress
 import itertools
 import os
 import random
+import resource
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 
@@ -280,6 +282,47 @@ async def test_strangers_cannot_fill_the_memory(field: Field, monkeypatch: pytes
     one.put("endpoint", "e1", endpoint("10.0.1.5", "web"))
     await wait(lambda: "web" in names(field.nodes[2]), "the cluster goes on")
     assert one._arriving == 0
+
+
+async def test_addresses_that_do_not_answer_cannot_use_up_the_node(
+    field: Field, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A member that lies names an address that takes connections and reads nothing: each holds what is to be said."""
+    monkeypatch.setattr("vxnet.cluster.gossip.DIALLED_AT_ONCE", 6)
+    one, two = field.start(2)
+    await wait(lambda: len(one.members()) == 2, "a cluster of two")
+    with socket.create_server((next_address(), PORT), backlog=64) as deaf:
+        # Each more than the sockets on both ends hold.
+        for limit, opened in ((42 << 20, 5), (1 << 30, 6)):
+            monkeypatch.setattr("vxnet.cluster.gossip.DIALLED_OCTETS", limit)
+            for _ in range(20):
+                one.core.swim.send_user_stream(deaf.getsockname(), bytes(8 << 20))
+                one._transmit()
+            await asyncio.sleep(0.1)
+            assert one._dialled == opened
+        assert one.statistics()["unsent"] == 15 + 19
+    two.put("endpoint", "e1", endpoint("10.0.2.5", "web"))
+    await wait(lambda: "web" in names(one), "the cluster goes on")
+    await wait(lambda: one._dialled == one._dialled_octets == 0, "they were given up", 20)
+
+
+async def test_a_node_without_a_descriptor_left_goes_on(field: Field) -> None:
+    """It cannot dial; before, that ended the gossip."""
+    one, two = field.start(2)
+    await wait(lambda: len(one.members()) == 2, "a cluster of two")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        one.core.swim.send_user_stream((field.addresses[2], PORT), b"x")
+        one._transmit()
+        await wait(lambda: one.statistics()["unsent"] == 1, "it could not dial")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    two.put("endpoint", "e1", endpoint("10.0.2.5", "web"))
+    await wait(lambda: "web" in names(one), "the cluster goes on")
+    assert one._dialled == 0
 
 
 async def test_a_false_word_that_a_node_has_left_cuts_no_path(field: Field) -> None:

@@ -41,6 +41,10 @@ DATAGRAMS_AT_ONCE = 64
 """Read before the loop's other work gets its turn."""
 STREAMS_AT_ONCE = 128
 """Connections of others under way; more are closed at once, and tried again by their own timers."""
+DIALLED_AT_ONCE = 256
+DIALLED_OCTETS = 64 << 20
+"""Connections of our own under way, and what is to be said over them: an address that does not answer takes ten
+seconds, and a member that lies can name many."""
 ARRIVING_LIMIT = 64 << 20
 """Octets of others' streams that are not whole yet: until then nobody has shown that it has the key, so all of them
 together are bounded, not each."""
@@ -112,6 +116,8 @@ class Gossip:
         self._group: asyncio.TaskGroup | None = None
         self._failure: asyncio.Future[None] | None = None
         self._accepted = 0
+        self._dialled = 0
+        self._dialled_octets = 0
         self._arriving = 0
         self._unsent = 0
 
@@ -305,7 +311,14 @@ class Gossip:
                 self._unsent += 1
                 log.debug("gossip to %s: %s", addr, error)
         for stream in self.core.streams_to_open():
-            group.create_task(self._dial(stream))
+            octets = len(stream.to_send)
+            if self._dialled >= DIALLED_AT_ONCE or self._dialled_octets + octets > DIALLED_OCTETS:
+                self._unsent += 1
+                stream.fail(time.monotonic())
+            else:
+                self._dialled += 1
+                self._dialled_octets += octets
+                group.create_task(self._dial(stream))
         while (contact := self.core.next_event()) is not None:
             log.info("gossip %s %s:%s", "met" if contact.reached else "cannot reach", *contact.address)
         while (word := self.core.next_word()) is not None:
@@ -348,11 +361,23 @@ class Gossip:
             self._accepted -= 1
 
     async def _dial(self, stream: Stream) -> None:
-        connection = socket.socket(
-            socket.AF_INET6 if ":" in stream.addr[0] else socket.AF_INET,
-            socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,
-        )
-        await self._converse(connection, stream, dial=True)
+        octets = len(stream.to_send)
+        try:
+            connection = socket.socket(
+                socket.AF_INET6 if ":" in stream.addr[0] else socket.AF_INET,
+                socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,
+            )
+        except OSError as error:
+            # Out of descriptors: as if nobody had answered.
+            log.warning("gossip stream to %s: %s", stream.addr, error)
+            self._unsent += 1
+            stream.fail(time.monotonic())
+            self._transmit()
+        else:
+            await self._converse(connection, stream, dial=True)
+        finally:
+            self._dialled -= 1
+            self._dialled_octets -= octets
 
     async def _converse(self, connection: socket.socket, stream: Stream, *, dial: bool) -> None:
         loop = asyncio.get_running_loop()

@@ -190,7 +190,7 @@ class GossipNode:
                 self.spread.dropped[str(error)] += 1
         self.spread.note_absent()
         self._remembered_until = now + self._settings.paths_kept_s
-        self._look_again("", self._settings.paths_kept_s)
+        self._look_again(("remembered", ""), self._settings.paths_kept_s)
 
     def republished(self, now: float) -> None:
         """All rows of this life have been put: those of earlier ones are no more, which is told a little later."""
@@ -302,8 +302,8 @@ class GossipNode:
                     self.spread.member_changed(before, after)
                     self._note_identity(before, after)
                     if not after.present:
-                        for delay in (planned_absence_s(after), self._settings.paths_kept_s):
-                            self._look_again(after.name, delay)
+                        self._look_again(("names", after.name), planned_absence_s(after))
+                        self._look_again(("paths", after.name), self._settings.paths_kept_s)
                 case UserMessage(payload, _) if payload.startswith(checkup.MAGIC):
                     self._hear_word(payload)
                 case UserMessage(payload, sender):
@@ -319,20 +319,25 @@ class GossipNode:
 
     def _note_identity(self, before: Member | None, after: Member) -> None:
         """Who a member is, is nobody's signed word either: only names follow from it at once, as from a death."""
-        same = after.id if after.is_vxnet else ""
-        self._disowned.pop(same, None)
-        if before is not None and before.is_vxnet and before.id != same and len(self._disowned) < MEMBERS_LIMIT:
-            self._disowned[before.id] = self.swim.agenda.now
-            self._look_again(before.id, self._settings.paths_kept_s)
+        same, now = after.id if after.is_vxnet else "", self.swim.agenda.now
+        if self._disowned.pop(same, None) is not None:
+            self.swim.agenda.cancel(("disowned", same))
+        if before is not None and before.is_vxnet and before.id != same:
+            if len(self._disowned) >= MEMBERS_LIMIT:
+                kept_s = self._settings.paths_kept_s
+                self._disowned = {owner: since for owner, since in self._disowned.items() if now - since < kept_s}
+            if len(self._disowned) < MEMBERS_LIMIT:
+                self._disowned[before.id] = now
+                self._look_again(("disowned", before.id), self._settings.paths_kept_s)
 
-    def _look_again(self, name: str, delay_s: float) -> None:
-        """When what is shown of a dead node changes by time alone."""
+    def _look_again(self, what: tuple[str, str], delay_s: float) -> None:
+        """When what is shown of a node changes by time alone. ``what``: shown of whom; once each."""
 
         def look() -> None:
             self._members_changed = True
 
         if delay_s:
-            self.swim.agenda.after(delay_s, ("hide", name, delay_s), look)
+            self.swim.agenda.after(delay_s, what, look)
 
     def _say_republished(self) -> None:
         if not self._republished:

@@ -39,6 +39,9 @@ BATCH_LIMIT: Final = 256 << 10
 """Octets of one batch."""
 BATCH_ROWS_LIMIT: Final = 4096
 MESSAGE_LIMIT: Final = 4 << 20
+PACKED_AT_BEST: Final = 64
+"""A batch unpacks to this many times its length at most. Rows of one owner have much in common, but who sends 400
+octets that become 250,000 means harm."""
 _ZLIB = b"\x78"
 
 
@@ -178,18 +181,20 @@ def pack_content(content: BatchContent) -> bytes:
     """Compressed where that is shorter: rows of one owner have much in common."""
     plain = codec.to_wire(content)
     packed = zlib.compress(plain)
-    return packed if len(packed) < len(plain) else plain
+    return packed if len(packed) < len(plain) <= PACKED_AT_BEST * len(packed) else plain
 
 
 def decode_content(content: bytes) -> BatchContent:
     """Raises :class:`MalformedError`."""
+    limit = BATCH_LIMIT
     # A packed array never begins so.
     if content[:1] == _ZLIB:
+        limit = min(limit, PACKED_AT_BEST * len(content))
         try:
-            content = zlib.decompressobj().decompress(content, BATCH_LIMIT + 1)
+            content = zlib.decompressobj().decompress(content, limit + 1)
         except zlib.error as error:
             raise MalformedError("not a batch") from error
-    if len(content) > BATCH_LIMIT:
+    if len(content) > limit:
         raise MalformedError("a batch that is too long")
     try:
         found = codec.from_wire(content, BatchContent)

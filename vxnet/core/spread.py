@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Hashable
 
 from vxnet.core import muster, rows
+from vxnet.core.allowance import Allowance
 from vxnet.core.author import Author
 from vxnet.core.intake import Arrival, Intake
 from vxnet.core.members import Address, Member
@@ -57,6 +58,17 @@ DOUBTS = 4
 """So many comparisons follow the last sign of a difference: each may be lost on its way."""
 HOUSEKEEPING_S = 30.0
 GONE_LIMIT = 20_000
+SIGNATURE = 64
+ASKED_LIMIT = 1 << 15
+"""Ledgers that others may be asked for within :data:`ASKED_S`."""
+ANSWERS_RATE = 8e6
+ANSWERS_AT_ONCE = 64e6
+"""Octets of answers to those who ask what this node's table holds: a newcomer is sent the whole of it at once, but
+nobody can have it sent again and again."""
+STRANGERS_RATE = 64e3
+STRANGERS_AT_ONCE = 256e3
+"""… to addresses that are no member's. A newcomer's need not be one yet; but a packet that was recorded can be sent
+again in anybody's name, and its answer is longer than it is."""
 IN_FLIGHT_S = 0.3
 """An owner's rows that came so lately are followed by others, perhaps: no reason to ask for them."""
 CALM_S = 0.3
@@ -82,6 +94,9 @@ class Spread:
         self._is_flooded = False
         self._absent_since: dict[str, float] = {}
         self._gone: dict[str, float] = {}
+        self._asked = 0
+        self._answers = Allowance(ANSWERS_RATE, ANSWERS_AT_ONCE, swim.agenda.now)
+        self._answers_to_strangers = Allowance(STRANGERS_RATE, STRANGERS_AT_ONCE, swim.agenda.now)
         agenda, settings = swim.agenda, swim.settings
         agenda.after(settings.digest_interval_s * swim.rng.random(), "digest", self._compare_with_next)
         agenda.after(HOUSEKEEPING_S, "rows kept", self._keep_house)
@@ -107,7 +122,7 @@ class Spread:
     def member_changed(self, before: Member | None, after: Member) -> None:
         for member in (before, after):
             if member is not None and member.id and (member.id != after.id or not after.present):
-                self._absent_since.setdefault(member.id, self._swim.agenda.now)
+                self._note_absent(member.id)
         if not after.is_vxnet or not after.present or (before is not None and before.present and before.is_vxnet):
             return
         self._gone.pop(after.id, None)
@@ -137,7 +152,9 @@ class Spread:
                         self._swim.send_user(sender, told)
                     if message.root != self._root():
                         self._doubt()
-                        self._send(sender, Buckets(b"".join(octets(bucket) for bucket in self._table.buckets)))
+                        if self._may_answer(sender):
+                            buckets = b"".join(octets(bucket) for bucket in self._table.buckets)
+                            self._answer(sender, Buckets(buckets))
                 case Buckets():
                     self._compare(message, sender)
                 case Have():
@@ -157,6 +174,7 @@ class Spread:
         return {
             "ledgers": len(self._table.ledgers),
             "row_octets": self._table.octets,
+            "owners_noted": len(self._changed_at) + len(self._absent_since),
             "rows_unchecked": len(self._intake),
             **self.push.statistics(),
             "rows_dropped": self.dropped.total(),
@@ -165,6 +183,8 @@ class Spread:
     # New rows
 
     def _receive_batch(self, batch: Batch, arrival: Arrival) -> None:
+        if len(batch.signature) != SIGNATURE:
+            raise MalformedError("a batch with a wrong signature")
         content = rows.decode_content(batch.content)
         key = LedgerKey(content.owner, content.key)
         if key == self._author.key:
@@ -192,12 +212,11 @@ class Spread:
             self.push.tell(batch, urgency, arrival.span)
         if arrival.is_found:
             self._compare_soon()
-        now = self._swim.agenda.now
-        self._changed_at[content.owner] = now
+        self._note_change(content.owner)
         if self.push.load > LIGHT:
             self._note_flood()
-        if content.owner not in self._absent_since and self._swim.members.of_id(content.owner) is None:
-            self._absent_since[content.owner] = now
+        if self._swim.members.of_id(content.owner) is None:
+            self._note_absent(content.owner)
         if self._table.ledgers[key].get("certificate") is None:
             # Without it the rows mean nothing, and who sent them knows it.
             self._want(key, arrival.sender, "certificate")
@@ -288,6 +307,8 @@ class Spread:
     def _compare(self, theirs: Buckets, sender: Address) -> None:
         if len(theirs.hashes) != 8 * rows.BUCKETS:
             raise MalformedError("not the buckets")
+        if not self._may_answer(sender):
+            return
         found = muster.differing(theirs.hashes, self._table.buckets)
         if found:
             self._doubt()
@@ -307,7 +328,7 @@ class Spread:
 
     def _send_have(self, addr: Address, buckets: list[int], ledgers: list[Ledger], *, answer: bool = True) -> None:
         held = tuple(Held(ledger.key.owner, ledger.key.key, octets(ledger.hash)) for ledger in ledgers)
-        self._send(addr, Have(tuple(buckets), held, answer, self._swim.me.name))
+        self._answer(addr, Have(tuple(buckets), held, answer, self._swim.me.name))
 
     def _answer_have(self, have: Have) -> None:
         source = self._swim.members.get(have.source)
@@ -321,7 +342,7 @@ class Spread:
             is_moving = self._swim.agenda.now - self._changed_at.get(key.owner, -IN_FLIGHT_S) < IN_FLIGHT_S
             if (ledger is None or octets(ledger.hash) != hash_) and key.owner not in self._gone and not is_moving:
                 self._want(key, source.endpoint, hash_)
-        if have.answer:
+        if have.answer and self._may_answer(source.endpoint):
             mine = [
                 ledger
                 for number in {number for number in have.buckets if 0 <= number < rows.BUCKETS}
@@ -335,7 +356,11 @@ class Spread:
         asked = ("asked", key, what)
         if asked in self._swim.agenda:
             return
-        self._swim.agenda.after(ASKED_S, asked, lambda: None)
+        if self._asked >= ASKED_LIMIT:
+            self.dropped["too much to ask for"] += 1
+            return
+        self._asked += 1
+        self._swim.agenda.after(ASKED_S, asked, self._asked_before)
         ledger = self._table.ledgers.get(key)
         versions = () if ledger is None else ledger.versions()
         floor = Version(0, 0) if ledger is None else ledger.floor
@@ -344,24 +369,44 @@ class Spread:
     def _answer_want(self, want: Want) -> None:
         source = self._swim.members.get(want.source)
         ledger = self._table.ledgers.get(LedgerKey(want.owner, want.key))
-        if source is None or not source.present or ledger is None:
+        if source is None or not source.present or ledger is None or not self._may_answer(source.endpoint):
             return
         held = {Version(incarnation, seq) for incarnation, seqs in want.versions for seq in seqs}
         batches = ledger.lacking(Version(*want.floor), held)
         if len(batches) <= DATAGRAMS_AT_ONCE and all(len(batch.content) < DATAGRAM - 100 for batch in batches):
             for batch in batches:
-                self._send(source.endpoint, Batches((batch,)))
+                self._answer(source.endpoint, Batches((batch,)))
             return
         part: list[Batch] = []
         size = 0
         for batch in batches:
             if part and size + len(batch.content) > STREAM_OCTETS:
-                self._swim.send_user_stream(source.endpoint, rows.encode(Batches(tuple(part))))
+                self._answer(source.endpoint, Batches(tuple(part)), by_stream=True)
                 part, size = [], 0
             part.append(batch)
             size += len(batch.content)
         if part:
-            self._swim.send_user_stream(source.endpoint, rows.encode(Batches(tuple(part))))
+            self._answer(source.endpoint, Batches(tuple(part)), by_stream=True)
+
+    def _asked_before(self) -> None:
+        self._asked -= 1
+
+    def _may_answer(self, addr: Address) -> bool:
+        may = self._allowance(addr).has_any(self._swim.agenda.now)
+        if not may:
+            self.dropped["asked for more than is answered"] += 1
+        return may
+
+    def _answer(self, addr: Address, message: rows.SyncMessage, *, by_stream: bool = False) -> None:
+        payload = rows.encode(message)
+        self._allowance(addr).spend(len(payload))
+        if by_stream:
+            self._swim.send_user_stream(addr, payload)
+        else:
+            self._reply((addr, payload))
+
+    def _allowance(self, addr: Address) -> Allowance:
+        return self._answers_to_strangers if self._swim.at(addr) is None else self._answers
 
     def _send(self, addr: Address, message: rows.SyncMessage) -> None:
         self._reply((addr, rows.encode(message)))
@@ -381,7 +426,21 @@ class Spread:
         """Rows were put into the table that did not come by gossip."""
         for owner in self._table.owners():
             if owner != self._author.key.owner and self._swim.members.of_id(owner) is None:
-                self._absent_since.setdefault(owner, self._swim.agenda.now)
+                self._note_absent(owner)
+
+    def _note_absent(self, owner: str) -> None:
+        """Since when. Whoever has neither a row nor a member's name needs no note: a liar has any number of those."""
+        self._absent_since.setdefault(owner, self._swim.agenda.now)
+        if len(self._absent_since) > 3 * GONE_LIMIT:
+            of_id, of_owner = self._swim.members.of_id, self._table.of_owner
+            noted = self._absent_since.items()
+            self._absent_since = {one: since for one, since in noted if of_id(one) is not None or of_owner(one)}
+
+    def _note_change(self, owner: str) -> None:
+        now = self._swim.agenda.now
+        self._changed_at[owner] = now
+        if len(self._changed_at) > GONE_LIMIT:
+            self._changed_at = {one: at for one, at in self._changed_at.items() if now - at < IN_FLIGHT_S}
 
     def is_gone(self, owner: str) -> bool:
         return owner in self._gone

@@ -43,6 +43,9 @@ from vxnet.model.address import IPAddress
 from vxnet.model.errors import CallerError
 
 MEMBERS_LIMIT = wire.NODES_LIMIT
+STREAMS_LIMIT = 1024
+STREAM_OCTETS_LIMIT = 64 << 20
+"""Of what waits to be said over streams that are to be opened."""
 EXTRA_PROBES = 8
 """Of n nodes that hear of a suspicion about so many look for themselves at once."""
 _LAST_INCARNATION = (1 << 32) - 1
@@ -108,6 +111,7 @@ class Swim:
         self._outbox: dict[Address, list[bytes]] = {}
         self._events: deque[Event] = deque()
         self._streams: deque[Stream] = deque()
+        self._stream_octets = 0
         self._accused_at: dict[str, float] = {}
         self._hearsay: dict[str, int] = {}
         self._observed = -1.0
@@ -170,7 +174,7 @@ class Swim:
     def streams_to_open(self) -> list[Stream]:
         if not self._streams:
             return []
-        streams, self._streams = list(self._streams), deque()
+        streams, self._streams, self._stream_octets = list(self._streams), deque(), 0
         return streams
 
     def accept(self, addr: Address) -> Stream:
@@ -178,8 +182,10 @@ class Swim:
         return Stream(self, addr)
 
     def open_stream(self, stream: Stream) -> None:
-        if len(self._streams) < 1024:
+        octets = self._stream_octets + len(stream.to_send)
+        if len(self._streams) < STREAMS_LIMIT and octets <= STREAM_OCTETS_LIMIT:
             self._streams.append(stream)
+            self._stream_octets = octets
         else:
             self.dropped["too many streams wanted"] += 1
 

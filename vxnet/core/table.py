@@ -23,11 +23,14 @@ from vxnet.core.rows import BUCKETS, Batch, BatchContent, LedgerKey, bucket_of, 
 from vxnet.model.row import Row, Version
 
 LEDGER_ROWS_LIMIT = 20_000
-LEDGER_OCTETS_LIMIT = 8 << 20
+LEDGER_OCTETS_LIMIT = 16 << 20
 LEDGERS_LIMIT = 20_000
 KEYS_PER_OWNER = 4
 TABLE_OCTETS_LIMIT = 128 << 20
-"""All batches kept. 100,000 rows take about 30 MB."""
+"""All batches that are kept, and the rows in them: batches travel packed, rows are kept unpacked. 100,000 rows take
+about 50 MB."""
+_NUMBER_OCTETS = 64
+"""What one number that a floor leaves alone takes."""
 
 
 class Entry:
@@ -80,7 +83,8 @@ class Ledger:
 
     def merge(self, batch: Batch, content: BatchContent) -> bool:
         """Whether anything of it is news. Raises :class:`MalformedError` if the ledger is full."""
-        if len(self.rows) + len(content.rows) > LEDGER_ROWS_LIMIT or self.octets + _octets(batch) > LEDGER_OCTETS_LIMIT:
+        rows, octets = len(self.rows) + len(content.rows), self.octets + octets_of(batch, content)
+        if rows > LEDGER_ROWS_LIMIT or octets > LEDGER_OCTETS_LIMIT:
             raise MalformedError("more rows than one owner may have")
         news = self._merge_floor(batch, content)
         for row in content.rows:
@@ -118,6 +122,7 @@ class Ledger:
         if self.floor_batch is not None:
             self._release(self.floor_batch)
         self._hold(batch)
+        self.octets += _NUMBER_OCTETS * (len(frozenset(content.live)) - len(self.live))
         self.hash ^= self._floor_hash ^ floor_hash
         self.floor, self.live, self.floor_batch, self._floor_hash = floor, frozenset(content.live), batch, floor_hash
         for name in [name for name, entry in self.rows.items() if self.is_below_floor(entry.version)]:
@@ -138,11 +143,13 @@ class Ledger:
             self._drop(name)
         self._hold(batch)
         self.rows[name] = Entry(version, row, batch, hash_)
+        self.octets += _row_octets(row)
         self.hash ^= hash_
         return True
 
     def _drop(self, name: tuple[str, str]) -> None:
         entry = self.rows.pop(name)
+        self.octets -= _row_octets(entry.row)
         self.hash ^= entry.hash
         self._release(entry.batch)
 
@@ -219,11 +226,17 @@ class Table:
             ledger = self._make_room(key)
         elif self.ledgers.is_shared(key):
             self.ledgers[key] = ledger = ledger.copy()
-        octets, hash_ = ledger.octets, ledger.hash
-        if self.octets + _octets(batch) > TABLE_OCTETS_LIMIT and not self._evict(ledger):
-            raise MalformedError("more rows than the table holds")
-        if not ledger.merge(batch, content):
-            return False
+        octets, hash_, more = ledger.octets, ledger.hash, octets_of(batch, content)
+        try:
+            while self.octets + more > TABLE_OCTETS_LIMIT:
+                if not self._evict(ledger):
+                    raise MalformedError("more rows than the table holds")
+            if not ledger.merge(batch, content):
+                return False
+        except MalformedError:
+            if not ledger.revision:
+                self.remove(key)
+            raise
         self.octets += ledger.octets - octets
         self.buckets[bucket_of(key.owner)] ^= ledger.hash ^ hash_
         self.revision += 1
@@ -262,12 +275,22 @@ class Table:
         return ledger
 
     def _evict(self, besides: Ledger | None) -> bool:
-        """Throw out a ledger that nobody has vouched for."""
+        """Throw out a ledger that nobody has vouched for. Those that somebody has go to the end: in a flood the next
+        look comes soon, and should be short."""
+        found, vouched = None, []
         for ledger in self.ledgers.values():
-            if ledger is not besides and not self.proven(ledger):
-                self.remove(ledger.key)
-                return True
-        return False
+            if ledger is not besides:
+                if not self.proven(ledger):
+                    found = ledger
+                    break
+                vouched.append(ledger)
+        for ledger in vouched:
+            del self.ledgers[ledger.key]
+            self.ledgers[ledger.key] = ledger
+        if found is None:
+            return False
+        self.remove(found.key)
+        return True
 
 
 def check_signature(batch: Batch, content: BatchContent) -> None:
@@ -296,5 +319,14 @@ def _could_be_news(ledger: Ledger, content: BatchContent) -> bool:
     return False
 
 
+def octets_of(batch: Batch, content: BatchContent) -> int:
+    """What it takes at most to keep it."""
+    return _octets(batch) + sum(map(_row_octets, content.rows)) + _NUMBER_OCTETS * len(content.live)
+
+
 def _octets(batch: Batch) -> int:
     return len(batch.content) + len(batch.signature)
+
+
+def _row_octets(row: Row) -> int:
+    return len(row.kind) + len(row.id) + len(row.value or b"")
