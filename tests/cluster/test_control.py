@@ -9,6 +9,7 @@ import socket
 import time
 
 import pytest
+from msgspec.structs import replace
 
 from tests.cluster.control_plane import DEADLINE_S, ControlPlane
 from vxnet.cluster import control, manager_api
@@ -305,6 +306,22 @@ async def test_a_silent_manager_is_left(plane, monkeypatch):
         await follower.wait_until(lambda: worker.client.reachable)
         assert worker.client._last == plane.manager.node_id
         await follower.stop()
+
+
+async def test_a_manager_that_knows_less_than_the_node_has_heard_is_left(plane, monkeypatch):
+    """It may be cut off from the others, or of a store whose place another has taken."""
+    worker = await plane.join(2)
+    lost = []
+    monkeypatch.setattr(control.log, "warning", lambda *words: lost.append(words))
+    told = 10**9
+    follower = Follower(worker.client, replace(worker.grant.assignment, revision=told))
+    await follower.wait_until(lambda: lost)
+    assert "knows less" in str(lost) and not worker.client.reachable and not follower.updates
+    await plane.store.start_from(2 * told)
+    await plane.manager.create_network(NetworkCreate(name="net", attachable=True))
+    await follower.wait_until(lambda: made(follower.current))
+    assert follower.updates[0].snapshot and follower.current.revision > 2 * told
+    await follower.stop()
 
 
 async def test_signs_of_life(plane, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -35,6 +36,11 @@ def until(condition: Callable[[], T], what: str, deadline_s: float = DEADLINE_S)
             why = str(error)
         assert time.monotonic() < deadline, f"not within {deadline_s} s: {what} {why}"
         time.sleep(POLL_S)
+
+
+def members(host: Machine) -> set[str]:
+    """Names of those of etcd that have a vote, as this manager knows them."""
+    return set(json.loads((host.root / "var/lib/vxnet/store.json").read_text())["names"].values())
 
 
 def make_network(host: Machine, name: str) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 
 import pytest
 
-from tests.system.managers import client, make_network, until
+from tests.system.managers import client, make_network, members, until
 from vxnet.model.api import NetworkCreate
 from vxnet.model.container import ContainerSpec, NetworkWish
 from vxnet.model.errors import ConflictError, UnavailableError
@@ -26,11 +25,6 @@ def managing(host):
 
 def status_of(host, name):
     return next(view.status for view in client(host).nodes() if view.node.name == name)
-
-
-def members(host):
-    """Of etcd, as this manager knows them."""
-    return set(json.loads((host.root / "var/lib/vxnet/store.json").read_text())["names"].values())
 
 
 def service(name, network, replicas):

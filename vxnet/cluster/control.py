@@ -146,6 +146,8 @@ class ManagerClient:
                     try:
                         async with contextlib.aclosing(self._stream(manager, since)) as updates:
                             async for update in updates:
+                                if update is not None and update.snapshot and update.revision < (since or 0):
+                                    raise UnavailableError("it knows less than this node has heard from another one")
                                 self._last, pause = manager.id, BACKOFF_S[0]
                                 if update is not None:
                                     since = update.revision

@@ -158,7 +158,7 @@ class EtcdStore:
         return store
 
     async def start_from(self, revision: int) -> None:
-        """Every revision from now on is above ``revision``. For a store without records."""
+        """For a store that nobody else has open."""
         await self._call("/v3/kv/put", {"key": self._meta + b"base", "value": str(revision).encode()}, _Range)
         await self._find_base()
 

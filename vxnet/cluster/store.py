@@ -105,8 +105,8 @@ class Store(Protocol):
         """As long as it leads; returns when another may."""
 
     async def start_from(self, revision: int) -> None:
-        """Every revision from now on is above ``revision``. For a store without records that takes the place of another
-        one: who has followed that must not take what is new for what is old.
+        """Every revision from now on is above ``revision``. For a store that nobody else has open, and that takes the
+        place of another one: who has followed that must not take what is new for what is old.
         """
 
     async def close(self) -> None: ...

@@ -15,13 +15,18 @@ from vxnet.model.errors import CallerError, ConflictError, UnsupportedError
 from vxnet.model.store import Backup
 
 GENERATION = 10**9
-"""Revisions: more than are made between a backup and its use."""
+"""Revisions: more than are made between a backup and its use, should the clock be of no help."""
+PER_SECOND = 10**6
+"""Revisions: more than are made in a second. So the present time is above all that were ever told, whatever became of
+the store that they were of; and below 2**53, which every reader of JSON takes."""
 FORMAT = 1
 
 
-def next_generation(revision: int) -> int:
-    """Above every revision that anybody can have seen of a store that was at ``revision`` once."""
-    return (revision // GENERATION + 1) * GENERATION
+def next_generation(revision: int, now: float) -> int:
+    """Above every revision that anybody can have seen of a store that was at ``revision`` once, and of those that took
+    its place before this one does. Who has heard of them takes all that this one tells anew.
+    """
+    return max((revision // GENERATION + 1) * GENERATION, int(now) * PER_SECOND)
 
 
 def without_own(records: Mapping[str, bytes]) -> dict[str, bytes]:

@@ -98,7 +98,6 @@ class Manager:
         self.node_id = node_id
         self.certificate = certificate
         """DER."""
-        self.trust_changed = asyncio.Event()  # certificate or roots: for the server on 2377
         self.users_of: Callable[[str], list[str]] = lambda network_id: []
         """Names of the endpoints that use a network; the daemon sets it once gossip runs."""
         self.alive: Callable[[str], bool] = lambda node_id: True
@@ -112,6 +111,7 @@ class Manager:
         self._now = now
         self._entropy = entropy
         self._mirror = Mirror(store, wishes, self._sign_leases)
+        self.trust_changed = self._mirror.trust_changed  # certificate or roots: for the server on 2377
         self.commits = Commits(store, self._mirror, leadership)
         self._decide = self.commits.decide
         self.ca = Authorities(self._mirror, self.commits, entropy, now)

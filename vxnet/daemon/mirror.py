@@ -33,6 +33,8 @@ class Mirror:
         """Set when nodes or networks came or went: somebody should look after the blocks."""
         self.schedule_due = asyncio.Event()
         """Set when services, tasks or nodes are others than before."""
+        self.trust_changed = asyncio.Event()
+        """Set when the cluster's roots are others than before."""
         self._store = store
         self._sign = sign
         self._moved = asyncio.Event()
@@ -53,10 +55,13 @@ class Mirror:
         try:
             async with aclosing(self._store.watch("", self.wishes.revision)) as events:
                 async for event in events:
+                    roots = self.wishes.roots
                     if isinstance(event, Snapshot):
                         self._restart(Wishes.of(event.revision, event.records))
                     else:
                         self._append(event.revision, self.wishes.apply(event.revision, event.changes))
+                    if self.wishes.roots != roots:
+                        self.trust_changed.set()
                     self._wake()
         except VxnetError as error:
             self._stopped = error

@@ -9,6 +9,7 @@ import time
 import structlog
 
 from vxnet import __version__
+from vxnet.cluster.etcd_store import EtcdStore
 from vxnet.core import managership, restoration, trust
 from vxnet.daemon.founding import fill, new_store
 from vxnet.daemon.manager import Manager
@@ -17,7 +18,7 @@ from vxnet.daemon.state import LocalNode, StateDirectory
 from vxnet.model.cluster import Node
 from vxnet.model.codec import to_json
 from vxnet.model.errors import CallerError, ConflictError, UnsupportedError
-from vxnet.model.store import Backup, RestoreRequest, StoreWish
+from vxnet.model.store import Backup, RestoreRequest, StoreAccess, StoreWish
 
 log = structlog.get_logger()
 
@@ -47,7 +48,7 @@ async def migrate(state: StateDirectory, place: Place, manager: Manager, wish: S
             records = restoration.without_own({key: record.value for key, record in snapshot.records.items()})
             if made.etcd_ca is not None:
                 records["etcd/ca"] = to_json(made.etcd_ca)
-            await fill(made.store, records, restoration.next_generation(snapshot.revision))
+            await fill(made.store, records, restoration.next_generation(snapshot.revision, time.time()))
             state.save_store_access(made.access)
             undo.pop_all()
             place.seat.reopen()
@@ -72,7 +73,7 @@ async def restore(state: StateDirectory, node: Node, request: RestoreRequest) ->
         undo.push_async_callback(made.store.close)
         if made.etcd_ca is not None:
             records["etcd/ca"] = to_json(made.etcd_ca)
-        await fill(made.store, records, restoration.next_generation(request.backup.revision))
+        await fill(made.store, records, restoration.next_generation(request.backup.revision, time.time()))
         manager = await Manager.open(made.store, node_id=node.id, key=key, certificate=certificate)
         manager.access = made.access
         if made.access is not None:
@@ -97,7 +98,9 @@ async def stay_alone(state: StateDirectory, place: Place) -> Node:
             "this cluster's store is an etcd that vxnet does not run: only its own tools can make it whole",
             hint="restore its quorum (`etcdctl snapshot restore`), and the managers go on by themselves",
         )
-    state.save_store_access(await place.seat.member.start_alone(access))
+    access = await place.seat.member.start_alone(access)
+    await _begin_anew(access, place.assignment.revision)
+    state.save_store_access(access)
     place.seat.reopen()
     await place.seat.wait_open()
     manager = place.manager
@@ -110,3 +113,15 @@ async def stay_alone(state: StateDirectory, place: Place) -> Node:
             log.warning("node is no manager any more", node=node.id, name=node.name)
     log.warning("this node is the only manager now", node=place.node.id)
     return place.node
+
+
+async def _begin_anew(access: StoreAccess, told: int) -> None:
+    """The store's revisions go on above what the lost members may have told: some nodes have heard of more than this
+    one's member has, and would take what is new for what is old. ``told``: the last that this node heard of.
+    """
+    store = await EtcdStore.open(access)
+    try:
+        known = (await store.load()).revision
+        await store.start_from(restoration.next_generation(max(known, told), time.time()))
+    finally:
+        await store.close()

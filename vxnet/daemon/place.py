@@ -284,8 +284,6 @@ class Place:
             revoked=assignment.revoked,
             leases=assignment.leases,
         )
-        if self.manager is not None:
-            self.manager.trust_changed.set()
         self._own.look()
         # The managers wait for this before they have a new key or CA used.
         self._report_due.set()
