@@ -16,7 +16,7 @@ from typing import NamedTuple
 import msgspec
 
 from tests.gossip_cluster import Cluster, Papers, endpoint
-from vxnet.core import frame, rows, serf, wire
+from vxnet.core import checkup, frame, rows, serf, wire
 from vxnet.core.author import Author
 from vxnet.core.gossip import GossipNode
 from vxnet.core.keyring import KeyRing
@@ -131,6 +131,19 @@ def batch_content(data: bytes) -> None:
         except MalformedError:
             continue
         assert content.owner and len(content.key) == 32
+
+
+def word(data: bytes) -> None:
+    """Of an examination: by 7946, and what is said in packets to the VXLAN port, which have no key."""
+    checkup.read_content(data)
+    try:
+        said = checkup.decode(checkup.MAGIC + data)
+    except MalformedError:
+        return
+    side = checkup.Side()
+    for now in (1.0, 2.0):
+        side.hear(said, WALL, now)
+        checkup.encode(side.say(said.id, "h1", "udp", WALL, now, "", asked=False))
 
 
 # Whole nodes
@@ -305,6 +318,7 @@ ROW_MESSAGES = (
     rows.States(wire.encode_node_state(PUSH_PULL.nodes[0]), bytes(8), "h2"),
     rows.Want("id1", papers["id1"].key.public_key().public_bytes_raw(), (0, 0), ((1, (1,)),), "h2"),
 )
+WORD = checkup.encode(checkup.Word(b"12345678", "h2", "udp", ("udp", "tcp"), WALL, WALL - 1, 0.5, "machine", True))
 _encoded = tuple(wire.encode(message) for message in MESSAGES)
 _compound = next(frame.compound(_encoded))
 _stored = b"\x09" + pack({"Algo": 0, "Buf": b"\x00\x11\x00\x0c\x04"})
@@ -328,7 +342,8 @@ TARGETS: dict[str, Target] = {
     "serfs": Target(serfs, (serf.encode_tags({"a": "b"}), serf.Clock().user_state(), _encoded[-1][1:])),
     "row_message": Target(row_message, _row_octets),
     "batch_content": Target(batch_content, (KNOWN.content, zlib.decompress(KNOWN.content))),
-    "datagrams": Target(datagrams, (joined(*_encoded), joined(_compound, *_row_packets))),
+    "word": Target(word, (WORD[len(checkup.MAGIC) :], checkup.content(checkup.Packet(b"12345678", True, "h2"), 99))),
+    "datagrams": Target(datagrams, (joined(*_encoded), joined(_compound, *_row_packets, wire.encode(wire.User(WORD))))),
     "streams": Target(streams, (joined(wire.encode(PUSH_PULL), *_encoded[:3]), joined(_row_stream))),
     "user_messages": Target(user_messages, (joined(*_row_octets),)),
     "evidence": Target(evidence, (joined(*_values[1:]), joined(*_values))),

@@ -226,7 +226,7 @@ def test_a_partition_of_a_hundred_heals_to_one_table(seed: int) -> None:
 def test_a_hundred_nodes_live_through_minutes_of_churn(seed: int) -> None:
     """5 % loss; rows change all the time, nodes die, restart with and without memory, stand still; then all agree."""
     sim = Simulation(seed, 100, weather=Weather(loss=0.05, duplicate=0.02, greatest_delay_s=0.02), acquainted=True)
-    rng, lost = sim.rng, set[int]()
+    rng, lost, disturbed = sim.rng, set[int](), set[str]()
     acts: list[Callable[[int], None]] = [
         lambda n: sim.kill(n),
         lambda n: _restart(sim, n, remembering=False),
@@ -242,6 +242,7 @@ def test_a_hundred_nodes_live_through_minutes_of_churn(seed: int) -> None:
             number = rng.randrange(98) + 2
             if number in sim.nodes and number not in sim.frozen:
                 acts[second // 10 % len(acts)](number)
+                disturbed.add(f"h{number}")
                 if number not in sim.nodes:
                     lost.add(number)
         if second % 10 == 0:
@@ -256,8 +257,8 @@ def test_a_hundred_nodes_live_through_minutes_of_churn(seed: int) -> None:
     assert took < 10
     assert len({frozenset(sim.names(number)) for number in list(sim.nodes)[::10]}) == 1
     # Whoever was killed or stood still may be called dead; nobody else.
-    disturbed = {f"h{n}" for n in lost} | {c.name for c in sim.history if c.status == "suspect"}
-    assert {what for _, _, what in sim.deaths()} <= disturbed
+    dead = {what for _, _, what in sim.deaths()}
+    assert {f"h{number}" for number in lost} <= dead <= disturbed and len(disturbed) < 10
 
 
 def _restart(sim: Simulation, number: int, *, remembering: bool) -> None:
