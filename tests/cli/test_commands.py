@@ -11,6 +11,8 @@ from tests.cli.test_run import Sessions
 from tests.daemon.memory_agent import TOKEN, Daemon, make_id
 from vxnet.cli.group import Section
 from vxnet.cli.root import TABLE
+from vxnet.model.api import InitRequest
+from vxnet.model.cluster import Node
 
 
 def commands() -> list[list[str]]:
@@ -46,6 +48,21 @@ def test_summaries_are_not_cut(vxnet_: Vxnet, words: list[str]) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ cluster
+
+
+def test_init_passes_on_how_the_gossip_shall_be(server: Daemon, vxnet_: Vxnet, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[InitRequest] = []
+    init = server.agent.init
+
+    async def note(request: InitRequest) -> Node:
+        asked.append(request)
+        return await init(request)
+
+    monkeypatch.setattr(server.agent, "init", note)
+    done = vxnet_("init", "--gossip-profile", "moon")
+    assert done.exit_code and "'moon' is not one of 'lan', 'wan'" in done.stderr and not asked
+    vxnet_("init", "--gossip-profile", "wan", "--gossip-label", "blue")
+    assert [(one.gossip_profile, one.gossip_label) for one in asked] == [("wan", "blue")]
 
 
 def test_init_join_and_leave(server: Daemon, vxnet_: Vxnet) -> None:

@@ -30,31 +30,25 @@ from vxnet.model.api import (
     ContainerUpdate,
     ContainerView,
     EndpointView,
-    GossipKeyView,
-    GossipMember,
-    GossipView,
     Info,
     InitRequest,
     JoinRequest,
     LogRequest,
     NetworkConnect,
     NetworkCreate,
-    NetworkDigest,
     NetworkPrune,
     NetworkUpdate,
     NetworkView,
     NodeUpdate,
     NodeView,
-    OwnerRows,
     ProcessView,
-    RotateKeys,
-    Rotation,
     UsageView,
 )
 from vxnet.model.ca import AuthorityView, CaView
 from vxnet.model.cluster import ForeignPeer, Network, Node, Role, Subnet
 from vxnet.model.container import Container, ContainerSpec
 from vxnet.model.errors import CallerError, ConflictError, ForbiddenError, HostError, NotFoundError
+from vxnet.model.gossip import GossipKeyView, GossipMember, GossipView, NetworkDigest, OwnerRows, RotateKeys, Rotation
 from vxnet.model.guest import GuestView, GuestWish
 from vxnet.model.mesh import MeshChoice, MeshTarget, MeshView
 from vxnet.model.published import PublishedPort

@@ -17,7 +17,7 @@ from vxnet.core import decisions, trust
 from vxnet.core.assignment import apply, lease_set
 from vxnet.daemon.commits import encoded
 from vxnet.daemon.manager import Manager
-from vxnet.model.api import JoinClaim, LeaseRequest, NetworkCreate, NodeReport, RotateKeys, Rotation
+from vxnet.model.api import JoinClaim, LeaseRequest, NetworkCreate, NodeReport
 from vxnet.model.cluster import Signed
 from vxnet.model.codec import to_json
 from vxnet.model.container import ContainerSpec
@@ -32,6 +32,7 @@ from vxnet.model.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from vxnet.model.gossip import RotateKeys, Rotation
 from vxnet.model.service import ServiceSpec, TaskSpec
 
 DEADLINE_S = 20

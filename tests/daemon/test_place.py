@@ -16,6 +16,7 @@ import pytest
 
 from vxnet.cluster.sqlite_store import SqliteStore
 from vxnet.core import decisions, trust
+from vxnet.core.timing import LAN, WAN
 from vxnet.daemon import certificate as certificates
 from vxnet.daemon import place as places
 from vxnet.daemon.manager import Manager
@@ -31,14 +32,20 @@ ADDRESS = f"127.{os.getpid() % 200 + 20}.{os.getpid() // 200 % 250}.77"
 
 
 @pytest.fixture
-async def place(tmp_path: Path) -> AsyncIterator[Place]:
-    """A manager's own, without its loops."""
+async def place(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Place]:
+    """A manager's own, without its loops. A test's parameter: what else the cluster is made with."""
     state = StateDirectory(tmp_path)
     key = trust.node_key(os.urandom(32))
     store = await SqliteStore.open(state.store_path)
     address = ipaddress.ip_address(ADDRESS)
     manager = await Manager.create(
-        store, name="h1", advertise_addr=address, data_path_addr=address, key=key, gossip_label="blue"
+        store,
+        name="h1",
+        advertise_addr=address,
+        data_path_addr=address,
+        key=key,
+        gossip_label="blue",
+        **getattr(request, "param", {}),
     )
     state.save_credentials(trust.certificate_to_pem(manager.certificate), trust.key_to_pem(key))
     facts = HostFacts(hostname="h1", machine_id="", addresses=(), routes=(), nameservers=(), missing=())
@@ -257,5 +264,9 @@ async def test_nothing_is_written_after_the_end(place, monkeypatch, tmp_path):
     assert not list(tmp_path.glob("*.new"))
 
 
-async def test_the_clusters_label_is_the_gossips(place):
+@pytest.mark.parametrize(
+    "place, settings", [({}, LAN), ({"gossip_profile": "wan"}, WAN)], indirect=["place"], ids=["lan", "wan"]
+)
+async def test_the_clusters_label_and_profile_are_the_gossips(place, settings):
     assert place.assignment.cluster.gossip_label == place.gossip.core.swim._label == "blue"
+    assert place.gossip.core.swim.settings is settings

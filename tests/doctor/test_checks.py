@@ -14,8 +14,9 @@ from vxnet.doctor import judge, status
 from vxnet.doctor.inside import Inside
 from vxnet.doctor.patient import Answer, Disk, Patient
 from vxnet.host.firewall import Chain, parse, parse_legacy
-from vxnet.model.api import GossipMember, GossipView, Info
+from vxnet.model.api import Info
 from vxnet.model.checkup import Diagnosis, Exam, PeerExam
+from vxnet.model.gossip import GossipMember, GossipView
 from vxnet.model.host import Change, HostAddress, HostState
 
 DAY = 86400.0

@@ -7,6 +7,7 @@ import statistics
 import pytest
 
 from tests.sim.network import Simulation, Weather
+from vxnet.core.timing import PROFILES
 
 TERRIBLE = Weather(loss=0.2, duplicate=0.1, least_delay_s=0.0005, greatest_delay_s=0.05)
 
@@ -129,6 +130,25 @@ def test_one_way_loss_between_two_is_bridged_by_the_third(seed: int) -> None:
     assert sim.run(10, until=lambda: sim.names(2) == {"1-e-1"}) < 1
     sim.run(60)
     assert not sim.deaths()
+
+
+def test_far_hosts_need_the_other_profile(seed: int) -> None:
+    """0.2 to 0.7 s there and back. By a LAN's settings everybody is accused all the time."""
+    accused = {}
+    for profile, seconds in (("lan", 20), ("wan", 120)):
+        far = Weather(loss=0.02, least_delay_s=0.1, greatest_delay_s=0.35)
+        sim = Simulation(seed, 5, weather=far, settings=PROFILES[profile])
+        for number in sim.nodes:
+            sim.put(number, "e", number)
+        sim.run(seconds)
+        accused[profile] = sum(change.status == "suspect" for change in sim.history)
+    assert accused["wan"] == 0 < accused["lan"]
+    assert is_settled(sim, {f"{number}-e-{number}" for number in sim.nodes})
+    begun = sim.now
+    sim.kill(3)
+    took = sim.run(90, until=lambda: len(sim.deaths(begun)) == 4)
+    print(f"dead after {took:.1f} s")
+    assert took < 60 and {name for _, _, name in sim.deaths()} == {"h3"}
 
 
 def test_a_restarted_node_speaks_for_itself_again(seed: int) -> None:

@@ -13,7 +13,7 @@ from vxnet.cli.store_options import store_options
 from vxnet.cluster.client import Client
 from vxnet.model.address import IPNetwork
 from vxnet.model.api import Info, InitRequest, JoinRequest, NodeView
-from vxnet.model.cluster import CONTROL_PORT, DATA_PORT, Role
+from vxnet.model.cluster import CONTROL_PORT, DATA_PORT, GossipProfile, Role
 from vxnet.model.errors import ConflictError
 from vxnet.model.store import StoreWish
 
@@ -35,6 +35,13 @@ ROLES = click.Choice(["worker", "manager"])
 )
 @store_options
 @click.option("--gossip-label", default="", metavar="NAME", help="Drop gossip of clusters with another label.")
+@click.option(
+    "--gossip-profile",
+    type=click.Choice(["lan", "wan"]),
+    default="lan",
+    show_default=True,
+    help="wan: hosts that answer each other in more than a tenth of a second; a death is noticed later.",
+)
 @click.option("--force-new-cluster", is_flag=True, help="Go on as the only manager: the others are lost for good.")
 @not_built("--listen-addr", "--cert-expiry", "--external-ca", flags=["--autolock"])
 @click.pass_obj
@@ -46,6 +53,7 @@ def init(
     pools: tuple[IPNetwork, ...],
     store: StoreWish,
     gossip_label: str,
+    gossip_profile: GossipProfile,
     force_new_cluster: bool,
 ) -> None:
     """Make a cluster with this host as its first manager."""
@@ -55,6 +63,7 @@ def init(
         data_path_port=data_path_port,
         default_addr_pool=pools,
         gossip_label=gossip_label,
+        gossip_profile=gossip_profile,
         force_new_cluster=force_new_cluster,
         **asdict(store),
     )

@@ -14,8 +14,8 @@ import click
 from vxnet.cli import output
 from vxnet.cli.options import Format
 from vxnet.cluster.client import Client
-from vxnet.model.api import GossipKeyView, GossipMember, GossipView, RotateKeys, Rotation
 from vxnet.model.errors import CallerError
+from vxnet.model.gossip import GossipKeyView, GossipMember, GossipView, RotateKeys, Rotation
 
 POLL_S = 0.2
 FORMAT = click.option("-f", "--format", "form", type=click.Choice(["table", "json"]), default="table")
@@ -56,6 +56,7 @@ def _lines(found: GossipView) -> list[tuple[str, object]]:
         ("Queue", found.queue),
         ("Encryption", f"AES-GCM, key epoch {found.key_epoch}" if found.encrypted else "none"),
         *([("Label", found.label)] if found.label else []),
+        *([("Profile", found.profile)] if found.profile != "lan" else []),
         *((f"Rows refused, {reason}", count) for reason, count in sorted(found.rows_refused.items())),
         *((f"Dropped, {reason}", count) for reason, count in sorted(found.dropped.items())),
     ]

@@ -20,8 +20,6 @@ from vxnet.model.api import (
     ContainerUpdate,
     ContainerView,
     Event,
-    GossipKeyView,
-    GossipView,
     Info,
     InitRequest,
     JoinRequest,
@@ -33,8 +31,6 @@ from vxnet.model.api import (
     NodeUpdate,
     NodeView,
     ProcessView,
-    RotateKeys,
-    Rotation,
     ServiceProgress,
     ServiceUpdate,
     ServiceView,
@@ -47,6 +43,7 @@ from vxnet.model.checkup import Diagnosis, Exam
 from vxnet.model.cluster import ForeignPeer, Network, Node, Record, Role
 from vxnet.model.container import Container, ContainerSpec
 from vxnet.model.errors import ForbiddenError, NotFoundError, PeerError, UnavailableError
+from vxnet.model.gossip import GossipKeyView, GossipView, RotateKeys, Rotation
 from vxnet.model.guest import GuestView, GuestWish
 from vxnet.model.mesh import MeshView
 from vxnet.model.service import Service, ServiceSpec

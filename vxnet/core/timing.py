@@ -6,7 +6,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
+
+from vxnet.model.cluster import GossipProfile
 
 
 class Settings(NamedTuple):
@@ -108,6 +111,8 @@ WAN = LAN._replace(
     push_pull_interval_s=60.0,
     stream_timeout_s=30.0,
 )
+PROFILES: Mapping[GossipProfile, Settings] = {"lan": LAN, "wan": WAN}
+"""By the word that ``vxnet init --gossip-profile`` takes."""
 
 
 def remaining_suspicion_s(confirmed: int, wanted: int, least_s: float, greatest_s: float) -> float:

@@ -9,6 +9,7 @@ from vxnet.core.gossip import planned_absence_s
 from vxnet.core.members import Member
 from vxnet.model.cluster import Node
 
+MET_LIMIT = 20_000
 MET_S = 30.0
 """After a manager's start, for the nodes to be met: gossip asks its seeds and the last members within seconds."""
 
@@ -21,6 +22,7 @@ class Absences:
         self._changed = changed
         self._since: dict[str, float] = {}
         """Since when the gossip calls a node dead; seconds since 1970."""
+        self._own_id = own_id
         self._met = {own_id}
         self._opened_at = time.time()
 
@@ -32,6 +34,9 @@ class Absences:
             self._met.add(member.id)
             if not member.present:
                 silent[member.id] = self._since.get(member.id, now + planned_absence_s(member))
+        # What members call themselves is their own word, and may be another each time.
+        if len(self._met) > MET_LIMIT:
+            self._met &= {self._own_id, *(node.id for node in self._nodes())}
         if silent != self._since:
             self._since = silent
             if self._changed is not None:

@@ -23,8 +23,6 @@ from vxnet.cluster.client import TokenAnswer
 from vxnet.daemon.container_api import ContainerRoutes, ContainersApi
 from vxnet.daemon.service_api import ServiceRoutes, ServicesApi
 from vxnet.model.api import (
-    GossipKeyView,
-    GossipView,
     Info,
     InitRequest,
     JoinRequest,
@@ -35,12 +33,11 @@ from vxnet.model.api import (
     NetworkView,
     NodeUpdate,
     NodeView,
-    RotateKeys,
-    Rotation,
 )
 from vxnet.model.ca import CaView
 from vxnet.model.cluster import ForeignPeer, Network, Node, Role
 from vxnet.model.errors import CallerError, ForbiddenError
+from vxnet.model.gossip import GossipKeyView, GossipView, RotateKeys, Rotation
 from vxnet.model.guest import GuestView, GuestWish
 from vxnet.model.mesh import MeshView
 from vxnet.model.store import Backup, RestoreRequest, StoreWish

@@ -46,8 +46,6 @@ from vxnet.model.api import (
     NetworkUpdate,
     NodeReport,
     NodeUpdate,
-    RotateKeys,
-    Rotation,
     TaskReport,
 )
 from vxnet.model.assignment import Assignment
@@ -55,6 +53,7 @@ from vxnet.model.cluster import (
     DATA_PORT,
     Cluster,
     ForeignPeer,
+    GossipProfile,
     Lease,
     LeaseSet,
     Network,
@@ -64,6 +63,7 @@ from vxnet.model.cluster import (
 )
 from vxnet.model.codec import to_json
 from vxnet.model.errors import ConflictError, ForbiddenError, NotFoundError, UnsupportedError, VxnetError
+from vxnet.model.gossip import RotateKeys, Rotation
 from vxnet.model.store import StoreAccess
 
 MEND_AGAIN_S = 10.0
@@ -134,6 +134,7 @@ class Manager:
         routes: Sequence[IPNetwork] = (),
         version: str = "",
         gossip_label: str = "",
+        gossip_profile: GossipProfile = "lan",
         etcd_ca: trust.CertificateAuthority | None = None,
         now: Callable[[], float] = time.time,
         entropy: Callable[[int], bytes] = os.urandom,
@@ -148,6 +149,7 @@ class Manager:
             pool_prefixlen=pool_prefixlen,
             created_at=now(),
             gossip_label=gossip_label,
+            gossip_profile=gossip_profile,
         )
         first = Node(
             id=trust.make_id(entropy(16)),

@@ -210,6 +210,7 @@ class Membership:
                     routes=facts.routes,
                     version=__version__,
                     gossip_label=request.gossip_label,
+                    gossip_profile=request.gossip_profile,
                     etcd_ca=made.etcd_ca,
                 )
                 manager.access = made.access

@@ -6,9 +6,10 @@ from vxnet.core import networks
 from vxnet.daemon import views
 from vxnet.daemon.membership import Membership
 from vxnet.daemon.services import Services
-from vxnet.model.api import GossipKeyView, GossipView, NodeUpdate, NodeView, RotateKeys, Rotation
+from vxnet.model.api import NodeUpdate, NodeView
 from vxnet.model.ca import CaView
 from vxnet.model.cluster import Node, Role
+from vxnet.model.gossip import GossipKeyView, GossipView, RotateKeys, Rotation
 
 
 class NodeCommands:

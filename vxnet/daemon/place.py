@@ -29,7 +29,7 @@ from vxnet.core import trust
 from vxnet.core.applied import Acknowledgements
 from vxnet.core.facts import Facts
 from vxnet.core.members import Member
-from vxnet.core.timing import LAN
+from vxnet.core.timing import LAN, PROFILES
 from vxnet.daemon import words
 from vxnet.daemon.absences import Absences
 from vxnet.daemon.certificate import NodeCertificate
@@ -128,6 +128,7 @@ class Place:
             leases=assignment.leases,
             incarnation=local.row_incarnation,
             label=assignment.cluster.gossip_label,
+            settings=PROFILES[assignment.cluster.gossip_profile],
             journal=Journal(state.rows_path),
         )
         with or_later("assignment"):

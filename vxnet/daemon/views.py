@@ -17,19 +17,15 @@ from vxnet.model.api import (
     ContainerView,
     EndpointView,
     GatewayView,
-    GossipKeyView,
-    GossipMember,
-    GossipView,
     Info,
     MemberStatus,
-    NetworkDigest,
     NetworkView,
     NodeView,
-    OwnerRows,
     PeerView,
 )
 from vxnet.model.cluster import Network, Subnet
 from vxnet.model.container import Container
+from vxnet.model.gossip import GossipKeyView, GossipMember, GossipView, NetworkDigest, OwnerRows
 from vxnet.model.host import GatewayBridge, HostFacts, HostState
 from vxnet.model.row import Endpoint, Gateway
 
@@ -190,6 +186,7 @@ def gossip(place: Place) -> GossipView:
     return GossipView(
         node=place.node.name,
         label=place.assignment.cluster.gossip_label,
+        profile=place.assignment.cluster.gossip_profile,
         encrypted=bool(place.assignment.keys),
         key_epoch=key_epoch(place),
         health=statistics["health"],

@@ -20,9 +20,10 @@ from vxnet.host.echo import echo
 from vxnet.host.firewall import Chain
 from vxnet.host.inspection import differences
 from vxnet.model.address import MAC, IPAddress
-from vxnet.model.api import GossipView, Info
+from vxnet.model.api import Info
 from vxnet.model.checkup import Diagnosis, Exam
 from vxnet.model.errors import ConflictError, HostError, UnavailableError, VxnetError
+from vxnet.model.gossip import GossipView
 from vxnet.model.host import Change, HostAddress
 
 T = TypeVar("T")

@@ -26,6 +26,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Base of the stored records. Fields may be added; unknown ones are ignored when read."""
 
 
+GossipProfile = Literal["lan", "wan"]
+
+
 class Cluster(Record, frozen=True, kw_only=True):
     """Settled at ``init``; one a cluster."""
 
@@ -39,6 +42,8 @@ class Cluster(Record, frozen=True, kw_only=True):
     """Seconds since 1970, as all ``*_at``."""
     gossip_label: str = ""
     """memberlist's cluster label: packets with another one are dropped. Empty: none, as agents before it need it."""
+    gossip_profile: GossipProfile = "lan"
+    """Which of the gossip's settings (core/timing) all nodes go by."""
 
 
 class TakenPort(Record, frozen=True, kw_only=True, order=True):
