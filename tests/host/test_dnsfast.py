@@ -149,6 +149,25 @@ def test_it_answers_while_python_is_busy(both: tuple[Names, FastNames]) -> None:
             fast.leave("c")
 
 
+def test_it_sleeps_when_nobody_asks(both: tuple[Names, FastNames]) -> None:
+    """Looks for what comes next without sleeping (dnsfast.c, wait_for) end, however often there was something."""
+    fast = both[1]
+    query = b"\0\1\1\0\0\1\0\0\0\0\0\0\3web\0\0\1\0\1"
+    with socket.socket(type=socket.SOCK_DGRAM) as udp, socket.socket(type=socket.SOCK_DGRAM) as client:
+        udp.bind(("127.0.0.1", 0))
+        client.connect(udp.getsockname())
+        client.settimeout(5)
+        with fast.serve("c", udp, ("a",)):
+            for _ in range(500):
+                client.send(query)
+                assert client.recv(512)[7] == 1
+            stat = Path(f"/proc/self/task/{fast._thread.native_id}/stat")
+            deadline = time.monotonic() + 5
+            while stat.read_text().rpartition(")")[2].split()[0] != "S":
+                assert time.monotonic() < deadline, "it looks for ever"
+        fast.leave("c")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
 def test_sanitizers_find_nothing(tmp_path: Path, rng: random.Random, sanitizers: str) -> None:
