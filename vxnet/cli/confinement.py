@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from vxnet.cli.complete import words
-from vxnet.cli.options import address, octets, pairs, restart_policy, signal_name
+from vxnet.cli.options import address, amount, octets, pairs, restart_policy, signal_name
 from vxnet.model.capability import NAMES
 from vxnet.model.container import Mount
 from vxnet.model.errors import CallerError, UnsupportedError
@@ -47,7 +47,7 @@ _OPTIONS = (
     click.option(
         "-m", "--memory", type=octets, default="0", metavar="SIZE", help="With b, k, m or g; default: no limit."
     ),
-    click.option("--cpus", type=float, default=0.0, metavar="NUMBER", help="Processors' worth of time, such as 1.5."),
+    click.option("--cpus", type=amount, default=0.0, metavar="NUMBER", help="Processors' worth of time, such as 1.5."),
     click.option("--pids-limit", type=int, default=0, metavar="NUMBER", help="Processes and threads."),
     click.option(
         "--restart",

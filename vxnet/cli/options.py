@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import re
 import signal
 from collections.abc import Callable, Iterable, Sequence
@@ -32,20 +33,40 @@ def address(text: str) -> IPAddress:
 def octets(text: str) -> int:
     """An option's type: a size in Docker's notation, ``64m``, 1024 octets to a k."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([bkmgt]?)(i?b)?", text.strip().lower())
-    if not found:
+    size = float(found[1]) * 1024 ** "bkmgt".index(found[2] or "b") if found else math.inf
+    if math.isinf(size):
         raise click.BadParameter(f"expected a size such as 64m or 2g, found {text!r}")
-    return int(float(found[1]) * 1024 ** "bkmgt".index(found[2] or "b"))
+    return int(size)
+
+
+def amount(text: str) -> float:
+    """An option's type: a number, with or without a fraction."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not math.isfinite(found):
+        raise click.BadParameter(f"expected a number such as 1.5, found {text!r}")
+    return found
+
+
+def ratio(text: str) -> float:
+    """An option's type: from 0 to 1."""
+    found = amount(text)
+    if not 0 <= found <= 1:
+        raise click.BadParameter(f"expected a number from 0 to 1, found {text!r}")
+    return found
 
 
 def seconds(text: str) -> float:
     """An option's type: a duration in Docker's notation, ``500ms``, ``1m30s``; a bare number means seconds."""
     if re.fullmatch(r"\d+(\.\d+)?", text):
-        return float(text)
+        return amount(text)
     units = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
     parts = re.findall(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)", text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
         raise click.BadParameter(f"expected a duration such as 10s or 1m30s, found {text!r}")
-    return sum(float(number) * units[unit] for number, unit in parts)
+    return sum(amount(number) * units[unit] for number, unit in parts)
 
 
 def restart_policy(text: str) -> RestartPolicy:

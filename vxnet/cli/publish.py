@@ -103,10 +103,9 @@ def with_ports(
             hint = f"published are {there}" if there else "it publishes none"
             raise CallerError(f"--publish-rm: there is no {text!r}", hint=hint)
         kept = [port for port in kept if port not in going]
-    for port in [port for text in added for port in published_ports(text)]:
-        place = _place(port)
-        kept = [one for one in kept if not port.published or _place(one) != place] + [port]
-    return tuple(kept)
+    new = [port for text in added for port in published_ports(text)]
+    replaced = {_place(port) for port in new if port.published}
+    return (*(port for port in kept if _place(port) not in replaced), *new)
 
 
 def _place(port: PublishedPort) -> tuple[object, ...]:

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from vxnet.cli.complete import words
 from vxnet.cli.confinement import host_line, volume
-from vxnet.cli.options import octets, pairs, seconds, signal_name
+from vxnet.cli.options import amount, octets, pairs, ratio, seconds, signal_name
 from vxnet.cli.publish import SHORT, with_ports
 from vxnet.cli.run import environment, network_wish
 from vxnet.model.address import IPAddress
@@ -28,7 +28,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
 _COUNT: Final = click.IntRange(min=0)
-_RATIO: Final = click.FloatRange(0, 1)
 _FAILURE: Final = click.Choice(["pause", "continue", "rollback"])
 _CONDITION: Final = click.Choice(["none", "on-failure", "any"])
 _ORDER: Final = click.Choice(["stop-first", "start-first"])
@@ -50,9 +49,9 @@ _VALUES: Final = (
     _Value("--endpoint-mode", "endpoint_mode", click.Choice(["vip", "dnsrr"]), "The name's answer: one, or all."),
     _Value("--affinity", "affinity", click.Choice(["", "client-ip"]), "client-ip: a client stays with its task."),
     _Value("--replicas-max-per-node", "task.placement.max_per_node", _COUNT, "0: any number.", "NUMBER"),
-    _Value("--reserve-cpu", "task.reserve_cpus", float, "Kept free for each task on its node.", "NUMBER"),
+    _Value("--reserve-cpu", "task.reserve_cpus", amount, "Kept free for each task on its node.", "NUMBER"),
     _Value("--reserve-memory", "task.reserve_memory", octets, "Kept free for each task on its node.", "SIZE"),
-    _Value("--limit-cpu", "task.container.cpus", float, "Processors' worth of time.", "NUMBER"),
+    _Value("--limit-cpu", "task.container.cpus", amount, "Processors' worth of time.", "NUMBER"),
     _Value("--limit-memory", "task.container.memory", octets, "With b, k, m or g.", "SIZE"),
     _Value("--limit-pids", "task.container.pids_limit", _COUNT, "Processes and threads.", "NUMBER"),
     _Value("--restart-condition", "task.restart.condition", _CONDITION, "Default any."),
@@ -76,7 +75,7 @@ _VALUES: Final = (
             ("order", "order", _ORDER, "Default stop-first.", None),
             ("monitor", "monitor_s", seconds, "How long a new task is watched; default 5s.", "DURATION"),
             ("failure-action", "failure_action", _FAILURE, "Default pause.", None),
-            ("max-failure-ratio", "max_failure_ratio", _RATIO, "Default 0.", "NUMBER"),
+            ("max-failure-ratio", "max_failure_ratio", ratio, "Default 0.", "NUMBER"),
         )
     ),
 )
@@ -268,6 +267,9 @@ def with_changed_lists(base: ServiceSpec, options: dict[str, Any]) -> ServiceSpe
         return tuple(merged.values())
 
     env = changed("env", container.env, _variable_of, lambda one: one.partition("=")[0])
+    wishes = list(map(network_wish, options["network_add"]))
+    if len({wish.network for wish in wishes}) < len(wishes):
+        raise CallerError("a network is given twice", hint="write name=NAME,alias=A,alias=B")
     container = replace(
         container,
         env=tuple(one for one in env if one),

@@ -11,7 +11,7 @@ import click
 from vxnet.cli import output
 from vxnet.cli.complete import container_names, running_names
 from vxnet.cli.group import for_each
-from vxnet.cli.options import Format, octets, restart_policy
+from vxnet.cli.options import Format, amount, octets, restart_policy
 from vxnet.cluster.client import Client
 from vxnet.model.api import ContainerUpdate, UsageView
 from vxnet.model.errors import CallerError
@@ -102,7 +102,7 @@ def _scaled(number: float, step: int, units: tuple[str, ...]) -> str:
 @click.command()
 @click.option("--restart", type=restart_policy, metavar="POLICY", help="As of `run`.")
 @click.option("-m", "--memory", type=octets, metavar="SIZE", help="With b, k, m or g.")
-@click.option("--cpus", type=float, metavar="NUMBER", help="Processors' worth of time, such as 1.5.")
+@click.option("--cpus", type=amount, metavar="NUMBER", help="Processors' worth of time, such as 1.5.")
 @click.option("--pids-limit", type=int, metavar="NUMBER", help="Processes and threads.")
 @click.argument("containers", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=container_names)
 @click.pass_obj

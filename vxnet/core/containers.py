@@ -70,7 +70,7 @@ def check_spec(spec: ContainerSpec) -> None:
     if spec.remove and spec.restart.name != "no":
         raise CallerError("--rm and --restart contradict each other", hint="leave one of them out")
     if spec.cpus < 0 or 0 < spec.cpus < CPUS_MIN:
-        raise CallerError(f"--cpus {spec.cpus:g} is too little", hint=f"give it {CPUS_MIN} or more")
+        raise CallerError(f"{spec.cpus:g} processors are too little", hint=f"give it {CPUS_MIN} or more")
     capabilities(spec.cap_add, spec.cap_drop)
     ports.check(spec.ports)
     if spec.ports and any(wish.network == "none" for wish in spec.networks):

@@ -87,7 +87,8 @@ def roll_back(wishes: Wishes, ref: str, now: float) -> tuple[Decision, Service]:
     """Raises :class:`NotFoundError`, :class:`ConflictError` if there is nothing to go back to."""
     service = networks.find(ref, wishes.services.values(), "service")
     if service.previous is None:
-        raise ConflictError(f"service {service.name} has no previous specification", hint="it was never updated")
+        hint = "it was never updated, or has gone back already"
+        raise ConflictError(f"service {service.name} has no previous specification", hint=hint)
     changed = rollout.back(service, now, "rolled back by request", and_forth=True)
     spec = _with_ports(wishes, changed.spec, service.id)
     changed = replace(changed, spec=spec, networks=_networks(wishes, spec, service.networks))
@@ -134,6 +135,8 @@ def _checked(wishes: Wishes, spec: ServiceSpec, id: str) -> ServiceSpec:
         raise CallerError(f"a service has from 0 to {REPLICAS_MAX} replicas, not {spec.replicas}")
     if spec.affinity and spec.endpoint_mode != "vip":
         raise CallerError("--affinity needs --endpoint-mode vip: without a VIP the client chooses")
+    if spec.mode == "global" and spec.task.placement.max_per_node:
+        raise CallerError("--replicas-max-per-node is for replicated services: a global one has one task on each node")
     _check_task(spec.task)
     for config in (spec.update, spec.rollback):
         _check_update(config)
@@ -181,8 +184,7 @@ def _wishes(wishes: Wishes, wanted: Iterable[NetworkWish]) -> tuple[NetworkWish,
 
 
 def _check_task(task: TaskSpec) -> None:
-    check_spec(replace(task.container, hostname=""))
-    templates.check(task.container)
+    check_spec(templates.example(task.container))
     for wish in task.container.networks:
         check_aliases(wish.aliases)
     for text in task.placement.constraints:
@@ -208,7 +210,8 @@ def _check_task(task: TaskSpec) -> None:
         if not health.argv or health.retries < 1 or min(health.interval_s, health.timeout_s) <= 0:
             raise CallerError("a health check needs a command, an interval, a timeout and at least one retry")
     for port in task.ports:
-        if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,13}[a-z0-9])?:[0-9]{1,5}/(tcp|udp|sctp)", port):
+        found = re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,13}[a-z0-9])?:([0-9]{1,5})/(tcp|udp|sctp)", port)
+        if not found or not 0 < int(found[2]) < 65536:
             raise CallerError(f"{port!r} is no port", hint="write [NAME:]PORT[/PROTOCOL], such as http:80/tcp")
 
 

@@ -31,10 +31,10 @@ WORDS: Final = (
 """And ``.Service.Labels.KEY`` (``index .Service.Labels "KEY"``)."""
 
 
-def check(spec: ContainerSpec) -> None:
-    """Raises :class:`CallerError` naming a template that is none."""
+def example(spec: ContainerSpec) -> ContainerSpec:
+    """With ``x`` for each template. Raises :class:`CallerError` naming one that is none."""
     words = dict.fromkeys(WORDS, "x")
-    _filled(spec, lambda text: _fill(text, words, {}, strict=True))
+    return _filled(spec, lambda text: _fill(text, words, None))
 
 
 def has_templates(spec: ContainerSpec) -> bool:
@@ -78,18 +78,25 @@ def _filled(spec: ContainerSpec, fill: Callable[[str], str]) -> ContainerSpec:
     )
 
 
-def _fill(text: str, words: Mapping[str, str], labels: Mapping[str, str], strict: bool = False) -> str:
+def _fill(text: str, words: Mapping[str, str], labels: Mapping[str, str] | None) -> str:
+    """Without ``labels`` it is an example, and strict."""
+
     def value(match: re.Match[str]) -> str:
         word = match[1].strip()
         if word in words:
             return words[word]
         if label := _LABEL.fullmatch(word):
-            return labels.get(label[1] or label[2], "")
-        if strict:
+            return labels.get(label[1] or label[2], "") if labels is not None else "x"
+        if labels is None:
             raise CallerError(
                 f"there is no template {match[0]!r}",
                 hint=f"there are {', '.join(WORDS)} and .Service.Labels.KEY, each in {{{{…}}}}",
             )
         return match[0]
 
-    return _TEMPLATE.sub(value, text) if "{{" in text else text
+    if "{{" not in text:
+        return text
+    filled = _TEMPLATE.sub(value, text)
+    if labels is None and "{{" in filled:
+        raise CallerError(f"in {text!r} a template has no end", hint="write }} behind it")
+    return filled
