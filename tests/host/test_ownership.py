@@ -214,9 +214,9 @@ def test_peers_without_vxnet_are_let_in_and_stay(version: int) -> None:
         wanted = replace(pair.s1, segments=(segment,))
         assert errors(host.reconcile(wanted)) == []
         assert host.reconcile(wanted) == []
-        assert f"{stranger} udp dport 4789 @th,96,24 0x10000 accept" in host.run(
-            "nft", "list", "table", "inet", "vxnet"
-        )
+        family = "ip" if version == 4 else "ip6"
+        rule = f"udp dport 4789 {family} saddr {stranger} @th,96,24 0x10000 accept"
+        assert rule in host.run("nft", "list", "table", "inet", "vxnet")
         assert f"dst {stranger}" in host.inside("bridge", "fdb", "show", "dev", f"vx{VNI}")
         assert pair.c1.reaches("10.0.16.3")
         assert errors(host.reconcile(pair.s1)) == []

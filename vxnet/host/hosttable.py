@@ -8,6 +8,9 @@
     srcnat       the way out: masquerade
 
 A drop in any table is final, so nothing here overrules what somebody else drops.
+
+Every packet of this host comes by, and most are not for vxnet: so a rule begins with what is cheapest to compare and
+seldom true, and what concerns one link stands in a chain of its own.
 """
 
 from __future__ import annotations
@@ -25,7 +28,6 @@ _LOOPBACK = "ip daddr 127.0.0.0/8"
 """Of IPv6 the kernel drops what comes to ::1 from elsewhere before any hook."""
 _LOOPBACK6 = ipaddress.IPv6Address(1)
 _EQUAL_PAIRS = ", ".join(f"{octet:#x} . {octet:#x}" for octet in range(256))
-_OURS = f'iifname "{BRIDGE_PREFIX}*"'
 
 
 def ruleset(state: HostState, filled: mesh.Filled | None = None) -> Ruleset:
@@ -60,8 +62,13 @@ _SETS = """\
 
 
 def _chain(name: str, hook: str, rules: Iterable[str]) -> str:
+    return _part(name, (f"type {hook}; policy accept;", *rules))
+
+
+def _part(name: str, rules: Iterable[str]) -> str:
+    """A chain that others jump to."""
     lines = "".join(f"\t\t{rule}\n" for rule in rules)
-    return f"\tchain {name} {{\n\t\ttype {hook}; policy accept;\n{lines}\t}}\n"
+    return f"\tchain {name} {{\n{lines}\t}}\n"
 
 
 def _family(address: IPAddress | IPInterface | IPNetwork) -> str:
@@ -75,13 +82,19 @@ def _prerouting(state: HostState) -> str:
     """A container that sends to the port would pass the list by the address that masquerading gives it, or by one that
     it forges. Tunnel packets are not tracked: each flow has a source port of its own, and would fill the table."""
     port = state.data_port
-    rules = [f"{_OURS} udp dport {port} drop", f"{_OURS} ip daddr 127.0.0.0/8 drop"]
+    ours, guard = [f"udp dport {port} drop", f"{_LOOPBACK} drop"], ""
     if state.gateway is not None:
-        rules += _guard(state.gateway)
-    rules += [f"ip saddr @vteps4 udp dport {port} notrack", f"ip6 saddr @vteps6 udp dport {port} notrack"]
+        guard = _part("guard", _guard(state.gateway)) + "\n"
+        ours.append(f'iifname "{state.gateway.name}" jump guard')
     strangers = sorted({v for one in state.segments for v in one.foreign}, key=lambda one: (one.version, one.packed))
-    rules += [f"{_family(vtep)} saddr {vtep} udp dport {port} notrack" for vtep in strangers]
-    return _chain("prerouting", "filter hook prerouting priority raw", rules)
+    rules = [
+        f'iifname "{BRIDGE_PREFIX}*" jump ours',
+        f"udp dport {port} ip saddr @vteps4 notrack",
+        f"udp dport {port} ip6 saddr @vteps6 notrack",
+        *(f"udp dport {port} {_family(vtep)} saddr {vtep} notrack" for vtep in strangers),
+    ]
+    chain = _chain("prerouting", "filter hook prerouting priority raw", rules)
+    return f"{guard}{_part('ours', ours)}\n{chain}"
 
 
 def _input(state: HostState) -> str:
@@ -89,10 +102,10 @@ def _input(state: HostState) -> str:
     # A VTEP without vxnet may send into the networks that it is a peer of: behind the UDP header and the first word of
     # VXLAN's stand the 24 bits of the identifier.
     rules = [
-        f"ip saddr @vteps4 udp dport {port} accept",
-        f"ip6 saddr @vteps6 udp dport {port} accept",
+        f"udp dport {port} ip saddr @vteps4 accept",
+        f"udp dport {port} ip6 saddr @vteps6 accept",
         *(
-            f"{_family(vtep)} saddr {vtep} udp dport {port} @th,96,24 {segment.vni:#x} accept"
+            f"udp dport {port} {_family(vtep)} saddr {vtep} @th,96,24 {segment.vni:#x} accept"
             for segment in state.segments
             for vtep in segment.foreign
         ),
@@ -127,7 +140,6 @@ def _guard(gateway: GatewayBridge) -> Iterator[str]:
     (:class:`GatewayBridge`). nft compares no two fields, so those octets that differ among the containers are looked up
     in the set of all equal pairs.
     """
-    name = f'iifname "{gateway.name}"'
     for one in gateway.addresses:
         source, width = (96, 4) if one.version == 4 else (64, 16)
         for octet in range(4):
@@ -135,17 +147,17 @@ def _guard(gateway: GatewayBridge) -> Iterator[str]:
             if at < one.network.prefixlen // 8:
                 continue
             pair = f"@ll,{64 + 8 * octet},8 . @nh,{source + 8 * at},8"
-            yield f"{name} {_family(one)} saddr {one.network} {pair} != {{ {_EQUAL_PAIRS} }} drop"
+            yield f"{_family(one)} saddr {one.network} {pair} != {{ {_EQUAL_PAIRS} }} drop"
     prefix = next((one.network for one in gateway.addresses if one.version == 6), None)
     if prefix is not None:
         # Who asks for the bridge's own MAC: from an address that follows from the MAC, which others' entries are not
         # taken from (they are permanent). Nobody there is a router.
         asks = "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert }"
-        yield f"{name} ip6 saddr {{ ::, fe80::/10 }} {asks} accept"
-        yield f"{name} ip6 saddr != {prefix.network_address}/{_V4_IN_V6} drop"
-        yield f"{name} icmpv6 type {{ nd-router-advert, nd-redirect }} drop"
+        yield f"ip6 saddr {{ ::, fe80::/10 }} {asks} accept"
+        yield f"ip6 saddr != {prefix.network_address}/{_V4_IN_V6} drop"
+        yield "icmpv6 type { nd-router-advert, nd-redirect } drop"
     else:
-        yield f"{name} meta nfproto ipv6 drop"
+        yield "meta nfproto ipv6 drop"
 
 
 _V4_IN_V6 = 96

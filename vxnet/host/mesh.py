@@ -169,7 +169,7 @@ def _chains(chains: int, feet: tuple[IPInterface, ...]) -> str:
     guards = {way: _guard(*way) for way in _WAYS}
     look = {way: _look_up(*way) for way in _WAYS}
     own = "".join(
-        f'\t\tiifname != {{ "lo", "{INGRESS_LINK}" }} {family} {side} {foot.network} drop\n'
+        f'\t\t{family} {side} {foot.network} iifname != {{ "lo", "{INGRESS_LINK}" }} drop\n'
         for foot in feet
         for family in ("ip" if foot.version == 4 else "ip6",)
         for side in ("daddr", "saddr")
@@ -204,7 +204,7 @@ def _chains(chains: int, feet: tuple[IPInterface, ...]) -> str:
 
 \tchain mesh_raw {{
 \t\ttype filter hook prerouting priority raw; policy accept;
-\t\tiifname "{INGRESS_LINK}" ip daddr 127.0.0.0/8 drop
+\t\tip daddr 127.0.0.0/8 iifname "{INGRESS_LINK}" drop
 {own}\t}}
 
 \tchain mesh_received {{
