@@ -187,7 +187,7 @@ class Kernel:
         before, self._ports = self._ports, state.ports
         self._forgetter.look_at_ports(before, state.ports)
         chosen = self._with_lost_ports(state, sandboxes, sides)
-        changes += netns.travelling(lambda: self._sandboxes(state, chosen, sides))
+        changes += self._sandboxes(state, chosen, sides)
         changes += self._rows(state, found, made, taps, complete=rows or sandboxes is None)
         changes += self._know_residents(state, host_found)
         changes += self._sweep(state, sides)
@@ -232,21 +232,25 @@ class Kernel:
         if {segment.vni: segment.services for segment in state.segments} != self._services.by_vni:
             self._services = Services(state.segments, self._services)
         gateways = state.ingress.gateways if state.ingress is not None else ()
-        changes: list[Change] = []
-        for one in state.sandboxes:
-            wanted = sandbox.ruleset(one, self._services, gateways)
-            whole = chosen is None or one.id in chosen
-            if not whole and self._tables.is_last(one.id, wanted):
-                continue
-            entered = sandbox.enter(one, foreign, whole=whole)
-            if isinstance(entered, Change):
-                changes.append(entered)
-            elif entered is not None:
-                try:
-                    done = self._sandbox(entered, wanted, sides if whole else None)
-                    changes += [replace(change, sandbox=one.id) for change in done]
-                finally:
-                    entered.close(self._closer)
+        wanted = {one.id: sandbox.ruleset(one, self._services, gateways) for one in state.sandboxes}
+        whole = wanted.keys() if chosen is None else wanted.keys() & set(chosen)
+        due = whole | {id for id, table in wanted.items() if not self._tables.is_last(id, table)}
+
+        def visit() -> list[Change]:
+            changes: list[Change] = []
+            for one in (box for box in state.sandboxes if box.id in due):
+                entered = sandbox.enter(one, foreign, whole=one.id in whole)
+                if isinstance(entered, Change):
+                    changes.append(entered)
+                elif entered is not None:
+                    try:
+                        done = self._sandbox(entered, wanted[one.id], sides if one.id in whole else None)
+                        changes += [replace(change, sandbox=one.id) for change in done]
+                    finally:
+                        entered.close(self._closer)
+            return changes
+
+        changes = netns.travelling(visit) if due else []  # to start a thread takes milliseconds on a busy machine
         self._closer.begin()
         self._tables.keep_only(frozenset(("host", *(one.id for one in state.sandboxes))))
         return changes
