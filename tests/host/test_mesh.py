@@ -16,7 +16,8 @@ from msgspec.structs import replace
 from tests.host.mesh_rig import VIP, Site, port
 from tests.host.rig import wait_until
 from tests.host.throwaway import Place, wire
-from vxnet.host import nft
+from vxnet.host import conntrack, elements, nft
+from vxnet.host.netlink import Netlink
 from vxnet.model.host import STICKY_BUCKETS
 from vxnet.model.mesh import MeshTraffic
 
@@ -353,6 +354,24 @@ def test_no_udp_flow_stays_with_who_is_gone(site: Site) -> None:
         flow.recv(10)
     site.publish_to(site.t1)
     assert site.ask(flow, address, servers)[0] == 0
+
+
+def test_flows_with_anothers_mark_are_left_alone(site: Site) -> None:
+    """Another program leads a port of the host elsewhere, and its mark has the bit that vxnet's has."""
+    h1 = site.h1
+    site.publish_to(site.t1)
+    h1.sh(
+        "nft 'table ip others { chain prerouting { type nat hook prerouting priority dstnat - 1; "
+        "udp dport 54 ct mark set 0x80000000 dnat to 192.168.9.3:54; }; }'"
+    )
+    try:
+        site.udp(site.client, version=4).sendto(b"x", (str(h1.outside[0]), 54))
+        site.publish_to(site.t3)
+        site.forget()
+        with h1.do(lambda: Netlink(protocol=elements.NETLINK_NETFILTER)) as netlink:
+            assert 54 in [flow.port for flow, _body in conntrack._flows(netlink, conntrack._MARK)]
+    finally:
+        h1.sh("nft delete table ip others")
 
 
 def test_a_connection_that_nobody_answered_finds_the_next(site: Site) -> None:

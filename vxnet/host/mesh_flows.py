@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from vxnet.host import addresses, conntrack, elements
 from vxnet.host.conntrack import Flow
 from vxnet.host.elements import Count
 from vxnet.host.mesh import COUNTERS, PROTOCOLS
 from vxnet.host.netlink import Netlink
-from vxnet.model.address import IPAddress
+from vxnet.model.address import IPAddress, IPNetwork
 from vxnet.model.host import HostPort, Ingress, MeshPort
 from vxnet.model.mesh import MeshTraffic
 
 
-def is_stale(ingress: Ingress | None, flow: Flow) -> bool:
-    """Whether a flow through a published port goes to nobody who is behind it now."""
+def is_stale(ingress: Ingress | None, networks: Collection[IPNetwork], flow: Flow) -> bool:
+    """Whether a flow through a published port goes to nobody who is behind it now. ``networks``: the mesh's; another
+    program's mark may have the same bit, and what it leads elsewhere is its own.
+    """
+    if not any(flow.backend in network for network in networks):
+        return False
     for port in ingress.ports if ingress is not None else ():
         if (
             port.published == flow.port
@@ -43,6 +47,8 @@ class Forgetter:
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._ingress: Ingress | None = None
+        self._networks: frozenset[IPNetwork] = frozenset()
+        """Of the mesh, now and before."""
         self._new: set[int] = set()
         self._ended: set[conntrack.End] = set()
         self._due = False
@@ -51,6 +57,7 @@ class Forgetter:
         """Have those forgotten that are stale now, and those past ports that were not published ``before``."""
         with self._lock:
             self._ingress = ingress
+            self._networks |= {address.network for one in (before, ingress) if one for address in one.addresses}
             self._new |= _udp_ports(ingress) - _udp_ports(before)
             self._due = True
             self._begin()
@@ -77,12 +84,12 @@ class Forgetter:
                 if not (self._due or self._new or self._ended):
                     self._thread = None
                     return
-                due, ingress = self._due, self._ingress
+                due, ingress, networks = self._due, self._ingress, self._networks
                 new, ended = self._new, self._ended
                 self._due, self._new, self._ended = False, set(), set()
             with contextlib.suppress(OSError), Netlink(self._namespace, elements.NETLINK_NETFILTER) as netlink:
                 if due:
-                    conntrack.forget(netlink, lambda flow: is_stale(ingress, flow))  # noqa: B023
+                    conntrack.forget(netlink, lambda flow: is_stale(ingress, networks, flow))  # noqa: B023
                 if ended:
                     conntrack.forget_ended(netlink, ended)
                 if new:
