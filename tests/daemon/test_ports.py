@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import socket
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 from msgspec.structs import replace
 
+from tests.host.throwaway import Place
 from vxnet.daemon import ports as daemon_ports
 from vxnet.daemon.ports import Ports
 from vxnet.model.cluster import TakenPort
@@ -151,3 +153,32 @@ def test_ports_that_would_lead_nowhere(host: OneHost) -> None:
     host.ports.check_way(container, [HERE])
     with pytest.raises(CallerError, match='does not reach "db"'):
         host.ports.check_way(container, ())
+
+
+@pytest.mark.host
+def test_a_link_that_comes_later_and_one_that_is_made_anew(host: OneHost, number: int) -> None:
+    place = Place()
+    bound = replace(port(number), addresses=(), interface="later0")
+
+    def is_taken() -> bool:
+        with socket.socket() as sock:
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"later0")
+                sock.bind(("0.0.0.0", number))
+            except OSError as error:
+                return error.errno == errno.EADDRINUSE
+        return False
+
+    try:
+        host.publish(bound)
+        assert place.do(host.ports.look)
+        for _ in range(2):
+            place.sh("ip link add later0 type bridge; ip link set later0 up")
+            assert not place.do(is_taken)
+            place.do(host.ports.look_at_links)
+            assert place.do(is_taken)
+            place.sh("ip link del later0")
+        place.do(host.ports.look_at_links)
+    finally:
+        host.ports.close()
+        place.close()

@@ -32,7 +32,7 @@ from vxnet.model.service import PublicService
 log = structlog.get_logger()
 
 RETRY_S = 5.0
-"""Between two attempts at a port that another program has."""
+"""Between two attempts at a port that another program has, and between two looks at links that ports are bound to."""
 
 
 class Ports:
@@ -54,6 +54,8 @@ class Ports:
         self._sockets: dict[Door, socket.socket | None] = {}
         self._refused: dict[Door, str] = {}
         """Why those that are wanted are not held."""
+        self._links: dict[Door, int] = {}
+        """Of those that are bound to a link: which one that was when it was tried."""
         self._retry = asyncio.Event()
         self._looked: tuple[Sequence[PublicService], list[Container]] = ((), [])
 
@@ -70,11 +72,16 @@ class Ports:
                 held.close()
         for door in self._refused.keys() - wanted:
             del self._refused[door]
+        for door in self._links.keys() - wanted:
+            del self._links[door]
         for door in sorted(wanted - self._sockets.keys() - self._refused.keys(), key=str):
             self._try(door)
         return True
 
     def _try(self, door: Door) -> None:
+        if door.interface:
+            self._links[door] = host.link_of(door)
+            self._retry.set()
         try:
             self._sockets[door] = host.hold(door)
             self._refused.pop(door, None)
@@ -102,17 +109,28 @@ class Ports:
         ]
 
     async def run(self) -> None:
-        """Ports that another program has are tried again."""
+        """Ports that another program has are tried again, and those of links that come, go, or are made anew."""
         while True:
             await self._retry.wait()
             self._retry.clear()
             await self._name_holders()
             await asyncio.sleep(RETRY_S)
             before = len(self._refused)
+            self.look_at_links()
             for door in list(self._refused):
                 self._try(door)
             if len(self._refused) < before:
                 self._changed()
+            if self._links:
+                self._retry.set()
+
+    def look_at_links(self) -> None:
+        """A socket stays with the link that it was bound to, also when there is another one of its name."""
+        for door, link in list(self._links.items()):
+            if door in self._sockets and link != host.link_of(door):
+                if (held := self._sockets.pop(door)) is not None:
+                    held.close()
+                self._try(door)
 
     async def _name_holders(self) -> None:
         for door in list(self._refused):

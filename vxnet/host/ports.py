@@ -57,6 +57,13 @@ def doors(port: PublishedPort) -> tuple[Door, ...]:
     return tuple(Door(port.protocol, port.published, one, port.interface) for one in port.addresses or _ANY)
 
 
+def link_of(door: Door) -> int:
+    """The number of the link that it is bound to; 0: there is none now, or it is bound to none."""
+    with contextlib.suppress(OSError):
+        return socket.if_nametoindex(door.interface)
+    return 0
+
+
 def hold(door: Door) -> socket.socket | None:
     """Until the socket is closed. None: nobody can have it here. Raises :class:`ConflictError` if somebody has, else
     :class:`HostError`.
