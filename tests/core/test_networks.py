@@ -70,6 +70,7 @@ def test_the_clusters_own_ipv6_prefix_is_local_and_its_own() -> None:
         ({"subnets": ["10.9.0.0/24"], "auxiliary": {"printer": ip_address("10.8.0.1")}}, "printer=10.8.0.1"),
         ({"options": {"peers": "192.0.2.1,nobody"}}, "'nobody'"),
         ({"options": {"peers": "192.168.56.11"}}, "node h1"),
+        ({"options": {"peers": "192.0.2.1"}, "ingress": True}, "the routing mesh's network"),
         ({"options": {"peers": "2001:db8::1"}}, "IP version"),
     ],
 )
@@ -138,6 +139,11 @@ def test_an_ingress_network_does_not_grow() -> None:
     assert {subnet.prefix.version for subnet in ingress.subnets} == {4, 6}
     with pytest.raises(ConflictError, match="one subnet of each family"):
         grown(ingress, subnets=(ip_network("10.99.0.0/24"),))
+
+
+def test_the_mesh_has_no_peers() -> None:
+    with pytest.raises(CallerError, match="the routing mesh's network"):
+        add_peer(decided(ingress=True), ForeignPeer(vtep=ip_address("192.0.2.3")), (NODE,))
 
 
 def test_peers_come_and_go() -> None:

@@ -107,6 +107,8 @@ def families_without_subnet(request: NetworkCreate) -> list[int]:
 
 
 def _check_ingress(request: NetworkCreate, networks: Collection[Network]) -> None:
+    if _PEERS_OPTION in request.options:
+        raise _no_peers_in_mesh()
     if (there := ingress_of(networks)) is not None:
         raise ConflictError(
             f"there is an ingress network already: {there.name} (id {there.id})",
@@ -169,11 +171,20 @@ def grow_network(
 def add_peer(network: Network, peer: ForeignPeer, nodes: Collection[Node]) -> Network:
     """Raises :class:`CallerError`, :class:`ConflictError`."""
     _check_peer(peer.vtep, nodes)
+    if network.ingress:
+        raise _no_peers_in_mesh()
     if any(one.vtep == peer.vtep for one in network.peers):
         raise ConflictError(f"{peer.vtep} is a peer of network {network.name} already")
     if peer.name and any(one.name == peer.name for one in network.peers):
         raise ConflictError(f"network {network.name} has a peer {peer.name!r} already", hint="choose another name")
     return replace(network, peers=(*network.peers, peer))
+
+
+def _no_peers_in_mesh() -> CallerError:
+    return CallerError(
+        "a peer without vxnet cannot be in the routing mesh's network: it would reach all tasks with published ports",
+        hint="let it be a peer of the network that its partners are on",
+    )
 
 
 def remove_peer(network: Network, ref: str) -> Network:
