@@ -17,7 +17,7 @@ import pytest
 
 from vxnet.core import etcd_trust, trust
 from vxnet.host import etcd
-from vxnet.model.store import StoreAccess
+from vxnet.model.store import CLIENT_PORT, PEER_PORT, StoreAccess, etcd_url
 
 READY_S = 60
 _numbers = itertools.count(1)
@@ -26,7 +26,7 @@ _numbers = itertools.count(1)
 class Member:
     def __init__(self, name, directory, address, members):
         self.name, self.directory, self.address = name, directory, address
-        self.endpoint = etcd.url(address, etcd.CLIENT_PORT)
+        self.endpoint = etcd_url(address, CLIENT_PORT)
         self._argv = etcd.argv(directory, name, address, members, new=True, token="test")
         self._process = None
 
@@ -58,15 +58,16 @@ class EtcdCluster:
         number = next(_numbers)
         pid = os.getpid()
         base = f"127.{pid % 200 + 20}.{pid // 200 % 250}"
-        ca = etcd_trust.make_etcd_ca(os.urandom(48), "test", time.time())
+        self.authority = ca = etcd_trust.make_etcd_ca(os.urandom(48), "test", time.time())
+        nobody = etcd_trust.make_crl(ca, (), time.time())
         addresses = [f"{base}.{100 + 3 * (number % 50) + index}" for index in range(count)]
-        peers = {f"m{index}": etcd.url(one, etcd.PEER_PORT) for index, one in enumerate(addresses)}
+        peers = {f"m{index}": etcd_url(one, PEER_PORT) for index, one in enumerate(addresses)}
         self.members = []
         self.ca = trust.certificate_to_pem(ca.certificate)
         for index, address in enumerate(addresses):
             directory = path / f"m{index}"
             certificate, key = self.credentials(ca, address)
-            etcd.EtcdProcess(directory).prepare(self.ca, certificate, key)
+            etcd.EtcdProcess(directory).prepare(self.ca, certificate, key, nobody)
             self.members.append(Member(f"m{index}", directory, address, peers))
         self.certificate, self.key = self.credentials(ca, addresses[0])
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
-from vxnet.cluster.etcd_members import Member
+from vxnet.cluster import etcd_members
 from vxnet.daemon import member as members
 from vxnet.daemon.member import EtcdMember
 from vxnet.host.etcd import EtcdProcess
+from vxnet.model.cluster import Node, Role
 from vxnet.model.errors import ConflictError, UnavailableError
-from vxnet.model.store import StoreAccess
+from vxnet.model.store import StoreAccess, StoreMember
 
-OTHERS = [Member(id=1, name="h1", peers=["https://192.0.2.1:2380"]), Member(id=3, peers=["https://192.0.2.3:2380"])]
-OWN = Member(id=2, name="h2", peers=["https://192.0.2.2:2380"])
+OTHERS = [
+    StoreMember(id=1, name="h1", peers=("https://192.0.2.1:2380",)),
+    StoreMember(id=3, peers=("https://192.0.2.3:2380",)),
+]
+OWN = StoreMember(id=2, name="h2", peers=("https://192.0.2.2:2380",))
 
 
 class Process(EtcdProcess):
@@ -44,11 +49,26 @@ class Etcd:
         if self.access.endpoints == ("a",) or not QUORUM:
             raise UnavailableError("no quorum")
 
+    def in_turn(self) -> list[str]:
+        return list(self.access.endpoints)
+
     async def close(self) -> None:
         pass
 
 
 QUORUM = [True]
+
+
+def node_of(role: Role) -> Callable[[Etcd, str], Awaitable[Node]]:
+    """What the store tells of this host now."""
+    address = ipaddress.ip_address("192.0.2.2")
+    node = Node(id="n2", name="h2", role=role, advertise_addr=address, data_path_addr=address, joined_at=0.0)
+
+    async def asked(etcd: Etcd, node_id: str) -> Node:
+        assert node_id == node.id
+        return node
+
+    return asked
 
 
 @pytest.mark.parametrize("quorum", [True, False])
@@ -58,35 +78,66 @@ async def test_it_forgets_nothing_on_the_word_of_one_that_is_late(
 ) -> None:
     added = []
 
-    async def members_of(etcd: Etcd) -> list[Member]:
+    async def members_of(etcd: Etcd) -> list[StoreMember]:
         late = etcd.access.endpoints[0] == "a"
         return [*OTHERS, OWN] if added or (is_member and not late) else OTHERS
 
     async def add_learner(etcd: Etcd, peer_url: str) -> None:
         added.append(peer_url)
 
-    monkeypatch.setattr(members, "Etcd", Etcd)
-    monkeypatch.setattr(members, "members_of", members_of)
+    for module in (members, etcd_members):
+        monkeypatch.setattr(module, "Etcd", Etcd)
+        monkeypatch.setattr(module, "members_of", members_of)
     monkeypatch.setattr(members, "add_learner", add_learner)
+    monkeypatch.setattr(members, "node_of", node_of("manager"))
     monkeypatch.setitem(globals(), "QUORUM", [True] * quorum)
     process = Process(tmp_path / "etcd")
-    await EtcdMember(process, "h2", ipaddress.ip_address("192.0.2.2")).ensure(
+    await EtcdMember(process, "h2", ipaddress.ip_address("192.0.2.2"), "n2").ensure(
         StoreAccess(endpoints=("a", "b"), managed=True)
     )
     is_out = quorum and not is_member
     assert process.started and process.has_data == (not is_out)
-    assert added == OWN.peers * is_out
+    assert added == [*OWN.peers] * is_out
+
+
+async def test_who_was_demoted_while_it_slept_does_not_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither as a new member, nor with a vote: whatever this host has heard, the store is asked."""
+
+    async def members_of(etcd: Etcd) -> list[StoreMember]:
+        return OTHERS
+
+    async def never(*arguments: object) -> None:
+        raise AssertionError("it takes part")
+
+    for module in (members, etcd_members):
+        monkeypatch.setattr(module, "Etcd", Etcd)
+        monkeypatch.setattr(module, "members_of", members_of)
+    monkeypatch.setattr(members, "add_learner", never)
+    monkeypatch.setattr(members, "promote_learner", never)
+    monkeypatch.setattr(members, "node_of", node_of("worker"))
+    monkeypatch.setitem(globals(), "QUORUM", [True])
+    process = Process(tmp_path / "etcd")
+    member = EtcdMember(process, "h2", ipaddress.ip_address("192.0.2.2"), "n2")
+    access = StoreAccess(endpoints=("a", "b"), managed=True)
+    with pytest.raises(ConflictError, match="no manager any more"):
+        await member.ensure(access)
+    with pytest.raises(ConflictError, match="no manager any more"):
+        await member._take_part(Etcd(access), [replace(OWN, learner=True)])  # type: ignore[arg-type]
+    assert not process.started
 
 
 async def test_one_without_a_vote_does_not_go_on_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """etcd ends with a panic then, and what it has would be in nobody's reach."""
 
-    async def members_of(etcd: Etcd) -> list[Member]:
+    async def members_of(etcd: Etcd) -> list[StoreMember]:
         assert etcd.access.endpoints == ("https://192.0.2.2:2379",), "it is asked itself"
         return [*OTHERS, replace(OWN, learner=True)]
 
-    monkeypatch.setattr(members, "Etcd", Etcd)
-    monkeypatch.setattr(members, "members_of", members_of)
+    for module in (members, etcd_members):
+        monkeypatch.setattr(module, "Etcd", Etcd)
+        monkeypatch.setattr(module, "members_of", members_of)
     process = Process(tmp_path / "etcd")
     with pytest.raises(ConflictError, match="store restore"):
         await EtcdMember(process, "h2", ipaddress.ip_address("192.0.2.2")).start_alone(

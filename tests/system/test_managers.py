@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 
 import pytest
@@ -13,6 +14,8 @@ from vxnet.model.errors import ConflictError, UnavailableError
 from vxnet.model.service import ServiceSpec, TaskSpec
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
+ETCD = "var/lib/vxnet/etcd"
+COPY = "tmp/copy"
 
 
 def managing(host):
@@ -36,6 +39,15 @@ def running(host, name):
     """Where its tasks run, by id."""
     views = client(host).tasks_of_service(name)
     return {view.id: view.node for view in views if view.state == "running" and view.desired == "running"}
+
+
+def opens(lab, host, directory, other):
+    """How many ports of the etcd on ``other`` these files, used on ``host``, open."""
+    names = {"cacert": "ca.crt", "cert": "member.crt", "key": "member.key"}
+    files = [part for option, name in names.items() for part in (f"--{option}", f"/{directory}/{name}")]
+    places = [f"https://{lab[other].address}:{port}/version" for port in (2379, 2380)]
+    found = [lab.run(host, ["curl", "-sS", "--http1.1", "-m", "5", *files, place], check=False) for place in places]
+    return sum(one.returncode == 0 for one in found)
 
 
 @pytest.fixture(scope="module")
@@ -109,9 +121,16 @@ def test_promote_demote_and_leave(managers):
     until(lambda: members(managers["h4"]) == {"h1", "h2", "h3", "h4"}, "h4 has a member")
     make_network(managers["h4"], "by-h4")
     (leader,) = until(lambda: managing(managers["h4"])[1], "somebody leads")
+    root = managers[leader].root
+    shutil.copytree(root / ETCD, root / COPY, ignore=shutil.ignore_patterns("data"))
+    assert opens(managers, leader, COPY, "h4") == 2
     until(lambda: client(managers["h4"]).set_role(leader, "worker"), "the leader is demoted")
     others = sorted({"h1", "h2", "h3", "h4"} - {leader})
     until(lambda: members(managers[others[0]]) == {*others}, "the demoted one has left etcd")
+    until(
+        lambda: not sum(opens(managers, leader, COPY, host) for host in others), "its copy of before opens none of them"
+    )
+    assert [opens(managers, host, ETCD, host) for host in others] == [2, 2, 2]
     until(lambda: not (managers[leader].root / "var/lib/vxnet/etcd").exists(), "nothing of it stays")
     with pytest.raises(ConflictError, match="this node is a worker"):
         client(managers[leader]).nodes()

@@ -27,7 +27,6 @@ from vxnet.cluster.etcd import MAX_LINE, Etcd, EtcdError
 from vxnet.cluster.store import (
     LEAD_KEY,
     Commit,
-    Leader,
     Leadership,
     Snapshot,
     Versioned,
@@ -36,7 +35,7 @@ from vxnet.cluster.store import (
     refused_by,
 )
 from vxnet.model.errors import ConflictError, HostError, UnavailableError
-from vxnet.model.store import StoreAccess
+from vxnet.model.store import Leader, StoreAccess
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

@@ -27,7 +27,6 @@ import msgspec
 from vxnet.cluster.store import (
     LEAD_KEY,
     Commit,
-    Leader,
     Leadership,
     Snapshot,
     Versioned,
@@ -36,6 +35,7 @@ from vxnet.cluster.store import (
     refused_by,
 )
 from vxnet.model.errors import HostError, UnavailableError, UnsupportedError, VxnetError
+from vxnet.model.store import Leader
 
 T = TypeVar("T")
 

@@ -20,8 +20,6 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import NamedTuple, Protocol
 
-import msgspec
-
 from vxnet.model.errors import CallerError, ConflictError, UnavailableError
 
 MAX_RECORDS = 100
@@ -31,7 +29,7 @@ MAX_OCTETS = 1_000_000
 MAX_KEY = 512
 MAX_GUARDS = 120
 LEAD_KEY = "lead"
-"""Record of who leads. Its version is the leader's guard."""
+"""Record of who leads, a :class:`vxnet.model.store.Leader`. Its version is the leader's guard."""
 
 
 class Versioned(NamedTuple):
@@ -55,13 +53,6 @@ class Commit(NamedTuple):
 
 class LeadershipLostError(UnavailableError):
     """Another manager leads: what was to be committed has not been."""
-
-
-class Leader(msgspec.Struct):
-    """The record :data:`LEAD_KEY`."""
-
-    holder: str
-    """A node id."""
 
 
 class Leadership(NamedTuple):

@@ -11,7 +11,7 @@ Pure: entropy and ``now`` (seconds since 1970) come in as arguments.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 from cryptography import x509
@@ -25,7 +25,8 @@ from vxnet.model.address import IPAddress
 from vxnet.model.errors import CallerError
 
 MEMBER_DAYS = 20 * 365
-"""As the CA's own: who could not renew it in time would be locked out of the very store that the new one comes from."""
+"""As the CA's own: who could not renew it in time would be locked out of the very store that the new one comes from.
+What ends a certificate is the list of those that are revoked, which every member looks at."""
 
 
 def make_etcd_ca(entropy: bytes, cluster: str, now: float) -> CertificateAuthority:
@@ -90,3 +91,27 @@ def issue_member(
         .sign(ca_key, hashes.SHA256())
     )
     return certificate.public_bytes(serialization.Encoding.DER)
+
+
+def serial_of(certificate: bytes) -> int:
+    """Of a certificate, DER. Raises :class:`CallerError` if it is none."""
+    try:
+        return x509.load_der_x509_certificate(certificate).serial_number
+    except UNREADABLE as error:
+        raise CallerError("that is no certificate") from error
+
+
+def make_crl(ca: CertificateAuthority, serials: Iterable[int], now: float) -> bytes:
+    """The list (RFC 5280, 5) of the certificates that are refused, DER."""
+    issuer = x509.load_der_x509_certificate(ca.certificate)
+    ca_key = cast(ec.EllipticCurvePrivateKey, serialization.load_der_private_key(ca.key, None))
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(issuer.subject)
+        .last_update(_time(now - BACKDATED_S))
+        .next_update(_time(now + MEMBER_DAYS * 86400))
+    )
+    for serial in sorted(serials):
+        one = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(_time(now - BACKDATED_S)).build()
+        builder = builder.add_revoked_certificate(one)
+    return builder.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)

@@ -20,6 +20,7 @@ PER_SECOND = 10**6
 """Revisions: more than are made in a second. So the present time is above all that were ever told, whatever became of
 the store that they were of; and below 2**53, which every reader of JSON takes."""
 FORMAT = 1
+_OWN = ("lead", "signer", "etcd", "storecert", "dismissed")
 
 
 def next_generation(revision: int, now: float) -> int:
@@ -30,8 +31,8 @@ def next_generation(revision: int, now: float) -> int:
 
 
 def without_own(records: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Less what belongs to the old store and its managers: who leads, who signs, the old etcd's CA."""
-    return {key: value for key, value in records.items() if key.partition("/")[0] not in ("lead", "signer", "etcd")}
+    """Less what belongs to the old store and its managers: who leads, who signs, the old etcd's CA and members."""
+    return {key: value for key, value in records.items() if key.partition("/")[0] not in _OWN}
 
 
 def make_backup(cluster: str, revision: int, records: Mapping[str, bytes], now: float, version: str) -> Backup:

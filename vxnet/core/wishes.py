@@ -15,6 +15,8 @@ key                       record
 ``task/<id>``             :class:`Task`; written by the scheduler alone
 ``status/<task>``         :class:`TaskStatus`, as its node reports
 ``etcd/ca``               :class:`CertificateAuthority` of the etcd that vxnet runs itself
+``storecert/<number>``    :class:`StoreCertificate`: opens that etcd, unless it is revoked
+``dismissed/<member>``    :class:`Dismissal`: that etcd is to remove that member
 ``signer/<node>``         :class:`Signer`: certificate with which that manager signs lease sets
 ``set/<name>``            :class:`Counter`: changed with every addition to a set, which is what guards it
 ``lead``                  :class:`Leader`; the store's own
@@ -30,11 +32,12 @@ from vxnet.core import succession
 from vxnet.core.assignment import Item, item
 from vxnet.core.rotation import GossipKeys
 from vxnet.core.trust import CertificateAuthority
-from vxnet.model.address import IPNetwork
+from vxnet.model.address import IPAddress, IPNetwork
 from vxnet.model.cluster import Cluster, Lease, Manager, Network, Node, Record, Role
 from vxnet.model.codec import from_json
 from vxnet.model.errors import HostError
 from vxnet.model.service import PublicService, Service, Task, TaskStatus
+from vxnet.model.store import Leader
 
 
 class JoinSecret(Record, frozen=True, kw_only=True):
@@ -52,9 +55,22 @@ class Signer(Record, frozen=True, kw_only=True):
     """SHA-256 of the certificate."""
 
 
-class Leader(Record, frozen=True, kw_only=True):
-    holder: str
-    """Id of the manager that schedules."""
+class StoreCertificate(Record, frozen=True, kw_only=True):
+    """Of a CA that :mod:`vxnet.core.etcd_trust` tells of."""
+
+    node: str
+    """Id of the manager that it was granted to."""
+    address: IPAddress
+    """Its advertise address then."""
+    revoked: bool = False
+
+
+class Dismissal(Record, frozen=True, kw_only=True):
+    """See :mod:`vxnet.core.electorate`."""
+
+    member: int
+    """etcd's id of it."""
+    name: str
 
 
 class Counter(Record, frozen=True, kw_only=True):
@@ -66,6 +82,8 @@ _TYPES: dict[str, Any] = {
     "cluster": Cluster,
     "ca": CertificateAuthority,
     "etcd": CertificateAuthority,
+    "storecert": StoreCertificate,
+    "dismissed": Dismissal,
     "lead": Leader,
     "token": JoinSecret,
     "gossip": GossipKeys,
@@ -113,6 +131,8 @@ class Wishes:
         self.ring: GossipKeys | None = None
         self.leader: Leader | None = None
         self.etcd_ca: CertificateAuthority | None = None
+        self.store_certificates: dict[str, StoreCertificate] = {}
+        self.dismissed: dict[str, Dismissal] = {}
         self.networks: dict[str, Network] = {}
         self.nodes: dict[str, Node] = {}
         self.removed: dict[str, RemovedNode] = {}
@@ -251,6 +271,8 @@ class Wishes:
             "set": self._counters,
             "service": self.services,
             "status": self.statuses,
+            "storecert": self.store_certificates,
+            "dismissed": self.dismissed,
         }
         if kind == "cluster":
             self.cluster = record

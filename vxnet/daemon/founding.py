@@ -16,10 +16,10 @@ from vxnet.core import etcd_trust, trust
 from vxnet.daemon.member import EtcdMember
 from vxnet.daemon.scheduler import pieces
 from vxnet.daemon.state import StateDirectory
-from vxnet.host.etcd import CLIENT_PORT, EtcdProcess
+from vxnet.host.etcd import EtcdProcess
 from vxnet.model.address import IPAddress
 from vxnet.model.errors import CallerError, ConflictError, HostError
-from vxnet.model.store import StoreAccess, StoreWish
+from vxnet.model.store import CLIENT_PORT, StoreAccess, StoreWish
 
 _URL = re.compile(r"(etcd|etcd\+http)://([^/\s]+)(?:/([A-Za-z0-9_.-]{1,64}))?/?")
 

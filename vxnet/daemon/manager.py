@@ -24,16 +24,16 @@ from typing import Any
 
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from msgspec.structs import replace
 
 from vxnet.cluster.store import Leadership, Store
-from vxnet.core import decisions, etcd_trust, managership, rotation, trust
+from vxnet.core import decisions, managership, rotation, trust
 from vxnet.core.allocate import DEFAULT_POOL
 from vxnet.core.assignment import Update
 from vxnet.core.decisions import Decision
 from vxnet.core.wishes import JoinSecret, Signer, Wishes
 from vxnet.daemon.authorities import Authorities
 from vxnet.daemon.commits import Commits, encoded
+from vxnet.daemon.electors import Electors
 from vxnet.daemon.mirror import Mirror
 from vxnet.daemon.services import Services
 from vxnet.model.address import IPAddress, IPNetwork
@@ -62,7 +62,7 @@ from vxnet.model.cluster import (
     Signed,
 )
 from vxnet.model.codec import to_json
-from vxnet.model.errors import ConflictError, ForbiddenError, NotFoundError, UnsupportedError, VxnetError
+from vxnet.model.errors import ConflictError, NotFoundError, UnsupportedError, VxnetError
 from vxnet.model.gossip import RotateKeys, Rotation
 from vxnet.model.store import StoreAccess
 
@@ -104,8 +104,6 @@ class Manager:
         """Whether a node answers; the daemon sets it once gossip runs."""
         self.gone: Callable[[str], bool] = lambda node_id: False
         """Whether a node is known to be dead; the daemon sets it once gossip runs."""
-        self.access: StoreAccess | None = None
-        """How a manager reaches the store, if several can."""
         self.store = store
         self._key = key
         self._now = now
@@ -115,6 +113,7 @@ class Manager:
         self.commits = Commits(store, self._mirror, leadership)
         self._decide = self.commits.decide
         self.ca = Authorities(self._mirror, self.commits, entropy, now)
+        self.electors = Electors(self._mirror, self.commits, entropy, now)
         self.services = Services(self._mirror, self.commits, self._new_id, now)
 
     # Birth
@@ -218,6 +217,7 @@ class Manager:
         while True:
             try:
                 await self._put(f"signer/{self.node_id}", Signer(digest=trust.certificate_digest(self.certificate)))
+                await self.electors.introduce(self.node)
                 return
             except VxnetError as error:
                 log.warning("this manager cannot introduce itself", error=str(error))
@@ -295,8 +295,13 @@ class Manager:
         return self._wishes.leader.holder if self._wishes.leader is not None else ""
 
     @property
-    def etcd_ca(self) -> trust.CertificateAuthority | None:
-        return self._wishes.etcd_ca
+    def access(self) -> StoreAccess | None:
+        """How a manager reaches the store, if several can."""
+        return self.electors.access
+
+    @access.setter
+    def access(self, access: StoreAccess | None) -> None:
+        self.electors.access = access
 
     def check_node(self, node_id: str) -> None:
         """Raises :class:`ForbiddenError` if it was removed, :class:`UnavailableError` if it is not known (yet)."""
@@ -405,7 +410,7 @@ class Manager:
         def decide(wishes: Wishes) -> tuple[Decision, Node]:
             decision, node = decisions.remove_node(wishes, ref, force, self.alive, now)
             if node.role == "manager":
-                managership.check_spared(wishes, node, self.alive, managed=self._is_managed and not force)
+                managership.check_spared(wishes, node, self.alive, managed=self.electors.is_managed and not force)
             return decision, node
 
         node = await self._decide(decide)
@@ -419,28 +424,15 @@ class Manager:
         def decide(wishes: Wishes) -> tuple[Decision, Node]:
             if role == "manager":
                 return managership.promote(wishes, ref)
-            return managership.demote(wishes, ref, self.alive, managed=self._is_managed)
+            return managership.demote(wishes, ref, self.alive, managed=self.electors.is_managed)
 
         node = await self._decide(decide)
         log.info("node has a role", node=node.id, name=node.name, role=node.role)
         return node
 
-    def grant_store(self, node_id: str, csr: bytes) -> StoreAccess:
-        """How ``node_id``, a manager, reaches the store; ``csr`` is for a key of its own, if vxnet runs the store.
-        Raises :class:`ForbiddenError` if it is none.
-        """
-        node = decisions.member(self._wishes, node_id)
-        if node.role != "manager" or self.access is None:
-            raise ForbiddenError(f"node {node.name} is a worker: the managers' store is not for it")
-        if not self._is_managed or self.etcd_ca is None:
-            return self.access
-        addresses = etcd_trust.member_addresses(node.advertise_addr, node.data_path_addr)
-        certificate = etcd_trust.issue_member(self.etcd_ca, csr, node.name, addresses, self._entropy(8), self._now())
-        return replace(self.access, certificate=trust.certificate_to_pem(certificate), key=b"")
-
-    @property
-    def _is_managed(self) -> bool:
-        return self.access is not None and self.access.managed
+    async def grant_store(self, node_id: str, csr: bytes) -> StoreAccess:
+        """See :meth:`Electors.grant`."""
+        return await self.electors.grant(node_id, csr)
 
     async def update_node(self, ref: str, update: NodeUpdate) -> Node:
         node = await self._decide(lambda wishes: decisions.update_node(wishes, ref, update))

@@ -5,7 +5,9 @@
     nothing ──> learner ──> voter          the host becomes a manager
     voter ──> removed by the leader ──> nothing left        … and ceases to be one
 
-Level-triggered, as everything: what etcd says of its members is compared with which nodes are managers.
+Level-triggered, as everything: what etcd says of its members is compared with which nodes are managers. Who is to be
+removed, and whose certificate is to be revoked, :mod:`vxnet.core.electorate` decides; the store's record of this node
+is asked before it takes part, whatever this host has heard.
 """
 
 from __future__ import annotations
@@ -18,39 +20,47 @@ from collections.abc import Awaitable, Callable, Collection
 import structlog
 from msgspec.structs import replace
 
-from vxnet.cluster.etcd import Etcd, EtcdError
-from vxnet.cluster.etcd_members import Member, add_learner, members_of, promote_learner, remove_member
-from vxnet.core import etcd_trust, trust
+from vxnet.cluster.etcd import Etcd
+from vxnet.cluster.etcd_members import (
+    add_learner,
+    members_of,
+    node_of,
+    promote_learner,
+    remove_member,
+    settled_members_of,
+)
+from vxnet.core import electorate, etcd_trust, trust
+from vxnet.daemon.manager import Manager
 from vxnet.host import etcd as host_etcd
-from vxnet.host.etcd import CLIENT_PORT, PEER_PORT, EtcdProcess
+from vxnet.host.connections import cut_others
+from vxnet.host.etcd import EtcdProcess
 from vxnet.model.address import IPAddress
-from vxnet.model.cluster import Node
 from vxnet.model.errors import ConflictError, HostError, UnavailableError, VxnetError
-from vxnet.model.store import StoreAccess
+from vxnet.model.store import CLIENT_PORT, PEER_PORT, StoreAccess, StoreMember, etcd_url
 
 log = structlog.get_logger()
 
 LOOK_S = 0.5
 READY_S = 30.0
-STUCK_S = 30.0
-"""A learner whose host is away for so long is taken out: etcd has room for one at a time."""
 WITHDRAW_S = 10.0
 
 
 class EtcdMember:
-    def __init__(self, process: EtcdProcess, name: str, address: IPAddress) -> None:
+    """``node_id`` is this host's; there is none yet where etcd is founded."""
+
+    def __init__(self, process: EtcdProcess, name: str, address: IPAddress, node_id: str = "") -> None:
         self._process = process
         self._name = name
         self._address = str(address)
-        self._stuck: dict[int, float] = {}
+        self._node_id = node_id
 
     @property
     def endpoint(self) -> str:
-        return host_etcd.url(self._address, CLIENT_PORT)
+        return etcd_url(self._address, CLIENT_PORT)
 
     @property
     def _peer_url(self) -> str:
-        return host_etcd.url(self._address, PEER_PORT)
+        return etcd_url(self._address, PEER_PORT)
 
     async def found(self, ca: trust.CertificateAuthority, addresses: Collection[IPAddress]) -> StoreAccess:
         """The first member of a new etcd. Raises :class:`HostError`."""
@@ -63,6 +73,7 @@ class EtcdMember:
             ca=trust.certificate_to_pem(ca.certificate),
             certificate=trust.certificate_to_pem(certificate),
             key=etcd_trust.member_key_to_pem(key),
+            revoked=etcd_trust.make_crl(ca, (), time.time()),
             managed=True,
         )
         await self._start(access, {self._name: self._peer_url}, new=True)
@@ -110,12 +121,13 @@ class EtcdMember:
                     known = self._own(await members_of(etcd)) is not None
                 except UnavailableError:
                     known = True  # it may be the one that is missing
-                if known or not await self._is_out(access):
+                if known or not await self._is_out(etcd):
                     await self._start(access, {self._name: self._peer_url}, new=False)
                     return
                 log.warning("this etcd member was taken out; it begins anew")
                 await asyncio.to_thread(self._process.wipe)
             if self._own(await members_of(etcd)) is None:
+                await self._check_manager(etcd)
                 await add_learner(etcd, self._peer_url)
                 log.info("etcd member added", name=self._name)
             members = {
@@ -126,23 +138,20 @@ class EtcdMember:
         finally:
             await etcd.close()
 
-    async def tend(
-        self,
-        etcd: Etcd,
-        nodes: Callable[[], Collection[Node]],
-        leads: Callable[[], bool],
-        alive: Callable[[str], bool],
-        learned: Callable[[StoreAccess], Awaitable[None]],
-    ) -> None:
-        """As long as this host is a manager. ``learned`` keeps where the members are."""
+    async def tend(self, etcd: Etcd, manager: Manager, learned: Callable[[StoreAccess], Awaitable[None]]) -> None:
+        """As long as this host is a manager. ``learned`` keeps how the store is reached."""
+        refused: frozenset[int] | None = None
         while True:
             try:
+                if refused != (revoked := manager.electors.revoked()):
+                    await self._refuse(manager, learned)
+                    refused = revoked
                 await self.ensure(etcd.access)
                 members = await members_of(etcd)
                 await self._take_part(etcd, members)
-                await self._learn(etcd, members, nodes(), learned)
-                if leads():
-                    await self._tidy(etcd, members, nodes(), alive)
+                await self._learn(etcd, members, manager, learned)
+                if manager.leader == manager.node_id and manager.electors.is_due(members, manager.alive):
+                    await self._dismiss(etcd, manager)
             except VxnetError as error:
                 log.debug("etcd members not looked after", error=str(error))
             await asyncio.sleep(LOOK_S)
@@ -171,28 +180,26 @@ class EtcdMember:
 
     # Parts
 
-    def _own(self, members: Collection[Member]) -> Member | None:
+    def _own(self, members: Collection[StoreMember]) -> StoreMember | None:
         return next((one for one in members if self._peer_url in one.peers), None)
 
-    async def _is_out(self, access: StoreAccess) -> bool:
-        """By the word of one that has just been in touch with most of the others. Any member tells who they are, also
-        one that is late or cut off; and a voter that begins anew has forgotten what it acknowledged.
-        """
-        for endpoint in access.endpoints:
-            etcd = Etcd(replace(access, endpoints=(endpoint,)))
-            try:
-                await etcd.call("/v3/kv/range", {"key": b"vxnet"}, dict, within_s=1.0)
-                return self._own(await members_of(etcd)) is None
-            except (EtcdError, VxnetError) as error:
-                log.debug("etcd member not asked", endpoint=endpoint, error=str(error))
-            finally:
-                await etcd.close()
-        return False
+    async def _is_out(self, etcd: Etcd) -> bool:
+        """A voter that begins anew has forgotten what it acknowledged."""
+        try:
+            return self._own(await settled_members_of(etcd)) is None
+        except UnavailableError:
+            return False
+
+    async def _check_manager(self, etcd: Etcd) -> None:
+        """Raises :class:`ConflictError` where this node is to have no part in etcd (any more)."""
+        node = await node_of(etcd, self._node_id)
+        if node is None or node.role != "manager":
+            raise ConflictError("this node is no manager any more: etcd is not for it")
 
     async def _start(self, access: StoreAccess, members: dict[str, str], *, new: bool, alone: bool = False) -> None:
         arguments = host_etcd.argv(self._process.directory, self._name, self._address, members, new=new, token="vxnet")
         flags = ["--force-new-cluster"] if alone else []
-        await asyncio.to_thread(self._process.prepare, access.ca, access.certificate, access.key)
+        await asyncio.to_thread(self._process.prepare, access.ca, access.certificate, access.key, access.revoked)
         await asyncio.to_thread(self._process.start, [*arguments, *flags])
 
     async def _wait_ready(self, access: StoreAccess) -> None:
@@ -210,42 +217,50 @@ class EtcdMember:
         finally:
             await etcd.close()
 
-    async def _take_part(self, etcd: Etcd, members: Collection[Member]) -> None:
+    async def _take_part(self, etcd: Etcd, members: Collection[StoreMember]) -> None:
         own = self._own(members)
         if own is not None and own.learner:
+            await self._check_manager(etcd)
             await promote_learner(etcd, own.id)
             log.info("etcd member has a vote", name=self._name)
 
     async def _learn(
         self,
         etcd: Etcd,
-        members: Collection[Member],
-        nodes: Collection[Node],
+        members: Collection[StoreMember],
+        manager: Manager,
         learned: Callable[[StoreAccess], Awaitable[None]],
     ) -> None:
-        hosts = {host_etcd.url(str(node.advertise_addr), CLIENT_PORT): node.name for node in nodes}
-        places = [one.clients[0] for one in members if one.clients and not one.learner]
-        places.sort(key=lambda place: (place != self.endpoint, place))
-        names = {place: hosts[place] for place in places if place in hosts}
-        if places and (tuple(places) != etcd.access.endpoints or names != etcd.access.names):
-            etcd.use(places, names)
-            await learned(etcd.access)
-            log.info("etcd members known", members=", ".join(etcd.name(place) for place in places))
+        places = electorate.places(members, manager.nodes(), self.endpoint)
+        if places is not None and places != (etcd.access.endpoints, etcd.access.names):
+            etcd.use(*places)
+            assert manager.access is not None
+            await learned(replace(manager.access, endpoints=places[0], names=places[1]))
+            log.info("etcd members known", members=", ".join(etcd.name(place) for place in places[0]))
 
-    async def _tidy(
-        self, etcd: Etcd, members: Collection[Member], nodes: Collection[Node], alive: Callable[[str], bool]
-    ) -> None:
-        """The leader's part: members of hosts that are no managers (any more), and learners that nobody starts."""
-        managers = {
-            host_etcd.url(str(node.advertise_addr), PEER_PORT): node for node in nodes if node.role == "manager"
-        }
-        for one in members:
-            node = next((managers[place] for place in one.peers if place in managers), None)
-            stuck = node is not None and one.learner and not alive(node.id)
-            since = self._stuck.setdefault(one.id, time.monotonic()) if stuck else time.monotonic()
-            if not stuck:
-                self._stuck.pop(one.id, None)
-            if node is None or time.monotonic() - since > STUCK_S:
-                await remove_member(etcd, one.id)
-                log.info("etcd member removed", name=one.name or one.peers)
-                return
+    async def _refuse(self, manager: Manager, learned: Callable[[StoreAccess], Awaitable[None]]) -> None:
+        """Certificates that were revoked open this host's member no more, and what they had open ends: etcd looks at a
+        certificate once, when a connection begins.
+        """
+        listed = manager.electors.revocations()
+        if listed is not None and manager.access is not None:
+            await asyncio.to_thread(self._process.refuse, listed)
+            await learned(replace(manager.access, revoked=listed))
+            hosts = {
+                one
+                for node in manager.nodes()
+                for one in (node.advertise_addr, node.data_path_addr)
+                if node.role == "manager"
+            }
+            try:
+                if cut := await asyncio.to_thread(cut_others, (CLIENT_PORT, PEER_PORT), hosts):
+                    log.info("connections to etcd ended, which are of no manager", count=cut)
+            except HostError as error:
+                log.warning("connections of removed managers to etcd stay until they end", error=str(error))
+
+    async def _dismiss(self, etcd: Etcd, manager: Manager) -> None:
+        members = await settled_members_of(etcd)
+        id = await manager.electors.dismiss(members)
+        if id is not None:
+            await remove_member(etcd, id)
+            log.info("etcd member removed", name=next((one.name for one in members if one.id == id), "") or f"{id:x}")

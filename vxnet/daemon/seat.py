@@ -156,17 +156,13 @@ class Seat:
                         with or_later("store access"):
                             await in_thread(self._state.save_store_access, access)
 
-                    group.create_task(
-                        self.member.tend(
-                            etcd, manager.nodes, lambda: manager.leader == manager.node_id, manager.alive, learned
-                        )
-                    )
+                    group.create_task(self.member.tend(etcd, manager, learned))
         except* VxnetError as errors:
             raise errors.exceptions[0] from None
 
 
 def member_of(state: StateDirectory, node: Node) -> EtcdMember:
-    return EtcdMember(EtcdProcess(state.etcd_path), node.name, node.advertise_addr)
+    return EtcdMember(EtcdProcess(state.etcd_path), node.name, node.advertise_addr, node.id)
 
 
 async def open_manager(state: StateDirectory, node_id: str) -> Manager:

@@ -4,6 +4,7 @@
 
     /var/lib/vxnet/etcd/   data/  what etcd keeps      pid  of the process      log  what it says
                            ca.crt  member.crt  member.key   PEM
+                           revoked.crl   DER; etcd reads it, as the certificate, at every new connection
 """
 
 from __future__ import annotations
@@ -19,9 +20,8 @@ from pathlib import Path
 
 from vxnet.host import systemd
 from vxnet.model.errors import HostError
+from vxnet.model.store import CLIENT_PORT, PEER_PORT, etcd_url
 
-CLIENT_PORT = 2379
-PEER_PORT = 2380
 UNIT = "vxnet-etcd.service"
 STOP_S = 10.0
 KEPT_REVISIONS = 10_000
@@ -33,21 +33,16 @@ _NOT_LOADED = 5
 """systemctl's status for a unit that is not there: a member that has ended is collected, and so stopped already."""
 
 
-def url(address: str, port: int) -> str:
-    """``address`` is an IP address's text."""
-    return f"https://[{address}]:{port}" if ":" in address else f"https://{address}:{port}"
-
-
 def argv(directory: Path, name: str, address: str, members: Mapping[str, str], *, new: bool, token: str) -> list[str]:
     """etcd with mTLS on both its ports; ``members``: their peer URLs by name. ``new``: nobody has begun yet."""
     tls = {"cert-file": "member.crt", "key-file": "member.key", "trusted-ca-file": "ca.crt"}
     options = {
         "name": name,
         "data-dir": str(directory / "data"),
-        "listen-client-urls": url(address, CLIENT_PORT),
-        "advertise-client-urls": url(address, CLIENT_PORT),
-        "listen-peer-urls": url(address, PEER_PORT),
-        "initial-advertise-peer-urls": url(address, PEER_PORT),
+        "listen-client-urls": etcd_url(address, CLIENT_PORT),
+        "advertise-client-urls": etcd_url(address, CLIENT_PORT),
+        "listen-peer-urls": etcd_url(address, PEER_PORT),
+        "initial-advertise-peer-urls": etcd_url(address, PEER_PORT),
         "initial-cluster": ",".join(f"{member}={place}" for member, place in members.items()),
         "initial-cluster-state": "new" if new else "existing",
         "initial-cluster-token": token,
@@ -57,6 +52,7 @@ def argv(directory: Path, name: str, address: str, members: Mapping[str, str], *
         "log-level": "error",
         **{option: str(directory / file) for option, file in tls.items()},
         **{f"peer-{option}": str(directory / file) for option, file in tls.items()},
+        **{f"{port}-crl-file": str(directory / "revoked.crl") for port in ("client", "peer")},
     }
     flags = ["--client-cert-auth", "--peer-client-cert-auth"]
     return ["etcd", *flags, *(f"--{option}={value}" for option, value in options.items())]
@@ -73,8 +69,8 @@ class EtcdProcess:
     def has_data(self) -> bool:
         return (self.directory / "data" / "member").is_dir()
 
-    def prepare(self, ca: bytes, certificate: bytes, key: bytes) -> None:
-        """Its certificates, PEM."""
+    def prepare(self, ca: bytes, certificate: bytes, key: bytes, revoked: bytes) -> None:
+        """Its certificates, PEM, and the list of those that are refused, DER."""
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             (self.directory / "data").mkdir(mode=0o700, exist_ok=True)
@@ -82,6 +78,16 @@ class EtcdProcess:
                 path = self.directory / name
                 path.touch(mode=0o600)
                 path.write_bytes(content)
+        except OSError as error:
+            raise HostError(f"cannot write in {self.directory}: {error.strerror}") from error
+        self.refuse(revoked)
+
+    def refuse(self, revoked: bytes) -> None:
+        """Connections from now on with certificates on this list. One that is there is whole at any time."""
+        try:
+            fresh = self.directory / "revoked.crl.new"
+            fresh.write_bytes(revoked)
+            fresh.replace(self.directory / "revoked.crl")
         except OSError as error:
             raise HostError(f"cannot write in {self.directory}: {error.strerror}") from error
 

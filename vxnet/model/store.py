@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+from vxnet.model.address import IPAddress
 from vxnet.model.cluster import Record
+
+CLIENT_PORT = 2379
+"""etcd's, as the next one: where its clients ask, and its members speak with each other."""
+PEER_PORT = 2380
+
+
+def etcd_url(address: IPAddress | str, port: int) -> str:
+    """``address`` is an IP address, or its text."""
+    text = str(address)
+    return f"https://[{text}]:{port}" if ":" in text else f"https://{text}:{port}"
 
 
 class StoreWish(Record, frozen=True, kw_only=True):
@@ -54,3 +65,26 @@ class StoreAccess(Record, frozen=True, kw_only=True):
     key: bytes = b""
     managed: bool = False
     """vxnet runs the members itself, on the managers' hosts."""
+    revoked: bytes = b""
+    """DER: the certificates of hosts that are no managers any more, for the members that vxnet runs."""
+
+
+class StoreMember(Record, frozen=True, kw_only=True):
+    """Of etcd."""
+
+    id: int
+    """Never given twice."""
+    name: str = ""
+    """Empty: it was never started."""
+    peers: tuple[str, ...] = ()
+    """URLs, as the next."""
+    clients: tuple[str, ...] = ()
+    learner: bool = False
+    """It hears everything, and has no vote yet."""
+
+
+class Leader(Record, frozen=True, kw_only=True):
+    """The record ``lead``."""
+
+    holder: str
+    """Id of the manager that leads."""
