@@ -104,7 +104,7 @@ def leased(assignment):
 async def test_join(plane):
     await plane.manager.create_network(NetworkCreate(name="net", attachable=True))
     worker = await plane.join(2)
-    plane.manager.check_node(worker.id)
+    assert plane.manager.role_of(worker.id) == "worker"
     assert [network.name for network in made(worker.grant.assignment)] == ["net"]
     assert len(leased(worker.grant.assignment)) == 1
 

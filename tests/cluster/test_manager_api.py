@@ -17,6 +17,7 @@ from vxnet.cluster.tls import MANAGER_NAME, Credentials, client_context
 from vxnet.core import trust
 from vxnet.model.api import LeaseRequest, NetworkCreate, NodeReport, TaskReports
 from vxnet.model.codec import to_json
+from vxnet.model.errand import Errand
 from vxnet.model.errors import HostError
 
 CALLERS = ("nobody", "itself", "other worker", "manager", "removed node", "foreign CA", "expired")
@@ -81,6 +82,7 @@ def body_for(route, plane, worker, network):
         "/v1/nodes/{node}/returned-leases": lambda: ReturnedLeases(leases=()),
         "/v1/nodes/{node}/report": lambda: NodeReport(version="2"),
         "/v1/nodes/{node}/tasks": lambda: TaskReports(reports=()),
+        "/v1/nodes/{node}/errands": lambda: Errand(id="e"),
         "/v1/nodes/{node}/certificate": lambda: Renewal(csr=trust.make_csr(worker.key, "h2")),
         "/v1/nodes/{node}/store": lambda: Renewal(csr=trust.make_csr(worker.key, "h2")),
     }.get(route.path, lambda: None)()
@@ -101,9 +103,11 @@ async def test_every_route_with_every_caller(plane, route, caller):
         assert status == "refused"
     elif caller == "itself" and route.path.endswith("{errand}"):
         assert status == 404 and b"nobody waits for that" in content
+    elif caller == "manager" and route.who == "manager":
+        assert status == 404 and b"does not follow this manager" in content
     elif caller == "itself" and route.path.endswith("/store"):
         assert status == 403 and b"is a worker" in content
-    elif route.who == "anyone" or caller == "itself":
+    elif route.who == "anyone" or (caller == "itself" and route.who == "self"):
         assert status in (200, 204), content
     else:
         assert status == 403 and b'"forbidden"' in content

@@ -409,7 +409,7 @@ async def test_node_rm(cluster, manager):
     manager.alive = lambda node_id: False
     assert (await manager.remove_node("h2")).id == grant.node.id
     with pytest.raises(ForbiddenError, match="was removed"):
-        manager.check_node(grant.node.id)
+        manager.role_of(grant.node.id)
     assert manager.assignment_of(manager.node_id).revoked == (grant.node.id,)
     for forbidden in (
         lambda: manager.lease(grant.node.id, LeaseRequest(network="x")),

@@ -75,6 +75,23 @@ def test_each_manager_answers_and_what_one_writes_all_know(managers):
         client(managers["h1"]).leave()
 
 
+def test_each_manager_reads_every_nodes_logs(managers):
+    """Also of nodes that follow another one: managers follow themselves."""
+    asked = client(managers["h1"])
+    script = ("sh", "-c", "hostname; exec sleep 1000")
+    container = ContainerSpec(argv=script, hostname="{{.Node.Hostname}}")
+    asked.create_service(ServiceSpec(name="talk", mode="global", task=TaskSpec(container=container)))
+    until(lambda: set(running(managers["h1"], "talk").values()) == {"h1", "h2", "h3", "h4"}, "it runs everywhere")
+    for host in ("h1", "h2", "h3"):
+
+        def said(host=host):
+            lines = b"".join(client(managers[host]).logs_of_service("talk", follow=False, tail=-1, since=""))
+            return {line.split()[-1].decode() for line in lines.splitlines()} == {"h1", "h2", "h3", "h4"}
+
+        until(said, f"{host} reads what all of them wrote")
+    asked.remove_service("talk")
+
+
 def test_the_leaders_host_dies(managers):
     """The others go on within seconds, and no task but its own is started anew."""
     make_network(managers["h1"], "blue")

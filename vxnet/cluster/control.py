@@ -29,6 +29,7 @@ from vxnet.core.trust import Token, certificate_to_pem, is_endorsed, pins
 from vxnet.model.api import JoinClaim, JoinGrant, LeaseRequest, NodeReport, TaskReport, TaskReports
 from vxnet.model.cluster import CONTROL_PORT, Lease, Manager, Signed
 from vxnet.model.codec import from_json, to_json
+from vxnet.model.errand import Errand
 from vxnet.model.errors import CallerError, ForbiddenError, PeerError, UnavailableError, VxnetError
 from vxnet.model.store import StoreAccess
 
@@ -177,19 +178,32 @@ class ManagerClient:
     async def report_tasks(self, reports: Sequence[TaskReport]) -> None:
         await self._request("POST", "/tasks", TaskReports(reports=tuple(reports)), None)
 
-    async def deliver(self, errand: str, pieces: AsyncIterator[bytes]) -> None:
-        """To the manager that is followed, which asked for it; for as long as there are pieces. Raises
-        :class:`NotFoundError` when nobody waits for them any more.
+    async def deliver(self, errand: Errand, pieces: AsyncIterator[bytes]) -> None:
+        """To the manager that waits for it; for as long as there are pieces. Raises :class:`NotFoundError` when nobody
+        waits for them any more.
         """
-        manager = next((one for one in self._managers if one.id == self._last), None)
+        manager = next((one for one in self._managers if one.id == (errand.manager or self._last)), None)
         if manager is None:
-            raise UnavailableError("no manager is followed")
+            raise UnavailableError("the manager that asked for it is not known")
         server = _Server(str(manager.addr), manager.port, manager.name)
         context = client_context(self._roots, self._credentials)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
-        path = f"/v1/nodes/{self._node_id}/errands/{errand}"
+        path = f"/v1/nodes/{self._node_id}/errands/{errand.id}"
         async with _answer(server, context, "POST", path, pieces, timeout):
             pass
+
+    async def pass_on(self, node: str, errand: Errand) -> bool:
+        """Of a manager: have that other one say it whom ``node`` follows; whether there is one."""
+        context = client_context(self._roots, self._credentials)
+
+        async def say(manager: Manager) -> bool:
+            server = _Server(str(manager.addr), manager.port, manager.name)
+            with contextlib.suppress(VxnetError):
+                await _ask(server, context, "POST", f"/v1/nodes/{node}/errands", errand, None)
+                return True
+            return False
+
+        return any(await asyncio.gather(*(say(one) for one in self._managers if one.id != self._node_id)))
 
     async def renew(self, csr: bytes) -> bytes:
         """The new certificate, DER; hand it to :meth:`update`."""

@@ -10,6 +10,7 @@ POST   /v1/nodes/{node}/leases            self    a :class:`LeaseRequest` for th
 POST   /v1/nodes/{node}/returned-leases   self    :class:`ReturnedLeases` for the set without them
 POST   /v1/nodes/{node}/report            self    a :class:`NodeReport`
 POST   /v1/nodes/{node}/tasks             self    :class:`TaskReports` of its own tasks
+POST   /v1/nodes/{node}/errands           manager an :class:`Errand` that the node, which follows here, is to be told of
 POST   /v1/nodes/{node}/errands/{errand}  self    octets that a manager asked for, as they come
 POST   /v1/nodes/{node}/certificate       self    a :class:`Renewal` for a new certificate
 POST   /v1/nodes/{node}/store             self    how the store is reached, if it is a manager now
@@ -17,6 +18,7 @@ DELETE /v1/nodes/{node}                   self    leave
 ====== ================================== ======= ================================================================
 
 ``self`` is the node named in the path: it shows a certificate of the cluster's CA with that id, and was not removed.
+``manager`` is any that is one of the managers.
 Commands that change the cluster are not here: they come from the local socket of a manager.
 """
 
@@ -47,9 +49,10 @@ from vxnet.core.assignment import Update
 from vxnet.core.trust import Identity, verify_certificate
 from vxnet.model.address import IPAddress
 from vxnet.model.api import JoinClaim, JoinGrant, LeaseRequest, NodeReport, TaskReport, TaskReports
-from vxnet.model.cluster import CONTROL_PORT, Lease, Record, Signed
+from vxnet.model.cluster import CONTROL_PORT, Lease, Record, Role, Signed
 from vxnet.model.codec import to_json
-from vxnet.model.errors import CallerError, ForbiddenError, HostError, VxnetError
+from vxnet.model.errand import Errand
+from vxnet.model.errors import CallerError, ForbiddenError, HostError, NotFoundError, VxnetError
 from vxnet.model.store import StoreAccess
 
 KEEPALIVE_S = 3.0
@@ -86,6 +89,11 @@ class Endorsing(Protocol):
     def endorsements(self) -> tuple[bytes, ...]: ...
 
 
+class Errands(Protocol):
+    def say(self, node: str, errand: Errand) -> bool: ...
+    async def deliver(self, node: str, id: str, pieces: AsyncIterator[bytes]) -> None: ...
+
+
 class ManagerService(Protocol):
     """What is served: :class:`vxnet.daemon.manager.Manager`."""
 
@@ -95,14 +103,15 @@ class ManagerService(Protocol):
     def ca(self) -> Endorsing: ...
     @property
     def roots(self) -> tuple[bytes, ...]: ...
-    def check_node(self, node_id: str) -> None: ...
+    @property
+    def errands(self) -> Errands: ...
+    def role_of(self, node_id: str) -> Role: ...
     async def join(self, claim: JoinClaim, peer: str = "") -> JoinGrant: ...
     def assignments(self, node_id: str, since: int | None = None) -> AsyncGenerator[Update, None]: ...
     async def lease(self, node_id: str, request: LeaseRequest) -> Signed: ...
     async def release(self, node_id: str, leases: Sequence[Lease]) -> Signed: ...
     async def report(self, node_id: str, report: NodeReport) -> None: ...
     async def report_tasks(self, node_id: str, reports: Sequence[TaskReport]) -> None: ...
-    async def deliver(self, node_id: str, errand: str, pieces: AsyncIterator[bytes]) -> None: ...
     def renew(self, node_id: str, csr: bytes) -> bytes: ...
     async def grant_store(self, node_id: str, csr: bytes) -> StoreAccess: ...
     async def leave(self, node_id: str) -> None: ...
@@ -115,7 +124,7 @@ class CredentialSource(Protocol):
         """(certificate, key), PEM."""
 
 
-Who = Literal["anyone", "self"]
+Who = Literal["anyone", "self", "manager"]
 
 
 class Route(NamedTuple):
@@ -188,6 +197,8 @@ def _checked(service: ManagerService, route: Route) -> Callable[[web.Request], A
             caller = _caller(service, request)
             if caller.node != request.match_info["node"]:
                 raise ForbiddenError(f"node {caller.node} may not act for node {request.match_info['node']}")
+        if route.who == "manager" and service.role_of(_caller(service, request).node) != "manager":
+            raise ForbiddenError("this is for managers")
         return await route.handler(service, request)
 
     return until_disconnect(handler) if route.handler in (_assignment, _errand) else handler
@@ -201,7 +212,7 @@ def _caller(service: ManagerService, request: web.Request) -> Identity:
         raise ForbiddenError("this needs a node's certificate", hint="`vxnet join` gets one")
     # Its PeerError goes through: a forbidden node takes itself for removed, and this may be a clock that is wrong.
     caller = verify_certificate(certificate, service.roots, time.time())
-    service.check_node(caller.node)
+    service.role_of(caller.node)
     return caller
 
 
@@ -271,9 +282,15 @@ async def _tasks(service: ManagerService, request: web.Request) -> web.StreamRes
     return empty_response()
 
 
+async def _saying(service: ManagerService, request: web.Request) -> web.StreamResponse:
+    if not service.errands.say(request.match_info["node"], await read_record(request, Errand)):
+        raise NotFoundError("that node does not follow this manager")
+    return empty_response()
+
+
 async def _errand(service: ManagerService, request: web.Request) -> web.StreamResponse:
     node, errand = request.match_info["node"], request.match_info["errand"]
-    await service.deliver(node, errand, request.content.iter_any())
+    await service.errands.deliver(node, errand, request.content.iter_any())
     return empty_response()
 
 
@@ -300,6 +317,7 @@ ROUTES = (
     Route("POST", "/v1/nodes/{node}/returned-leases", "self", _returned_leases),
     Route("POST", "/v1/nodes/{node}/report", "self", _report),
     Route("POST", "/v1/nodes/{node}/tasks", "self", _tasks),
+    Route("POST", "/v1/nodes/{node}/errands", "manager", _saying),
     Route("POST", "/v1/nodes/{node}/errands/{errand}", "self", _errand),
     Route("POST", "/v1/nodes/{node}/certificate", "self", _certificate),
     Route("POST", "/v1/nodes/{node}/store", "self", _store),

@@ -5,7 +5,8 @@
      vxnet service logs ──> manager ── item "errand" in the node's assignment stream ──> node
                     <── lines ──┴── POST /v1/nodes/{node}/errands/{id}, the log as it is read ──┘
 
-Nodes listen to managers and never the other way round, so the way back is a request of the node's. An errand is said
+Nodes listen to managers and never the other way round, so the way back is a request of the node's. A node that follows
+another manager hears it from that one, which is asked to say it (POST /v1/nodes/{node}/errands). An errand is said
 once, to whoever follows at that moment, and is not kept anywhere.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
 from vxnet.core.assignment import item
 from vxnet.daemon.mirror import Mirror
@@ -28,33 +29,43 @@ PIECES = 16
 """Held for a reader who is slower than the node."""
 
 
+async def _nobody(node: str, errand: Errand) -> bool:
+    return False
+
+
 class Errands:
-    def __init__(self, mirror: Mirror, new_id: Callable[[], str]) -> None:
+    def __init__(self, own: str, mirror: Mirror, new_id: Callable[[], str]) -> None:
+        """``own``: id of the manager, as a node."""
+        self._own = own
         self._mirror = mirror
         self._new_id = new_id
         self._waiting: dict[str, _Waiting] = {}
+        self.pass_on: Callable[[str, Errand], Awaitable[bool]] = _nobody
+        """Has another manager say it, whom the node follows; whether there is one. The daemon sets it."""
 
     async def logs(self, node: str, task: str, request: LogRequest) -> AsyncGenerator[bytes, None]:
         """The log of a task in pieces, as its node reads it. Raises :class:`UnavailableError` if the node is not there
         to be asked, or does not begin in time.
         """
         async with contextlib.aclosing(
-            self._ask(node, Errand(id=self._new_id(), task=task, request=request))
+            self._ask(node, Errand(id=self._new_id(), manager=self._own, task=task, request=request))
         ) as pieces:
             async for piece in pieces:
                 yield piece
 
     async def bench(self, node: str, wish: BenchWish) -> AsyncGenerator[bytes, None]:
         """What its end of a measurement says, for as long as it is read. Raises as :meth:`logs`."""
-        async with contextlib.aclosing(self._ask(node, Errand(id=self._new_id(), bench=wish))) as pieces:
+        async with contextlib.aclosing(
+            self._ask(node, Errand(id=self._new_id(), manager=self._own, bench=wish))
+        ) as pieces:
             async for piece in pieces:
                 yield piece
 
     async def _ask(self, node: str, errand: Errand) -> AsyncGenerator[bytes, None]:
         waiting = self._waiting[errand.id] = _Waiting(node)
         try:
-            if not self._mirror.say(node, item("errand", errand.id, errand)):
-                raise UnavailableError("its node does not follow this manager")
+            if not (self.say(node, errand) or await self.pass_on(node, errand)):
+                raise UnavailableError("its node follows no manager")
             try:
                 async with asyncio.timeout(BEGIN_S):
                     piece = await waiting.pieces.get()
@@ -66,6 +77,10 @@ class Errands:
         finally:
             del self._waiting[errand.id]
             waiting.over.set()
+
+    def say(self, node: str, errand: Errand) -> bool:
+        """To the node, if it follows this manager; whether it does."""
+        return self._mirror.say(node, item("errand", errand.id, errand))
 
     async def deliver(self, node: str, id: str, pieces: AsyncIterator[bytes]) -> None:
         """What ``node`` brings. Raises :class:`NotFoundError` when nobody waits for it (any more)."""

@@ -19,7 +19,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from typing import Any
 
 import structlog
@@ -114,7 +114,8 @@ class Manager:
         self._decide = self.commits.decide
         self.ca = Authorities(self._mirror, self.commits, entropy, now)
         self.electors = Electors(self._mirror, self.commits, entropy, now)
-        self.services = Services(self._mirror, self.commits, self._new_id, now)
+        self.services = Services(node_id, self._mirror, self.commits, self._new_id, now)
+        self.errands = self.services.errands
 
     # Birth
 
@@ -303,9 +304,9 @@ class Manager:
     def access(self, access: StoreAccess | None) -> None:
         self.electors.access = access
 
-    def check_node(self, node_id: str) -> None:
+    def role_of(self, node_id: str) -> Role:
         """Raises :class:`ForbiddenError` if it was removed, :class:`UnavailableError` if it is not known (yet)."""
-        decisions.member(self._wishes, node_id)
+        return decisions.member(self._wishes, node_id).role
 
     def networks(self) -> tuple[Network, ...]:
         return tuple(sorted(self._wishes.networks.values(), key=lambda network: network.name))
@@ -442,9 +443,6 @@ class Manager:
     async def report_tasks(self, node_id: str, reports: Sequence[TaskReport]) -> None:
         decisions.member(self._wishes, node_id)
         await self.services.report(node_id, reports)
-
-    async def deliver(self, node_id: str, errand: str, pieces: AsyncIterator[bytes]) -> None:
-        await self.services.errands.deliver(node_id, errand, pieces)
 
     def renew(self, node_id: str, csr: bytes) -> bytes:
         """A new certificate, DER. Raises :class:`ForbiddenError` if it is no node (any more)."""

@@ -11,6 +11,7 @@ from vxnet.daemon.manager import Manager
 from vxnet.daemon.state import GatewayChoice
 from vxnet.model.api import LeaseRequest, NodeReport, TaskReport
 from vxnet.model.cluster import GossipKey, Lease, Signed
+from vxnet.model.errand import Errand
 from vxnet.model.host import HostFacts
 
 
@@ -22,7 +23,7 @@ class Managers(Protocol):
     async def release(self, leases: Sequence[Lease]) -> Signed: ...
     async def report(self, report: NodeReport) -> None: ...
     async def report_tasks(self, reports: Sequence[TaskReport]) -> None: ...
-    async def deliver(self, errand: str, pieces: AsyncIterator[bytes]) -> None: ...
+    async def deliver(self, errand: Errand, pieces: AsyncIterator[bytes]) -> None: ...
     async def renew(self, csr: bytes) -> bytes: ...
     async def leave(self) -> None: ...
 
@@ -48,8 +49,8 @@ class Here:
     async def report_tasks(self, reports: Sequence[TaskReport]) -> None:
         await self._manager.report_tasks(self._manager.node_id, reports)
 
-    async def deliver(self, errand: str, pieces: AsyncIterator[bytes]) -> None:
-        await self._manager.deliver(self._manager.node_id, errand, pieces)
+    async def deliver(self, errand: Errand, pieces: AsyncIterator[bytes]) -> None:
+        await self._manager.errands.deliver(self._manager.node_id, errand.id, pieces)
 
     async def renew(self, csr: bytes) -> bytes:
         return self._manager.renew(self._manager.node_id, csr)

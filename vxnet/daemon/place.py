@@ -224,6 +224,7 @@ class Place:
         manager.alive = self.is_alive
         manager.gone = self._is_gone
         manager.services.scheduler.lost = self._absences.lost
+        manager.errands.pass_on = self._client.pass_on
 
     def _reschedule(self) -> None:
         if self.manager is not None:
@@ -484,7 +485,7 @@ class Place:
 
     async def deliver(self, errand: Errand, pieces: AsyncIterator[bytes]) -> None:
         """Raises :class:`NotFoundError` when nobody waits for it any more."""
-        await self._managers.deliver(errand.id, pieces)
+        await (self._managers if errand.manager in ("", self.node.id) else self._client).deliver(errand, pieces)
 
     async def report_tasks(self, reports: Sequence[TaskReport]) -> None:
         """Raises what the managers do, or that there is none in reach."""

@@ -31,10 +31,12 @@ log = structlog.get_logger(__name__)
 
 
 class Services:
-    """Works while :meth:`run` runs. ``ref`` is a name, an id, or an unambiguous start of an id."""
+    """Works while :meth:`run` runs. ``ref`` is a name, an id, or an unambiguous start of an id.
+    ``own``: id of the manager, as a node."""
 
     def __init__(
         self,
+        own: str,
         mirror: Mirror,
         commits: Commits,
         new_id: Callable[[], str],
@@ -46,7 +48,7 @@ class Services:
         self._now = now
         self.scheduler = Scheduler(lambda: mirror.wishes, mirror.schedule_due, commits, iter(new_id, ""), now)
 
-        self.errands = Errands(mirror, new_id)
+        self.errands = Errands(own, mirror, new_id)
 
     async def run(self) -> None:
         await self.scheduler.run()
