@@ -165,6 +165,34 @@ async def test_no_certificate_of_the_ca_before_is_taken(place, monkeypatch):
     assert used == [again] and not answers and own.authorities()[0] == trust.certificate_digest(new.certificate)
 
 
+async def test_news_of_role_or_roots_cut_the_pause_short(place, monkeypatch):
+    """And nothing else does: the managers' word comes with every change of the cluster."""
+    node, ca = place.manager.node, trust.make_ca(b"n" * 48, "c", time.time())
+    known = [(ca.certificate,)]
+    asked = []
+
+    async def renew(csr: bytes) -> bytes:
+        asked.append(csr)
+        raise UnavailableError("no manager")
+
+    async def use(certificate: bytes) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(certificates, "RETRY_S", (600.0, 600.0))
+    own = certificates.NodeCertificate(place._state, lambda: (node, known[0]), renew, use)
+    own.look()
+    task = asyncio.create_task(own.run())
+    await wait(lambda: asked, "a certificate is asked for")
+    own.look()
+    await asyncio.sleep(0.05)
+    assert len(asked) == 1
+    known[0] = (*known[0], b"another")
+    own.look()
+    await wait(lambda: len(asked) == 2, "it is asked for again")
+    task.cancel()
+    await asyncio.wait([task])
+
+
 class Disk:
     """One that is busy: what is synced waits until :meth:`free`."""
 

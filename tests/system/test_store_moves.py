@@ -27,6 +27,7 @@ def overlays(asked):
 def test_a_cluster_moves_and_is_restored(make_lab):
     lab = make_lab(hosts=4)
     first, spare = client(lab["h1"]), client(lab["h4"])
+    spare.leave()
     first.create_network(NetworkCreate(name="blue", attachable=True))
     blue = (NetworkWish(network="blue"),)
     task = TaskSpec(container=ContainerSpec(argv=("sleep", "1000"), networks=blue))
@@ -35,6 +36,11 @@ def test_a_cluster_moves_and_is_restored(make_lab):
     argv = ("ping", "-n", "-i", "0.05", "web")
     client(lab["h3"]).create_container(ContainerSpec(name="p", argv=argv, networks=blue), start=True)
     until(lambda: len(pings(lab["h3"], "p")) > 5, "pings through the VIP")
+
+    # A backup from before the CA was replaced, with the gossip's present keys: one was made since h4 left.
+    until(lambda: first.rotation().epoch == 2 and first.rotation().in_use, "the gossip has another key")
+    outdated = first.back_up_store()
+    first.rotate_ca()
 
     # To etcd, while pings go on; and then there can be two managers.
     with pytest.raises(CallerError, match="where is the store to go"):
@@ -49,12 +55,15 @@ def test_a_cluster_moves_and_is_restored(make_lab):
     answered = pings(lab["h3"], "p")
     assert answered == list(range(answered[0], answered[0] + len(answered)))
 
+    until(lambda: len(first.ca().authorities) == 1, "the CA has been replaced")
+
     # All managers are destroyed; a host that was none is the new one.
-    spare.leave()
     backup = first.back_up_store()
     ran = {one.id: one.started_at for one in client(lab["h3"]).containers()}
     for name in ("h1", "h2"):
         lab.kill(name)
+    with pytest.raises(ConflictError, match=r"CA was replaced .* h3 would trust no manager that is made of it"):
+        spare.restore_store(RestoreRequest(backup=outdated, advertise_addr=str(lab["h4"].address)))
     with pytest.raises(CallerError, match="damaged"):
         spare.restore_store(RestoreRequest(backup=type(backup)(**{**_fields(backup), "digest": "0"})))
     spare.restore_store(RestoreRequest(backup=backup, advertise_addr=str(lab["h4"].address)))

@@ -63,7 +63,9 @@ def rotate(client: Client, detach: bool, quiet: bool) -> None:
         click.echo(f"CA {number} is {'the only one now' if done else 'on its way to all nodes'}.")
         if done:
             click.echo(
-                "Join tokens made before are worth nothing: `vxnet join-token worker` shows the new one.", err=True
+                "Join tokens and backups made before are worth nothing: `vxnet join-token worker` shows the new one, "
+                "`vxnet store backup` makes another.",
+                err=True,
             )
 
 

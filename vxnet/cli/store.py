@@ -53,10 +53,11 @@ def backup(client: Client, file: str) -> None:
 @click.command("restore")
 @click.option("--advertise-addr", default="", metavar="ADDR|IFACE", help="Where the other nodes reach this one.")
 @click.option("--data-path-addr", default="", metavar="ADDR|IFACE", help="For containers' traffic; default: the same.")
+@click.option("--force", is_flag=True, help="Also if the nodes trust another CA: each has to join anew then.")
 @store_options
 @click.argument("file", type=click.Path(dir_okay=False))
 @click.pass_obj
-def restore(client: Client, advertise_addr: str, data_path_addr: str, store: StoreWish, file: str) -> None:
+def restore(client: Client, advertise_addr: str, data_path_addr: str, force: bool, store: StoreWish, file: str) -> None:
     """Make this host the manager of the cluster in FILE.
 
     For a cluster whose managers are all gone. The nodes find this one by themselves.
@@ -69,7 +70,7 @@ def restore(client: Client, advertise_addr: str, data_path_addr: str, store: Sto
     except ValueError as error:
         raise CallerError(f"{file} is no backup of vxnet's ({error})") from error
     request = RestoreRequest(
-        backup=found, advertise_addr=advertise_addr, data_path_addr=data_path_addr, **asdict(store)
+        backup=found, advertise_addr=advertise_addr, data_path_addr=data_path_addr, force=force, **asdict(store)
     )
     node = client.restore_store(request)
     click.echo(f"Cluster restored: current node ({output.short(node.id)}) is now its manager.")

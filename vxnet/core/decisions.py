@@ -259,15 +259,11 @@ def report(wishes: Wishes, node_id: str, news: NodeReport) -> tuple[Decision, No
 def remove_node(
     wishes: Wishes, ref: str, force: bool, alive: Callable[[str], bool], now: float
 ) -> tuple[Decision, Node]:
-    """Its leases end, its certificate counts for nothing. Raises :class:`NotFoundError`, or :class:`ConflictError` if
-    it is the last manager, or alive without ``force``.
+    """Its leases end, its certificate counts for nothing; whether a manager can be spared says
+    :func:`managership.remove`. Raises :class:`NotFoundError`, or :class:`ConflictError` if it is alive, without
+    ``force``.
     """
     node = networks.find(ref, wishes.nodes.values(), "node")
-    if node.role == "manager" and len(wishes.managers) == 1:
-        raise ConflictError(
-            f"node {node.name} is the last manager: without it there is no cluster",
-            hint="`vxnet leave --force` on it ends the cluster",
-        )
     if not force and alive(node.id):
         raise ConflictError(f"node {node.name} is alive", hint="run `vxnet leave` there, or remove it with --force")
     changes = _end(wishes.leases_of_node(node.id)) | {

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from msgspec.structs import replace
 
 from vxnet.core import networks
-from vxnet.core.decisions import Decision
+from vxnet.core.decisions import Decision, remove_node
 from vxnet.core.wishes import Counter, Wishes
 from vxnet.model.cluster import Node
 from vxnet.model.errors import ConflictError
@@ -22,23 +22,31 @@ def promote(wishes: Wishes, ref: str) -> tuple[Decision, Node]:
     return Decision({f"node/{node.id}": changed, "set/node": Counter()}, [f"node/{node.id}", "set/node"]), changed
 
 
-def demote(
-    wishes: Wishes, ref: str, alive: Callable[[str], bool], *, managed: bool, force: bool = False
-) -> tuple[Decision, Node]:
+def demote(wishes: Wishes, ref: str, alive: Callable[[str], bool], *, managed: bool) -> tuple[Decision, Node]:
     """``managed``: each manager has a member of the store. Raises :class:`NotFoundError`, :class:`ConflictError` if
     there would be no store, or no quorum of it.
     """
     node = networks.find(ref, wishes.nodes.values(), "node")
     if node.role == "worker":
         return Decision({}), node
-    check_spared(wishes, node, alive, managed=managed and not force)
+    _check_spared(wishes, node, alive, managed=managed)
     changed = replace(node, role="worker")
     # The counter is what two demotions at once would both change.
     changes: dict[str, object | None] = {f"node/{node.id}": changed, f"signer/{node.id}": None, "set/node": Counter()}
     return Decision(changes, [f"node/{node.id}", "set/node"]), changed
 
 
-def check_spared(wishes: Wishes, node: Node, alive: Callable[[str], bool], *, managed: bool) -> None:
+def remove(
+    wishes: Wishes, ref: str, force: bool, alive: Callable[[str], bool], now: float, *, managed: bool
+) -> tuple[Decision, Node]:
+    """As :func:`decisions.remove_node`, and as :func:`demote`. With ``force`` also if the quorum goes with it."""
+    decision, node = remove_node(wishes, ref, force, alive, now)
+    if node.role == "manager":
+        _check_spared(wishes, node, alive, managed=managed and not force)
+    return decision, node
+
+
+def _check_spared(wishes: Wishes, node: Node, alive: Callable[[str], bool], *, managed: bool) -> None:
     """Raises :class:`ConflictError` if the cluster cannot go on without this manager."""
     others = [one for one in wishes.managers if one.id != node.id]
     if not others:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from msgspec.structs import replace
 
@@ -20,6 +20,7 @@ PER_SECOND = 10**6
 """Revisions: more than are made in a second. So the present time is above all that were ever told, whatever became of
 the store that they were of; and below 2**53, which every reader of JSON takes."""
 FORMAT = 1
+_SHOWN = 10
 _OWN = ("lead", "signer", "etcd", "storecert", "dismissed")
 
 
@@ -57,14 +58,44 @@ def check_backup(backup: Backup) -> None:
         raise CallerError("the backup is damaged: its digest is another", hint="take another copy of it")
 
 
-def restored(backup: Backup, node: Node, csr: bytes, serial: bytes, now: float) -> tuple[dict[str, bytes], bytes]:
-    """The records with ``node``, which is new, as the only manager; and its certificate, DER.
+def wishes_of(backup: Backup) -> Wishes:
+    return Wishes.of(backup.revision, {key: (value, 1) for key, value in backup.records.items()})
+
+
+def check_trusted(wishes: Wishes, held: Mapping[str, bytes]) -> None:
+    """Whether nodes that hold these certificates (DER, by node) can trust a manager of the CAs in ``wishes``. Raises
+    :class:`ConflictError`.
+    """
+    nodes = {id: node.name for id, node in wishes.nodes.items()}
+    strangers = sorted(nodes[id] for id, der in held.items() if id in nodes and trust.issuer(der, wishes.roots) is None)
+    if strangers:
+        raise ConflictError(
+            f"the cluster's CA was replaced (`vxnet ca rotate`) after this backup was made: {_some(strangers)} would "
+            "trust no manager that is made of it",
+            hint="restore a newer one; or use --force, and then `vxnet leave --force` and `vxnet join` on each node",
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def restored(
+    backup: Backup, node: Node, csr: bytes, serial: bytes, now: float, held: Mapping[str, bytes]
+) -> tuple[dict[str, bytes], bytes]:
+    """The records with ``node``, which is new, as the only manager; and its certificate, DER. ``held``: certificates of
+    nodes that are still there, DER.
 
     Managers of before are workers in it: they are gone, and what they signed holds until it has been signed anew. One
     that had this host's name or address is removed. Raises :class:`ConflictError` if that is a worker.
     """
-    wishes = Wishes.of(backup.revision, {key: (value, 1) for key, value in backup.records.items()})
+    wishes = wishes_of(backup)
     records = without_own(backup.records)
+    # The backup may be of a moment when a new CA signed nothing yet; it has since: nodes may know no other by now.
+    for number, ca in wishes.authorities.items():
+        if ca.waiting and any(trust.issuer(der, [ca.certificate]) for der in held.values()):
+            wishes.authorities[number] = replace(ca, waiting=False)
+            records[f"ca/{number}"] = to_json(wishes.authorities[number])
     for other in wishes.nodes.values():
         taken = {node.advertise_addr, node.data_path_addr} & {other.advertise_addr, other.data_path_addr}
         if other.name.lower() == node.name.lower() or taken:

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from vxnet.core import trust
 from vxnet.daemon.keeping import in_thread, or_later
 from vxnet.daemon.state import StateDirectory
-from vxnet.model.cluster import Node
+from vxnet.model.cluster import Node, Role
 from vxnet.model.errors import UnavailableError, VxnetError
 
 log = structlog.get_logger()
@@ -47,10 +47,17 @@ class NodeCertificate:
         self._renew = renew
         self._use = use
         self._moved = asyncio.Event()
-        """Set, and replaced, whenever role or certificate may be others."""
+        """Set, and replaced, whenever role, roots or certificate are others."""
+        self._seen: tuple[Role, tuple[bytes, ...]] | None = None
 
     def look(self) -> None:
-        """Role or roots may be others."""
+        """Role or roots may be others: then a certificate is asked for without a pause."""
+        node, roots = self._holder()
+        if self._seen != (node.role, roots):
+            self._seen = (node.role, roots)
+            self._stir()
+
+    def _stir(self) -> None:
         self._moved.set()
         self._moved = asyncio.Event()
 
@@ -74,6 +81,7 @@ class NodeCertificate:
                     async with asyncio.timeout(min(wait_s, CLOCK_S)):
                         await self._moved.wait()
                 continue
+            moved = self._moved
             try:
                 renewed = await self._renew(trust.make_csr(self.key, self._holder()[0].name))
                 self._check_issuer(renewed)
@@ -84,8 +92,12 @@ class NodeCertificate:
                     await asyncio.sleep(SOON_S)  # that manager has not heard of it yet
             except VxnetError as error:
                 log.warning("certificate not renewed", error=str(error))
-                await asyncio.sleep(SOON_S if trust.role_of(self.der) != self._holder()[0].role else pause)
+                rest_s = SOON_S if trust.role_of(self.der) != self._holder()[0].role else pause
                 pause = min(pause * 2, RETRY_S[1])
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(rest_s):
+                        await moved.wait()
+                        pause = RETRY_S[0]
 
     def _says_what_it_should(self) -> bool:
         node, roots = self._holder()
@@ -108,4 +120,4 @@ class NodeCertificate:
             await in_thread(self._state.save_credentials, trust.certificate_to_pem(certificate))
         await self._use(certificate)
         self.der = certificate
-        self.look()
+        self._stir()

@@ -406,15 +406,10 @@ class Manager:
         await self.remove_node(node_id, force=True)
 
     async def remove_node(self, ref: str, force: bool = False) -> Node:
-        now = self._now()
-
-        def decide(wishes: Wishes) -> tuple[Decision, Node]:
-            decision, node = decisions.remove_node(wishes, ref, force, self.alive, now)
-            if node.role == "manager":
-                managership.check_spared(wishes, node, self.alive, managed=self.electors.is_managed and not force)
-            return decision, node
-
-        node = await self._decide(decide)
+        now, managed = self._now(), self.electors.is_managed
+        node = await self._decide(
+            lambda wishes: managership.remove(wishes, ref, force, self.alive, now, managed=managed)
+        )
         log.info("node removed", node=node.id, name=node.name)
         return node
 

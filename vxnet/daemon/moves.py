@@ -12,6 +12,7 @@ from vxnet import __version__
 from vxnet.cluster.etcd_store import EtcdStore
 from vxnet.core import managership, restoration, trust
 from vxnet.daemon.founding import fill, new_store
+from vxnet.daemon.inquiry import certificates_held
 from vxnet.daemon.manager import Manager
 from vxnet.daemon.place import Place
 from vxnet.daemon.state import LocalNode, StateDirectory
@@ -61,12 +62,18 @@ async def migrate(state: StateDirectory, place: Place, manager: Manager, wish: S
 
 
 async def restore(state: StateDirectory, node: Node, request: RestoreRequest) -> Manager:
-    """``node`` is this host, the restored cluster's only manager. Raises as :func:`restoration.restored` and what the
-    store does; then nothing of it is left here.
+    """``node`` is this host, the restored cluster's only manager. Raises as :func:`restoration.check_trusted`,
+    :func:`restoration.restored` and what the store does; then nothing of it is left here.
     """
     key = trust.node_key(secrets.token_bytes(32))
     csr = trust.make_csr(key, node.name)
-    records, certificate = restoration.restored(request.backup, node, csr, secrets.token_bytes(8), time.time())
+    wishes = restoration.wishes_of(request.backup)
+    _, provisional = restoration.restored(request.backup, node, csr, secrets.token_bytes(8), time.time(), {})
+    held = await certificates_held(wishes, node, key, provisional)
+    log.info("nodes asked for their certificates", answered=len(held), known=len(wishes.nodes))
+    if not request.force:
+        restoration.check_trusted(wishes, held)
+    records, certificate = restoration.restored(request.backup, node, csr, secrets.token_bytes(8), time.time(), held)
     async with contextlib.AsyncExitStack() as undo:
         undo.callback(state.forget_cluster)
         made = await new_store(request, state, node.name, node.advertise_addr, node.data_path_addr, undo)

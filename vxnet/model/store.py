@@ -48,6 +48,8 @@ class RestoreRequest(StoreWish, frozen=True, kw_only=True):
     backup: Backup
     advertise_addr: str = ""
     data_path_addr: str = ""
+    force: bool = False
+    """Also if the nodes that are there trust another CA than the backup's."""
 
 
 class StoreAccess(Record, frozen=True, kw_only=True):
