@@ -122,6 +122,24 @@ def test_who_missed_a_newcomer_hears_of_it_by_comparison(seed: int) -> None:
     assert took < 10 and not sim.deaths()
 
 
+def test_who_missed_rows_among_a_hundred_has_them_within_ten_seconds(seed: int) -> None:
+    """Cut off for as long as they are pushed and named, and too shortly to be called dead."""
+    sim = Simulation(seed, 100, acquainted=True)
+    sim.put(7, "old", 1)
+    sim.run(3)
+    cut = {5, 50, 95}
+    sim.partition(cut, set(sim.nodes) - cut)
+    for number in (1, 2, 3):
+        sim.put(number, "e", number)
+    sim.delete(7, "old")
+    sim.run(3)
+    sim.heal()
+    assert all(sim.names(number) == {"7-old-1"} for number in cut) and not sim.deaths()
+    took = sim.run(20, until=lambda: len(sim.roots()) == 1)
+    print(f"equal after {took:.1f} s")
+    assert took < 10 and sim.names(5) == {"1-e-1", "2-e-2", "3-e-3"}
+
+
 def test_one_way_loss_between_two_is_bridged_by_the_third(seed: int) -> None:
     sim = Simulation(seed, 4)
     sim.run(3)
