@@ -209,6 +209,10 @@ def test_ports_of_the_host(rig: Rig, family: int) -> None:
     )
     assert errors(rig.host.reconcile(replace(rig.state, ports=ports))) == []
     assert rig.host.reconcile(replace(rig.state, ports=ports)) == []
+    more = HostPort(protocol="udp", published=8099, target=99, to=addresses("172.19.0.2", "fd19::ac13:2"))
+    (change,) = rig.host.reconcile(replace(rig.state, ports=(*ports, more)), ())
+    assert change.object == "nft table inet vxnet set ports4 and ports6 in the host", "no rule is another"
+    assert errors(rig.host.reconcile(replace(rig.state, ports=ports), ())) == []
     with serving(rig.c1, 80), serving(rig.c1, 81, "udp"), serving(rig.c3, 80):
         assert ask(rig.world, host, 8080) == world
         assert ask(rig.world, host, 8080, "udp") == world
@@ -250,7 +254,7 @@ def test_a_port_of_the_loopback_is_the_hosts_alone(rig: Rig) -> None:
     )
     with serving(rig.c1, 81, "udp"):
         assert ask(rig.host, "127.0.0.1", 8080, "udp") == "172.19.0.1"
-        assert "::1" not in rig.host.sh("nft list chain inet vxnet ports_local")  # from there no answer comes home
+        assert "daddr ::1" not in rig.host.sh("nft list chain inet vxnet ports_local")  # no way back
     with rig.c1.do(lambda: socket.socket(type=socket.SOCK_DGRAM)) as server:
         server.bind(("172.19.0.2", 81))
         server.settimeout(0.5)

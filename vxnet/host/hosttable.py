@@ -16,10 +16,12 @@ seldom true, and what concerns one link stands in a chain of its own.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Iterator
+import struct
+from collections.abc import Iterable, Iterator, Mapping
 
 from vxnet.host import mesh, uvxlan
 from vxnet.host.datapath import ROOTS_PORTS
+from vxnet.host.elements import Elements, Shape
 from vxnet.host.nft import Ruleset
 from vxnet.model.address import IPAddress, IPInterface, IPNetwork
 from vxnet.model.host import BRIDGE_PREFIX, GatewayBridge, HostBridge, HostPort, HostState, host_bridges
@@ -44,12 +46,18 @@ def ruleset(state: HostState, filled: mesh.Filled | None = None) -> Ruleset:
         {
             "vteps4": {one.packed: b"" for one in vteps if one.version == 4},
             "vteps6": {one.packed: b"" for one in vteps if one.version == 6},
+            **_ports(state),
             **of_mesh.elements,
         },
-        mesh.SHAPES,
+        SHAPES,
     )
 
 
+SHAPES = {
+    "ports4": Shape(("protocol", "port"), ("address4", "port")),
+    "ports6": Shape(("protocol", "port"), ("address6", "port")),
+    **mesh.SHAPES,
+}
 _SETS = """\
 \tset vteps4 {
 \t\ttype ipv4_addr
@@ -57,6 +65,14 @@ _SETS = """\
 
 \tset vteps6 {
 \t\ttype ipv6_addr
+\t}
+
+\tmap ports4 {
+\t\ttypeof meta l4proto . th dport : ip daddr . th dport
+\t}
+
+\tmap ports6 {
+\t\ttypeof meta l4proto . th dport : ip6 daddr . th dport
 \t}
 """
 
@@ -195,8 +211,6 @@ def _own_sources(bridge: HostBridge, out: str) -> Iterator[str]:
 
 
 def _nat(state: HostState) -> str:
-    leads = [rule for port in state.ports for rule in _lead(port, local=False)]
-    local = [rule for port in state.ports for rule in _lead(port, local=True)]
     out: list[str] = []
     for bridge in host_bridges(state):
         for one in bridge.addresses if not bridge.internal else ():
@@ -207,33 +221,59 @@ def _nat(state: HostState) -> str:
     if state.ports:
         out.append(f'ip saddr 127.0.0.0/8 oifname "{BRIDGE_PREFIX}*" masquerade')
     chains = [_chain("postrouting", "nat hook postrouting priority srcnat", out)]
-    if leads:
+    if state.ports:
         # Also of ports that are bound to 127.0.0.1: a neighbour may send to that address by hand, and once translated
         # it would pass for a packet from the host itself. Those of the host come by the hook output.
-        chains.append(_chain("ports", "nat hook prerouting priority dstnat", [f"{_LOOPBACK} accept", *leads]))
-        chains.append(_chain("ports_local", "nat hook output priority -100", local))
+        chains.append(
+            _chain("ports", "nat hook prerouting priority dstnat", [f"{_LOOPBACK} accept", *_leads(state, _EVERYWHERE)])
+        )
+        chains.append(_chain("ports_local", "nat hook output priority -100", _leads(state, _HERE)))
     return "\n".join(chains)
 
 
 _LOCAL = "fib daddr type local"
+_EVERYWHERE = {4: f"meta nfproto ipv4 {_LOCAL}", 6: f"meta nfproto ipv6 {_LOCAL}"}
+_HERE = {**_EVERYWHERE, 6: f"ip6 daddr != ::1 {_LOCAL}"}
+"""From this host. From ::1 nothing is sent on. A route as the mesh has it (host/addresses, add_loopback) brings its
+answers home only while br_netfilter is off: else conntrack turns them back to ::1 at the bridge, and the kernel drops
+what comes in with that address. Refused at once is better than never answered."""
 
 
-def _lead(port: HostPort, *, local: bool) -> Iterator[str]:
+def _leads(state: HostState, everywhere: Mapping[int, str]) -> list[str]:
+    """Rules: first of ports that not everybody has everywhere."""
+    rules = [rule for port in state.ports for rule in _lead(port, everywhere)]
+    to = "to meta l4proto . th dport map @ports"
+    return [*rules, f"{everywhere[4]} dnat ip {to}4", f"{everywhere[6]} dnat ip6 {to}6"]
+
+
+def _is_everybodys(port: HostPort, version: int) -> bool:
+    """On all addresses of this family, and from everywhere."""
+    places = [one for one in port.addresses if one.version == version]
+    return not port.sources and (not port.addresses or any(one.is_unspecified for one in places))
+
+
+def _ports(state: HostState) -> dict[str, Elements]:
+    """Ports as elements: hosts have thousands, and another one changes no rule."""
+    maps: dict[int, dict[bytes, bytes | str]] = {4: {}, 6: {}}
+    for port in state.ports:
+        key = bytes((mesh.PROTOCOLS[port.protocol], 0, 0, 0)) + struct.pack("!HH", port.published, 0)
+        for to in port.to:
+            if _is_everybodys(port, to.version):
+                maps[to.version][key] = to.packed + struct.pack("!HH", port.target, 0)
+    return {f"ports{version}": elements for version, elements in maps.items()}
+
+
+def _lead(port: HostPort, everywhere: Mapping[int, str]) -> Iterator[str]:
+    """Of those that are bound to addresses, or for some sources only."""
     for to in port.to:
         family = _family(to)
         places = [one for one in port.addresses if one.version == to.version and one != _LOOPBACK6]
         sources = [one for one in port.sources if one.version == to.version]
-        if (port.addresses and not places) or (port.sources and not sources):
+        if _is_everybodys(port, to.version) or (port.addresses and not places) or (port.sources and not sources):
             continue
         target = f"[{to}]:{port.target}" if to.version == 6 else f"{to}:{port.target}"
-        # From ::1 (_LOOPBACK6) nothing is sent on. A route as the mesh has it (host/addresses, add_loopback) brings its
-        # answers home only while br_netfilter is off: else conntrack turns them back to ::1 at the bridge, and the
-        # kernel drops what comes in with that address. Refused at once is better than never answered.
-        everywhere = (
-            f"ip6 daddr != ::1 {_LOCAL}" if local and to.version == 6 else f"meta nfproto ipv{to.version} {_LOCAL}"
-        )
         whole = not places or any(one.is_unspecified for one in places)
-        there = [everywhere] if whole else [f"{family} daddr {one}" for one in places]
+        there = [everywhere[to.version]] if whole else [f"{family} daddr {one}" for one in places]
         lead = f"{port.protocol} dport {port.published} dnat {family} to {target}"
         for source in [f"{family} saddr {one} " for one in sources] or [""]:
             yield from (f"{source}{place} {lead}" for place in there)
