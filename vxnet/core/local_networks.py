@@ -180,7 +180,7 @@ def local_part(
     )
     ports = tuple(
         _host_port(port, addresses, to)
-        for container in sorted(containers, key=lambda container: container.id)
+        for container in sorted((one for one in containers if one.published), key=lambda container: container.id)
         if (to := reached_at(container, local))
         for port in container.published
         if port.mode == "host"

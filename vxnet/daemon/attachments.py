@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 import ipaddress
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from typing import Protocol
 
 from msgspec.structs import replace
@@ -17,6 +18,7 @@ from msgspec.structs import replace
 from vxnet.core import allocate
 from vxnet.core.local_networks import MODE, link_name, reached_at
 from vxnet.core.networks import RESERVED_NAMES, find
+from vxnet.core.remembered import Remembered
 from vxnet.model.address import IPAddress, IPInterface, IPNetwork
 from vxnet.model.api import LeaseRequest
 from vxnet.model.cluster import Lease, Network
@@ -77,6 +79,8 @@ class Attachments:
         self._lines: dict[str, _Line] = {}
         """Before the managers, by network."""
         self._last: dict[tuple[str, int], IPAddress] = {}
+        self._places: Remembered[tuple[tuple[str, IPAddress], ...]] = Remembered()
+        """By container: networks and addresses there."""
 
     def network(self, ref: str) -> Network:
         """A network of the cluster or of this host, by name, id or the beginning of an id. Raises
@@ -291,9 +295,10 @@ class Attachments:
         """Further blocks to ask for now, so that the next container does not wait for a manager."""
         requests = []
         for network in self._cluster.networks.values():
+            leases, taken = self._cluster.blocks(network.id), self._taken(network)
             for version in _versions(network):
-                blocks = _of_version(self._cluster.blocks(network.id), version)
-                used = sum(address.version == version for address in self._taken(network))
+                blocks = _of_version(leases, version)
+                used = sum(address.version == version for address in taken)
                 if used and sum(block.num_addresses for block in blocks) - used < SPARE_ADDRESSES:
                     requests.append(LeaseRequest(network=network.id, addresses=used, family=version, early=True))
         return requests
@@ -350,13 +355,17 @@ class Attachments:
     def _holders(self, network: Network) -> list[tuple[str, IPAddress]]:
         foot = self._node()
         own = foot.addresses if foot is not None and foot.network == network.id else ()
+        self._places.look()
         return [("this node", interface.ip) for interface in own] + [
-            (container.spec.name, interface.ip)
+            (container.spec.name, address)
             for container in self._live()
-            for attachment in container.attachments
-            if attachment.network == network.id
-            for interface in attachment.addresses
+            for place, address in self._places.of(container.id, container.attachments, partial(_places_of, container))
+            if place == network.id
         ]
+
+
+def _places_of(container: Container) -> tuple[tuple[str, IPAddress], ...]:
+    return tuple((one.network, interface.ip) for one in container.attachments for interface in one.addresses)
 
 
 def free_ifname(container: Container, there: Collection[str] = ()) -> str:

@@ -52,6 +52,8 @@ class Records:
     def __init__(self, state: StateDirectory) -> None:
         self._state = state
         self._records: dict[str, Container] = {}
+        self._live: tuple[Container, ...] | None = None
+        """None: to be looked for anew. Each change asks for them a dozen times."""
         self._ends: dict[str, asyncio.Future[Container]] = {}
         self._doomed: set[str] = set()
         """Their files are being removed: nothing is written there any more."""
@@ -61,9 +63,10 @@ class Records:
 
     def live(self) -> tuple[Container, ...]:
         """Those that hold a name, addresses and (once ``pid`` is set) a sandbox."""
-        return tuple(
-            container for container in self._records.values() if container.state in ("created", "running", "restarting")
-        )
+        if self._live is None:
+            living = ("created", "running", "restarting")
+            self._live = tuple(container for container in self._records.values() if container.state in living)
+        return self._live
 
     def find(self, ref: str) -> Container:
         """By name, id or the unambiguous beginning of an id. Raises :class:`NotFoundError`, :class:`ConflictError`."""
@@ -88,13 +91,14 @@ class Records:
 
     def begin(self, container: Container) -> None:
         """One that is to live, new or again."""
-        self._records[container.id] = container
+        self.put(container)
         if container.id not in self._ends or self._ends[container.id].done():
             self._ends[container.id] = asyncio.get_running_loop().create_future()
 
     def put(self, container: Container) -> Container:
         """In memory alone."""
         self._records[container.id] = container
+        self._live = None
         return container
 
     def keep(self, container: Container) -> Container:
@@ -130,6 +134,7 @@ class Records:
     def forget(self, container_id: str) -> bool:
         """False: somebody was faster."""
         container = self._records.pop(container_id, None)
+        self._live = None
         if container is None:
             return False
         self.end(container)
