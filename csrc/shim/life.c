@@ -22,7 +22,7 @@ static void tell_failure(struct connection *asker, uint32_t tag, const struct fa
 {
 	struct answer answer;
 	answer_begin(&answer, MESSAGE_ERROR, tag);
-	answer_add(&answer, "kind", "%s", failure->status == 125 ? "host" : "invalid");
+	answer_add(&answer, "kind", "%s", failure->status == 125 && !failure->asked ? "host" : "invalid");
 	answer_add(&answer, "status", "%d", failure->status);
 	answer_add(&answer, "message", "%s", failure->text);
 	connection_send(asker, &answer, NULL, 0);

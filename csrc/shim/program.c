@@ -189,8 +189,14 @@ void program_run(const struct launch *launch, struct failure *failure)
 	*failure = (struct failure){0};
 	umask(022);
 	enter_directory(launch, failure);
-	if (failure->status != 0 || user_find(wish, &user, failure) < 0)
+	if (failure->status != 0)
 		return;
+	if (user_find(wish, &user, failure) < 0) {
+		/* As Docker's: a container is not made then, whereas an exec "cannot run". */
+		failure->asked = true;
+		failure->status = launch->base == NULL ? 125 : 126;
+		return;
+	}
 	int error = set_stdio(launch);
 	if (error == 0)
 		error = make_environment(launch, &user, &environment);

@@ -18,6 +18,7 @@
 /* What went wrong, for people: "mount /proc: Operation not permitted". */
 struct failure {
 	int status; /* 125, 126 or 127 */
+	bool asked; /* 125, and yet not the host's fault but of what was asked for */
 	char text[256];
 };
 

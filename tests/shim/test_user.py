@@ -68,7 +68,7 @@ async def test_user_that_is_none(boxes: Boxes, user: str) -> None:
     task = await box.start()
     with pytest.raises(CallerError, match=r"^no (user|group) [a-z-]+ in the container's /etc/(passwd|group)$"):
         await task.start_main()
-    assert (await task.wait()).status == 126
+    assert (await task.wait()).status == 125
 
 
 async def test_exec_has_the_containers_user_or_its_own(boxes: Boxes, people: tuple[Mount, ...]) -> None:
