@@ -17,7 +17,6 @@ Format: rtnetlink(7), include/uapi/linux/net_namespace.h, net/netlink/af_netlink
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import select
 import socket
@@ -26,7 +25,7 @@ import threading
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
-from vxnet.host import addresses, elements, links, neighbours, netns, nft
+from vxnet.host import addresses, bpf, elements, links, neighbours, netns, nft
 from vxnet.host.datapath import MARK
 from vxnet.host.netlink import (
     HEADER,
@@ -40,7 +39,6 @@ from vxnet.model.host import BRIDGE_PREFIX, NFT_TABLE
 
 NETLINK_ADD_MEMBERSHIP = 1
 NETLINK_LISTEN_ALL_NSID = 8
-SO_ATTACH_FILTER = 26
 
 RTNLGRP_LINK = 1
 RTNLGRP_NEIGH = 3
@@ -314,25 +312,21 @@ def _listener(namespace: int, protocol: int, groups: Iterable[int], *, everywher
 
 
 def _drop_foreign_routes(one: socket.socket) -> None:
-    """A classic BPF program, as a router's thousands of route changes a second shall cost nothing here: of NEWROUTE and
+    """As a router's thousands of route changes a second shall cost nothing here: of NEWROUTE and
     DELROUTE pass default routes (rtm_dst_len is 0) and vxnet's own (by rtm_protocol)."""
 
     def as_loaded(kind: int) -> int:  # a half-word is loaded as of network order
         return int.from_bytes(struct.pack("=H", kind), "big")
 
-    program = b"".join(
-        struct.pack("=HBBI", *instruction)
-        for instruction in (
-            (0x28, 0, 0, 4),  # ldh [nlmsg_type]
-            (0x15, 1, 0, as_loaded(addresses.RTM_NEWROUTE)),  # jeq → 3
-            (0x15, 0, 4, as_loaded(addresses.RTM_DELROUTE)),  # jeq → 3, else → 7
-            (0x30, 0, 0, HEADER.size + 1),  # ldb [rtm_dst_len]
-            (0x15, 2, 0, 0),  # jeq 0 → 7
-            (0x30, 0, 0, HEADER.size + 5),  # ldb [rtm_protocol]
-            (0x15, 0, 1, addresses.PROTOCOL),  # jeq → 7, else → 8
-            (0x06, 0, 0, 0xFFFFFFFF),  # accept
-            (0x06, 0, 0, 0),  # drop
-        )
+    program = (
+        (0x28, 0, 0, 4),  # ldh [nlmsg_type]
+        (0x15, 1, 0, as_loaded(addresses.RTM_NEWROUTE)),  # jeq → 3
+        (0x15, 0, 4, as_loaded(addresses.RTM_DELROUTE)),  # jeq → 3, else → 7
+        (0x30, 0, 0, HEADER.size + 1),  # ldb [rtm_dst_len]
+        (0x15, 2, 0, 0),  # jeq 0 → 7
+        (0x30, 0, 0, HEADER.size + 5),  # ldb [rtm_protocol]
+        (0x15, 0, 1, addresses.PROTOCOL),  # jeq → 7, else → 8
+        bpf.PASS,
+        bpf.DROP,
     )
-    code = ctypes.create_string_buffer(program)
-    one.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", len(program) // 8, ctypes.addressof(code)))
+    bpf.attach(one, program)

@@ -19,11 +19,11 @@ import itertools
 import os
 import socket
 import struct
-from array import array
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from vxnet.host import bpf
 from vxnet.model.address import IPAddress
 from vxnet.model.cluster import TakenPort
 from vxnet.model.errors import ConflictError, HostError
@@ -31,8 +31,6 @@ from vxnet.model.published import PortProtocol, PublishedPort
 
 _FREEBIND: Final = {4: (socket.IPPROTO_IP, 15), 6: (socket.IPPROTO_IPV6, 78)}
 """include/uapi/linux/in.h IP_FREEBIND, in6.h IPV6_FREEBIND; the socket module has neither."""
-_ATTACH_FILTER: Final = 26
-"""SO_ATTACH_FILTER."""
 _NO_FAMILY: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.ENODEV})
 """No IPv6, or no such link: there is nothing that could be taken."""
 _ANY: Final = (ipaddress.ip_address("0.0.0.0"), ipaddress.ip_address("::"))
@@ -95,7 +93,7 @@ def _bound(door: Door, *, reuse: bool) -> socket.socket:
         if door.interface:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, door.interface.encode())
         if kind == socket.SOCK_DGRAM:
-            _take_nothing(sock)
+            bpf.attach(sock, (bpf.DROP,))
         sock.bind((str(door.address), door.number))
         if reuse:  # for the bind alone: a server that says the same could bind the port, too, and listen
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
@@ -103,12 +101,6 @@ def _bound(door: Door, *, reuse: bool) -> socket.socket:
         sock.close()
         raise
     return sock
-
-
-def _take_nothing(sock: socket.socket) -> None:
-    """A classic BPF program of one instruction: return 0 octets of each packet."""
-    program = array("B", struct.pack("HBBI", 0x06, 0, 0, 0))
-    sock.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, struct.pack("HL", 1, program.buffer_info()[0]))
 
 
 # Who it is

@@ -23,13 +23,12 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from vxnet.host import addresses, links, neighbours, netns, uvxlan
+from vxnet.host import addresses, bpf, links, neighbours, netns, uvxlan
 from vxnet.host.datapath import Home, flood_rows
 from vxnet.host.links import Wish
 from vxnet.host.netlink import Netlink
 from vxnet.model.address import IPAddress
 
-SO_ATTACH_FILTER = 26
 SO_BINDTODEVICE = 25
 SOL_PACKET = 263
 PACKET_AUXDATA = 8
@@ -233,23 +232,25 @@ def _behind_the_firewall(local: IPAddress, port: int, vni: int) -> socket.socket
 
 def _filter(one: socket.socket, port: int, vni: int, *, ip: int) -> None:
     """Classic BPF: UDP to ``port`` with a VXLAN header of ``vni``. ``ip``: version of the header in front; 0: none."""
-    drop = (0x06, 0, 0, 0)
-    check = {
-        4: [(0x30, 0, 0, 9), (0x15, 1, 0, socket.IPPROTO_UDP), drop, (0xB1, 0, 0, 0)],  # ldb [9]; ldxb 4*([0]&0xf)
-        6: [(0x30, 0, 0, 6), (0x15, 1, 0, socket.IPPROTO_UDP), drop, (0x01, 0, 0, _IP_HEADER[6])],  # ldb [6]; ldx #40
+    check: list[bpf.Instruction] = {
+        4: [(0x30, 0, 0, 9), (0x15, 1, 0, socket.IPPROTO_UDP), bpf.DROP, (0xB1, 0, 0, 0)],  # ldb [9]; ldxb 4*([0]&0xf)
+        6: [
+            (0x30, 0, 0, 6),
+            (0x15, 1, 0, socket.IPPROTO_UDP),
+            bpf.DROP,
+            (0x01, 0, 0, _IP_HEADER[6]),
+        ],  # ldb [6]; ldx #40
         0: [(0x01, 0, 0, 0)],
     }[ip]
     program = [
         *check,
         (0x48, 0, 0, 2),  # ldh [x + 2]: the destination port
         (0x15, 1, 0, port),
-        drop,
+        bpf.DROP,
         (0x40, 0, 0, _UDP_HEADER + 4),  # ld [x + 12]: VNI and a reserved octet
         (0x74, 0, 0, 8),  # rsh #8
         (0x15, 1, 0, vni),
-        drop,
-        (0x06, 0, 0, 0xFFFFFFFF),
+        bpf.DROP,
+        bpf.PASS,
     ]
-    packed = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
-    code = ctypes.create_string_buffer(packed)
-    one.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", len(program), ctypes.addressof(code)))
+    bpf.attach(one, program)

@@ -11,7 +11,6 @@ begins, and missed in words.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import ipaddress
 import os
 import select
@@ -22,8 +21,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from vxnet.cluster.client import Client
+from vxnet.host import bpf
 from vxnet.host.neighbourhood import interface_of
-from vxnet.host.probes import SO_ATTACH_FILTER
 from vxnet.model.address import IPAddress
 from vxnet.model.errors import CallerError, ConflictError, HostError
 
@@ -206,7 +205,7 @@ def _stamp(ancillary: list[tuple[int, int, bytes]]) -> int:
 
 
 def _only_vxlan(one: socket.socket, port: int) -> None:
-    """Classic BPF: whole UDP datagrams to ``port``, by IPv4 or IPv6, in Ethernet without a VLAN tag."""
+    """Whole UDP datagrams to ``port``, by IPv4 or IPv6, in Ethernet without a VLAN tag."""
     program = [
         (0x28, 0, 0, 12),  # ldh: type
         (0x15, 0, 7, 0x0800),
@@ -222,8 +221,7 @@ def _only_vxlan(one: socket.socket, port: int) -> None:
         (0x15, 0, 3, socket.IPPROTO_UDP),
         (0x28, 0, 0, 56),
         (0x15, 0, 1, port),
-        (0x06, 0, 0, 0xFFFFFFFF),
-        (0x06, 0, 0, 0),
+        bpf.PASS,
+        bpf.DROP,
     ]
-    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *instruction) for instruction in program))
-    one.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", len(program), ctypes.addressof(code)))
+    bpf.attach(one, program)
