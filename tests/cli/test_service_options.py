@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.cli.conftest import Vxnet
+from tests.daemon.memory_agent import Daemon
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +80,22 @@ def test_refusals(vxnet_: Vxnet, options: list[str], words: str) -> None:
     refused = vxnet_("service", "create", "--name", "web", *options, "--", "true")
     assert refused.exit_code and words in refused.stderr and refused.stderr.count("\n") == 1
     assert vxnet_("service", "ls", "-q").stdout == ""
+
+
+def test_progress_on_a_terminal(vxnet_: Vxnet, server: Daemon) -> None:
+    """A line that is written over; nothing of it where standard error is no terminal."""
+    ours, theirs = pty.openpty()
+    argv = [sys.executable, "-m", "vxnet", "service", "create", "--name", "web", "--replicas", "3", "--", "true"]
+    try:
+        env = {**os.environ, "VXNET_SOCKET": str(server.path)}
+        made = subprocess.run(argv, stdout=subprocess.PIPE, stderr=theirs, env=env, check=True)
+        told = os.read(ours, 65536).decode()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert made.stdout.decode().strip() == json.loads(vxnet_("service", "inspect", "web").stdout)[0]["service"]["id"]
+    assert told.endswith("\r\x1b[Koverall progress: 3 out of 3 tasks\r\n")
+    assert vxnet_("service", "create", "--name", "other", "--", "true").stderr == ""
 
 
 def test_a_page_for_people(vxnet_: Vxnet) -> None:

@@ -144,6 +144,23 @@ def test_everything_is_there_again_after_a_restart(session: Session) -> None:
     assert session.json("h3", "vxnet network inspect ingress")[0]["gateways"] == before
 
 
+def test_the_ingress_network_is_made_anew(session: Session) -> None:
+    session.say("h1", "vxnet network rm ingress")
+    try:
+        refused = session.refusal("h1", "vxnet service create --name web -p 8080:8080 -- true")
+        assert "`vxnet network create --ingress ingress`" in refused
+        session.say("h1", "vxnet network create --ingress --subnet 10.77.0.0/24 mesh")
+        session.service("web", "-p 8080:8080 --constraint node.hostname==h2", SERVER)
+        for host in HOSTS:
+            eventually(lambda host=host: "200 OK" in session.run(host, "curl -sI 127.0.0.1:8080").stdout)  # type: ignore[misc]
+            assert " 10.77.0." in session.say(host, "ip -4 addr show vxnet_in")
+        assert "published ports of web" in session.refusal("h1", "vxnet network rm mesh")
+        session.say("h1", "vxnet service rm web")
+        session.say("h1", "vxnet network rm mesh")
+    finally:
+        session.run("h1", "vxnet network create --ingress ingress")
+
+
 # The routing mesh, as a client outside the cluster meets it
 
 TELLS_ITS_CLIENT = """
