@@ -1,4 +1,4 @@
-"""node update, ps, promote, demote: what nodes are to do."""
+"""node update, ps, promote, demote: what nodes are to do, and where they are."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import click
 
 from vxnet.cli.complete import node_names
 from vxnet.cli.group import FAILED, FAILURES, for_each, report
-from vxnet.cli.options import Format, filter_option, list_options, pairs
+from vxnet.cli.options import Format, address, filter_option, list_options, pairs
 from vxnet.cli.service import show_tasks
 from vxnet.cluster.client import Client
+from vxnet.model.address import IPAddress
 from vxnet.model.api import NodeUpdate, TaskView
 from vxnet.model.cluster import Availability, Role
 from vxnet.model.errors import CallerError, ConflictError
@@ -21,6 +22,10 @@ from vxnet.model.errors import CallerError, ConflictError
 @click.option("--label-add", multiple=True, callback=pairs, metavar="KEY[=VALUE]", help="For constraints.")
 @click.option("--label-rm", multiple=True, metavar="KEY")
 @click.option("--role", type=click.Choice(["worker", "manager"]), help="As `promote` and `demote`.")
+@click.option(
+    "--advertise-addr", type=address, metavar="ADDR", help="Where the others reach it, now that that is another."
+)
+@click.option("--data-path-addr", type=address, metavar="ADDR", help="For containers' traffic, if that is another.")
 @click.argument("node", shell_complete=node_names)
 @click.pass_obj
 def update(
@@ -29,14 +34,29 @@ def update(
     label_add: dict[str, str],
     label_rm: tuple[str, ...],
     role: Role | None,
+    advertise_addr: IPAddress | None,
+    data_path_addr: IPAddress | None,
     node: str,
 ) -> None:
-    """Say what a node may be given to do."""
+    """Say what a node may be given to do, and where it is.
+
+    After a host's address has changed, tell the managers the new one: the node goes there by itself, and what runs on
+    it goes on. NODE may be "self".
+    """
     if role is not None:
         _set_role(client, node, role)
-    request = NodeUpdate(availability=availability, labels_added=label_add, labels_removed=label_rm)
+    request = NodeUpdate(
+        availability=availability,
+        labels_added=label_add,
+        labels_removed=label_rm,
+        advertise_addr=advertise_addr,
+        data_path_addr=data_path_addr,
+    )
     if request == NodeUpdate() and role is None:
-        raise CallerError("nothing to change", hint="there are --availability, --label-add, --label-rm and --role")
+        raise CallerError(
+            "nothing to change",
+            hint="there are --availability, --label-add, --label-rm, --role, --advertise-addr and --data-path-addr",
+        )
     client.update_node(_own_id(client) if node == "self" else node, request)
     click.echo(node)
 

@@ -20,7 +20,7 @@ import msgspec
 from msgspec.structs import replace
 
 from vxnet.model.assignment import Assignment
-from vxnet.model.cluster import Cluster, GossipKey, LeaseSet, Manager, Network, Record, Signed
+from vxnet.model.cluster import Cluster, GossipKey, LeaseSet, Manager, Network, NodeAddresses, Record, Signed
 from vxnet.model.codec import from_json, to_json
 from vxnet.model.errand import Errand
 from vxnet.model.errors import PeerError
@@ -161,6 +161,7 @@ _KINDS = {
     "network": _Kind(Network, "networks", _by_id),
     "service": _Kind(PublicService, "services", _by_id),
     "task": _Kind(Task, "tasks", _by_id),
+    "addresses": _Kind(NodeAddresses, "addresses", _only),
     "leases": _Kind(Signed, "leases", _newest),
     "keys": _Kind(tuple[GossipKey, ...], "keys", _only),
     "roots": _Kind(tuple[bytes, ...], "roots", _only),

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from vxnet.core import allocate, networks, rotation, succession, trust
-from vxnet.core.nodes import check_claim
+from vxnet.core.nodes import check_claim, moved
 from vxnet.core.ports import in_mesh
 from vxnet.core.rotation import GossipKeys
 from vxnet.core.wishes import Counter, JoinSecret, RemovedNode, Wishes, lease_key
@@ -278,15 +278,19 @@ def remove_node(
     return Decision(changes, [f"node/{node.id}", "set/node", "set/lease"]), node
 
 
-def update_node(wishes: Wishes, ref: str, update: NodeUpdate) -> tuple[Decision, Node]:
-    """Raises :class:`NotFoundError`, :class:`CallerError` (a label that is not there)."""
+def update_node(wishes: Wishes, ref: str, update: NodeUpdate, *, managed: bool = False) -> tuple[Decision, Node]:
+    """Raises :class:`NotFoundError`, :class:`CallerError` (a label that is not there), and as :func:`nodes.moved`."""
     node = networks.find(ref, wishes.nodes.values(), "node")
     labels = {key: value for key, value in node.labels.items() if key not in update.labels_removed}
     for key in update.labels_removed:
         if key not in node.labels:
             raise CallerError(f"node {node.name} has no label {key!r}")
     changed = replace(node, availability=update.availability or node.availability, labels=labels | update.labels_added)
-    return Decision({f"node/{node.id}": changed} if changed != node else {}, [f"node/{node.id}"]), changed
+    changed = moved(changed, update, wishes.nodes.values(), managed=managed)
+    changes: dict[str, object | None] = {f"node/{node.id}": changed} if changed != node else {}
+    if changed.addresses != node.addresses:
+        changes["set/node"] = Counter()  # what keeps addresses from being given twice
+    return Decision(changes, [f"node/{node.id}", "set/node"] if "set/node" in changes else [f"node/{node.id}"]), changed
 
 
 def member(wishes: Wishes, node_id: str) -> Node:

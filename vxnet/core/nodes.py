@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
+from msgspec.structs import replace
+
 from vxnet.core.trust import check_host_name
-from vxnet.model.api import JoinClaim
+from vxnet.model.api import JoinClaim, NodeUpdate
 from vxnet.model.cluster import Node
 from vxnet.model.errors import CallerError, ConflictError
 
@@ -52,7 +54,35 @@ def check_claim(claim: JoinClaim, key: str, nodes: Collection[Node], alive: Call
     return again
 
 
-def _check_family(claim: JoinClaim, nodes: Collection[Node]) -> None:
+def moved(node: Node, update: NodeUpdate, nodes: Collection[Node], *, managed: bool) -> Node:
+    """``node`` at the addresses that ``update`` names, if any. ``managed``: vxnet runs the managers' etcd. Raises
+    :class:`CallerError`, :class:`ConflictError`.
+    """
+    advertise = update.advertise_addr or node.advertise_addr
+    together = node.data_path_addr == node.advertise_addr
+    path = update.data_path_addr or (advertise if together else node.data_path_addr)
+    changed = replace(node, advertise_addr=advertise, data_path_addr=path)
+    if changed == node:
+        return node
+    if managed and node.role == "manager" and advertise != node.advertise_addr:
+        raise ConflictError(
+            f"node {node.name} is a manager, whose member of etcd is known to the others by its address",
+            hint=f"`vxnet node demote {node.name}`, change the address, and promote it again",
+        )
+    _check_address("advertise address", advertise)
+    _check_address("data-path address", path)
+    others = [other for other in nodes if other.id != node.id]
+    _check_family(changed, others)
+    for other in others:
+        for address in (advertise, path):
+            if address in (other.advertise_addr, other.data_path_addr):
+                raise ConflictError(
+                    f"address {address} is that of node {other.name}", hint="give one that this node alone has"
+                )
+    return changed
+
+
+def _check_family(claim: JoinClaim | Node, nodes: Collection[Node]) -> None:
     """A tunnel's two ends are of one family, and so are the two ends of the gossip."""
     for node in nodes:
         for kind, own, theirs in (

@@ -117,7 +117,7 @@ class Delta(NamedTuple):
     sets_changed: bool
     """A node, network or subnet came or went: blocks may be missing or left over."""
     own: Mapping[str, tuple[Item, ...]] = {}
-    """For one node each: its tasks."""
+    """For one node each: its tasks, and where it is."""
     scheduled: bool = False
     """Something that the scheduler looks at is different."""
 
@@ -165,7 +165,8 @@ class Wishes:
         before = self._served(changes)
         managers = {f"node/{node.id}" for node in self.managers}
         public = {key: self._public(key) for key in changes if key.startswith("service/")}
-        nodes_of_tasks = {key: self.tasks[id].node for key, id in _tasks(changes) if id in self.tasks}
+        nodes_of_tasks = {key: self.tasks[id].node for key, id in _of_kind("task", changes) if id in self.tasks}
+        places = {id: self.nodes[id].addresses for _, id in _of_kind("node", changes) if id in self.nodes}
         for key, value in changes.items():
             self._put(key, value, revision)
         leases += [self._leases.get(key) for key in changes]
@@ -179,11 +180,14 @@ class Wishes:
             and (key not in public or public[key] != self._public(key))
         ]
         own: dict[str, list[Item]] = {}
-        for key, id in _tasks(changes):
+        for key, id in _of_kind("task", changes):
             task = self.tasks.get(id)
             node = task.node if task is not None else nodes_of_tasks.get(key, "")
             if node:
                 own.setdefault(node, []).append(item("task", id, task))
+        for id, before_this in places.items():
+            if id in self.nodes and self.nodes[id].addresses != before_this:
+                own.setdefault(id, []).append(item("addresses", "", self.nodes[id].addresses))
         return Delta(
             items=tuple(self._items(told)),
             nodes=frozenset(lease.node for lease in leases if lease is not None),
@@ -336,9 +340,9 @@ class Wishes:
         return Manager(id=node.id, name=node.name, addr=node.advertise_addr)
 
 
-def _tasks(keys: Iterable[str]) -> list[tuple[str, str]]:
-    """(key, id) of the tasks among ``keys``."""
-    return [(key, key.removeprefix("task/")) for key in keys if key.startswith("task/")]
+def _of_kind(kind: str, keys: Iterable[str]) -> list[tuple[str, str]]:
+    """(key, id) of the records of a kind among ``keys``."""
+    return [(key, key.removeprefix(f"{kind}/")) for key in keys if key.startswith(f"{kind}/")]
 
 
 def _set(table: dict[str, Any], key: str, value: Any) -> None:

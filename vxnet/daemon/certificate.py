@@ -1,4 +1,4 @@
-"""This node's certificate: renewed at half its life, and as soon as the node has another role or another CA signs."""
+"""This node's certificate: renewed at half its life, and when role or address are others, or another CA signs."""
 
 from __future__ import annotations
 
@@ -101,7 +101,11 @@ class NodeCertificate:
 
     def _says_what_it_should(self) -> bool:
         node, roots = self._holder()
-        return trust.role_of(self.der) == node.role and trust.issuer(self.der, roots[:1]) is not None
+        return (
+            trust.role_of(self.der) == node.role
+            and trust.addresses(self.der) == {node.advertise_addr, node.data_path_addr}
+            and trust.issuer(self.der, roots[:1]) is not None
+        )
 
     def _check_issuer(self, certificate: bytes) -> None:
         """Raises :class:`UnavailableError` on a step back to the CA before: the managers count on this node's having

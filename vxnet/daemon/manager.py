@@ -431,8 +431,10 @@ class Manager:
         return await self.electors.grant(node_id, csr)
 
     async def update_node(self, ref: str, update: NodeUpdate) -> Node:
-        node = await self._decide(lambda wishes: decisions.update_node(wishes, ref, update))
-        log.info("node updated", node=node.id, name=node.name, availability=node.availability)
+        managed = self.electors.is_managed
+        node = await self._decide(lambda wishes: decisions.update_node(wishes, ref, update, managed=managed))
+        address = str(node.advertise_addr)
+        log.info("node updated", node=node.id, name=node.name, availability=node.availability, address=address)
         return node
 
     async def report_tasks(self, node_id: str, reports: Sequence[TaskReport]) -> None:

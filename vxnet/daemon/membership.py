@@ -77,6 +77,7 @@ class Membership:
         self._changed = changed
         self._errand = errand
         self._place: Place | None = None
+        self._moving = False
         self._running: asyncio.Task[None] | None = None
         self._group = asyncio.TaskGroup()
         self._busy = asyncio.Lock()
@@ -99,7 +100,8 @@ class Membership:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._exit()
+        async with self._busy:
+            await self._exit()
         await self._group.__aexit__(kind, error, trace)
 
     # What is known
@@ -349,14 +351,45 @@ class Membership:
         return address, choose_address(path, facts, "--data-path-addr") if path else address
 
     async def _enter(self, local: LocalNode, assignment: Assignment | None, manager: Manager | None = None) -> None:
-        self._place = await Place.open(
-            self._state, local, assignment, manager, self._facts, self._changed, self._errand
-        )
+        self._place = await Place.open(self._state, local, assignment, manager, self._facts, self._heard, self._errand)
         self._running = self._group.create_task(self._place.run())
         self._changed()
 
+    def _heard(self) -> None:
+        """Something is different in the place; its addresses too, maybe."""
+        place = self._place
+        if place is not None and not self._moving and place.assignment.addresses not in (None, place.node.addresses):
+            self._moving = True
+            self._group.create_task(self._move(place))
+        self._changed()
+
+    async def _move(self, place: Place) -> None:
+        """To the addresses that the managers have for this node: as after a restart, with what runs untouched."""
+        try:
+            async with self._busy:
+                wanted, local = place.assignment.addresses, self._state.local_node()
+                if self._place is not place or wanted is None or local is None:
+                    return
+                node = replace(place.node, advertise_addr=wanted.advertise_addr, data_path_addr=wanted.data_path_addr)
+                incarnation = max(local.row_incarnation, place.gossip.core.author.incarnation) + 1
+                local = replace(local, node=node, row_incarnation=incarnation)
+                self._state.save_local_node(local)
+                await self._stop()
+                await self._enter(local, place.assignment)
+                self.republished()
+                log.info(
+                    "this node has another address", address=str(node.advertise_addr), data=str(node.data_path_addr)
+                )
+        except VxnetError as error:
+            log.error("this node does not get to its new address: start its daemon anew", error=str(error))
+        finally:
+            self._moving = False
+
     async def _exit(self) -> None:
         self._place = None
+        await self._stop()
+
+    async def _stop(self) -> None:
         if self._running is not None:
             self._running.cancel()
             await asyncio.wait([self._running])

@@ -142,7 +142,8 @@ class Mirror:
 
     def _snapshot(self, node: str) -> Update:
         tasks = (assignment.item("task", task.id, task) for task in self.wishes.tasks_of_node(node))
-        items = (*self.wishes.all_items(), *tasks, assignment.item("leases", "", self.leases_of(node)))
+        place = assignment.item("addresses", "", self.wishes.nodes[node].addresses)
+        items = (*self.wishes.all_items(), *tasks, place, assignment.item("leases", "", self.leases_of(node)))
         return Update(revision=self.wishes.revision, snapshot=True, items=items)
 
     def _items(self, node: str, delta: Delta) -> tuple[Item, ...]:

@@ -28,15 +28,18 @@ def role_in(assignment: Assignment, node_id: str) -> Role:
 
 
 def managers_among(members: Iterable[Member], assignment: Assignment, own_id: str) -> tuple[Manager, ...]:
-    """Those that the managers told of, then who calls itself one in the gossip: where to look when all those are gone
-    for good. A certificate has to prove it.
+    """Those that the managers told of, where they told and where they are in the gossip (a manager's address may have
+    changed); then who calls itself one in the gossip: where to look when all those are gone for good. A certificate has
+    to prove it.
     """
-    told = {manager.id for manager in assignment.managers}
-    others = (one for one in members if one.present and one.id not in told and one.id != own_id)
-    return (
-        *assignment.managers,
-        *(Manager(id=one.id, name=one.name, addr=one.address) for one in others if one.tags.get("role") == "manager"),
-    )
+    told = {manager.id: manager.addr for manager in assignment.managers}
+    met = [
+        Manager(id=one.id, name=one.name, addr=one.address)
+        for one in members
+        if one.present and one.id != own_id and told.get(one.id) != one.address
+        if one.id in told or one.tags.get("role") == "manager"
+    ]
+    return (*assignment.managers, *met)
 
 
 def users_among(rows: Facts, names: Mapping[str, str], network_id: str) -> list[str]:

@@ -93,6 +93,9 @@ class NodeUpdate(Record, frozen=True, kw_only=True):
     availability: Availability | None = None
     labels_added: dict[str, str] = {}
     labels_removed: tuple[str, ...] = ()
+    advertise_addr: IPAddress | None = None
+    """Another one that the host has now. The data path goes along if it was at the same address."""
+    data_path_addr: IPAddress | None = None
 
 
 class ServiceUpdate(Record, frozen=True, kw_only=True):

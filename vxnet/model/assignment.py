@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vxnet.model.cluster import Cluster, GossipKey, Manager, Network, Record, Signed
+from vxnet.model.cluster import Cluster, GossipKey, Manager, Network, NodeAddresses, Record, Signed
 from vxnet.model.service import PublicService, Task
 
 
@@ -16,6 +16,8 @@ class Assignment(Record, frozen=True, kw_only=True):
     """All of the cluster: a container may come to any network at any time, also without a manager."""
     tasks: tuple[Task, ...] = ()
     """Of this node, those that are to stop too."""
+    addresses: NodeAddresses | None = None
+    """Of this node: where it is to be. None: as before."""
     leases: Signed | None = None
     """A :class:`LeaseSet` in JSON."""
     keys: tuple[GossipKey, ...] = ()

@@ -57,6 +57,13 @@ class TakenPort(Record, frozen=True, kw_only=True, order=True):
     """``sshd``, ``container web``."""
 
 
+class NodeAddresses(Record, frozen=True, kw_only=True):
+    """Where a node is, as the managers have it; see :class:`Node`."""
+
+    advertise_addr: IPAddress
+    data_path_addr: IPAddress
+
+
 class Node(Record, frozen=True, kw_only=True):
     id: str
     name: str
@@ -87,6 +94,10 @@ class Node(Record, frozen=True, kw_only=True):
     arch: str = ""
     ports: tuple[TakenPort, ...] = ()
     """As last reported."""
+
+    @property
+    def addresses(self) -> NodeAddresses:
+        return NodeAddresses(advertise_addr=self.advertise_addr, data_path_addr=self.data_path_addr)
 
 
 class Subnet(Record, frozen=True, kw_only=True):
