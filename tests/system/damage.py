@@ -53,6 +53,7 @@ def picture(pid: str) -> list[Any]:
         sorted(run(f"{datapath} ip neigh show nud permanent").splitlines()),
         sorted(f"{one['ifname']} {held['local']}" for one in addresses for held in one["addr_info"]),
         run(f"{box} ip route"),
+        run(f"{box} ip -6 route show default"),
         run("ip -o -4 addr show vxnet_gw").split()[1:4],
         run("nft list table inet vxnet"),
         run(f"{box} nft list table inet vxnet"),

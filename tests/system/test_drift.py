@@ -50,6 +50,7 @@ DAMAGES = {
     "container's veth down": "nsenter -t PID -n ip link set eth0 down",
     "container's address": "nsenter -t PID -n ip -4 addr flush dev eth0",
     "container's route": "nsenter -t PID -n ip route del default",
+    "container's route in IPv6": "nsenter -t PID -n ip -6 route del default",
     "way out": "ip link del vxnet_gw",
     "address of the way out": "ip -4 addr flush dev vxnet_gw",
     "address of the way out in IPv6": "ip -6 addr flush dev vxnet_gw",
