@@ -39,10 +39,10 @@ from vxnet.host import (
 )
 from vxnet.host.datapath import Datapath, Home, Resident, bridge_name, tunnel_name
 from vxnet.host.events import Events
-from vxnet.host.links import Link
+from vxnet.host.links import Link, Side
 from vxnet.host.neighbours import Rows
 from vxnet.host.netlink import Closer, Netlink
-from vxnet.host.sandbox import Entered, Side, Sides
+from vxnet.host.sandbox import Entered, Sides
 from vxnet.host.tunnels import Options, Tunnels, split
 from vxnet.host.vips import Services
 from vxnet.model.address import IPAddress
@@ -167,8 +167,8 @@ class Kernel:
             bridges, host_found = gateway.ensure(self._netlink, self._reader, host_bridges(state))
             changes += bridges
             foot = mesh.ensure(
-                mesh.Ends(self._netlink, self._namespace, host_found),
-                mesh.Ends(self._datapath.netlink, self._datapath.namespace, found),
+                Side(self._netlink, self._namespace, host_found),
+                Side(self._datapath.netlink, self._datapath.namespace, found),
                 state.ingress,
                 look=sandboxes is None,
             )

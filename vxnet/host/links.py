@@ -92,6 +92,15 @@ class Link(NamedTuple):
     """IFLA_BRPORT_*, likewise; empty: not in a bridge."""
 
 
+class Side(NamedTuple):
+    """A namespace in which links are made."""
+
+    netlink: Netlink
+    namespace: int
+    found: dict[str, Link]
+    """Links by name; those that are made are put in."""
+
+
 class Wish(NamedTuple):
     """A link as it shall be. What is left None or empty is not looked at."""
 

@@ -31,8 +31,7 @@ from vxnet.host import addresses, elements, links, netns
 from vxnet.host.datapath import CONTAINER_PORT, MARK, bridge_name, delete_links
 from vxnet.host.elements import Elements, Range, Shape
 from vxnet.host.gateway import address_steps
-from vxnet.host.links import Link, Peer, Wish
-from vxnet.host.netlink import Netlink
+from vxnet.host.links import Link, Peer, Side, Wish
 from vxnet.host.steps import Step, carry_out, mend, mend_port, present, unless_new
 from vxnet.model.address import IPInterface
 from vxnet.model.host import INGRESS_LINK, STICKY_BUCKETS, VIP_MARK, Change, Ingress, Interface, MeshPort
@@ -314,14 +313,6 @@ def foot(ingress: Ingress) -> Interface:
     )
 
 
-class Ends(NamedTuple):
-    """Netlink in a namespace, its descriptor, and its links by name."""
-
-    netlink: Netlink
-    namespace: int
-    found: dict[str, Link]
-
-
 SYSCTLS = {
     # 127.0.0.1 is a client, too; mesh_raw sees to it that nobody else comes by that name.
     f"ipv4/conf/{INGRESS_LINK}/route_localnet": "1",
@@ -331,7 +322,7 @@ SYSCTLS = {
 }
 
 
-def ensure(host: Ends, datapath: Ends, ingress: Ingress | None, *, look: bool) -> list[Change]:
+def ensure(host: Side, datapath: Side, ingress: Ingress | None, *, look: bool) -> list[Change]:
     """``vxnet_in`` with its addresses. ``look``: at what costs reading files, too."""
     outer, inner = host.found.get(INGRESS_LINK), datapath.found.get(PORT)
     if ingress is None:
@@ -374,7 +365,7 @@ def ensure(host: Ends, datapath: Ends, ingress: Ingress | None, *, look: bool) -
     return changes
 
 
-def _make(host: Ends, datapath: Ends, ingress: Ingress, bridge: Link) -> list[Change]:
+def _make(host: Side, datapath: Side, ingress: Ingress, bridge: Link) -> list[Change]:
     doomed = [(ends, ends.found.pop(name, None)) for ends, name in ((host, INGRESS_LINK), (datapath, PORT))]
     for ends, link in doomed:
         if link is not None:

@@ -25,7 +25,7 @@ from vxnet.host.addresses import Route
 from vxnet.host.datapath import CONTAINER_PORT, MARK, bridge_name
 from vxnet.host.elements import Elements
 from vxnet.host.gateway import address_steps, port_flags
-from vxnet.host.links import Link, Peer, Upon, Wish
+from vxnet.host.links import Link, Peer, Side, Upon, Wish
 from vxnet.host.netlink import Closer, Netlink
 from vxnet.host.nft import Pending, Ruleset, Tables
 from vxnet.host.steps import Step, carry_out, mend, mend_port, present, unless_new
@@ -40,15 +40,6 @@ SYSCTLS = {
     # Addresses are given out once in the cluster; link-local ones follow from the MAC.
     "ipv6/conf/default/dad_transmits": "0",
 }
-
-
-class Side(NamedTuple):
-    """A namespace in which ports live."""
-
-    netlink: Netlink
-    namespace: int
-    found: dict[str, Link]
-    """Links by name; ports that are made are put in."""
 
 
 class Sides(NamedTuple):
