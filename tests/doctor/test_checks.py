@@ -33,7 +33,7 @@ INFO = Info(
     manager_reachable=True,
 )  # fmt: skip
 DIAGNOSIS = Diagnosis(
-    version="1", plan=HostState(), manager_here=True, certificate_from=NOW - DAY, certificate_until=NOW + 89 * DAY,
+    plan=HostState(), manager_here=True, certificate_from=NOW - DAY, certificate_until=NOW + 89 * DAY,
     authority_until=NOW + 3650 * DAY, subnets=(ipaddress.ip_network("10.0.0.0/20"),),
 )  # fmt: skip
 MEMBER = GossipMember(name="h2", node="n2", address=OTHER, port=7946, status="alive", since_s=9.0, incarnation=1)

@@ -9,7 +9,6 @@ from typing import Any
 from aiohttp import web
 from msgspec.structs import replace
 
-from vxnet import __version__
 from vxnet.cluster.api import json_response
 from vxnet.core import trust
 from vxnet.daemon.checkups import Checkups
@@ -40,7 +39,6 @@ class Doctor:
         self._membership = membership
         self._reconciler = reconciler
         self._containers = containers
-        self._facts = facts
         self._checkups = Checkups(membership, facts, lambda: paths.mtu)
 
     def look(self) -> None:
@@ -55,13 +53,11 @@ class Doctor:
     def diagnosis(self) -> Diagnosis:
         place = self._membership.place
         found = Diagnosis(
-            version=__version__,
             plan=self._reconciler.plan(),
             refused=self._reconciler.refused,
             containers={container.id: container.spec.name for container in self._containers()},
             state_directory=str(self._state.path),
             run_directory=str(self._run_directory),
-            nameservers=self._facts().nameservers,
         )
         return found if place is None else _of_member(found, place)
 
@@ -73,7 +69,6 @@ def _of_member(found: Diagnosis, place: Place) -> Diagnosis:
     return replace(
         found,
         removed=place.removed,
-        managers=assignment.managers,
         manager_here=place.manager is not None,
         certificate_from=begins,
         certificate_until=ends,

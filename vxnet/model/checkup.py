@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from vxnet.model.address import IPAddress, IPNetwork
-from vxnet.model.cluster import DATA_PORT, Manager, Record, Role
+from vxnet.model.cluster import DATA_PORT, Record, Role
 from vxnet.model.host import Change, HostState
 
 Heard = Literal["udp", "tcp", "wire", "wire-large", "data", "data-large", "damaged", "damaged-large", "control"]
@@ -50,14 +50,12 @@ class Exam(Record, frozen=True, kw_only=True):
 class Diagnosis(Record, frozen=True, kw_only=True):
     """What a daemon knows of itself and of its cluster that no other question tells."""
 
-    version: str
     plan: HostState
     """What this host's kernel is to be."""
     refused: tuple[Change, ...] = ()
     """What the kernel refused of it when it was last asked."""
     removed: bool = False
     """The managers say that this node is none of the cluster's."""
-    managers: tuple[Manager, ...] = ()
     manager_here: bool = False
     certificate_from: float | None = None
     certificate_until: float | None = None
@@ -72,7 +70,6 @@ class Diagnosis(Record, frozen=True, kw_only=True):
     data_port: int = DATA_PORT
     state_directory: str = ""
     run_directory: str = ""
-    nameservers: tuple[IPAddress, ...] = ()
 
 
 Verdict = Literal["ok", "note", "warning", "fault"]
