@@ -29,7 +29,7 @@ import sys
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
-from vxnet.host import addresses, elements, mesh, nft
+from vxnet.host import addresses, elements, mesh, nf_tables, nft
 from vxnet.host.addresses import Route, Rule
 from vxnet.host.elements import Elements, Shape
 from vxnet.host.links import Link
@@ -252,10 +252,6 @@ def steps(netlink: Netlink, sandbox: Sandbox, found: Mapping[str, Link]) -> list
 
 # The table netdev vxnet: one rule where frames leave. nft's grammar has no word for what it does.
 
-_SUBSYSTEM = 10 << 8
-NFT_MSG_NEWTABLE, NFT_MSG_DELTABLE = _SUBSYSTEM | 0, _SUBSYSTEM | 2
-NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE, NFT_MSG_GETRULE = _SUBSYSTEM | 3, _SUBSYSTEM | 6, _SUBSYSTEM | 7
-NFPROTO_NETDEV = 5
 _HOOK_EGRESS = 1
 _CHAIN = "mesh_back"
 _REGISTER = 1
@@ -289,24 +285,24 @@ def refusal() -> str:
 def _commit_egress(netlink: Netlink, form: Form, comment: bytes, generation: int) -> Failure | None:
     table = attribute(1, NFT_TABLE.encode() + b"\0")
     messages = [
-        message(NFT_MSG_NEWTABLE, NLM_F_CREATE, _HEAD + table),
+        message(nf_tables.NEWTABLE, NLM_F_CREATE, _HEAD + table),
         # So that there is one to delete: with its interface the chain went, and what is left is an empty table.
-        message(NFT_MSG_DELTABLE, 0, _HEAD + table),
-        message(NFT_MSG_NEWTABLE, NLM_F_CREATE, _HEAD + table),
-        message(NFT_MSG_NEWCHAIN, NLM_F_CREATE, _HEAD + _chain(form.interface)),
-        message(NFT_MSG_NEWRULE, NLM_F_CREATE, _HEAD + _rule(form, comment)),
+        message(nf_tables.DELTABLE, 0, _HEAD + table),
+        message(nf_tables.NEWTABLE, NLM_F_CREATE, _HEAD + table),
+        message(nf_tables.NEWCHAIN, NLM_F_CREATE, _HEAD + _chain(form.interface)),
+        message(nf_tables.NEWRULE, NLM_F_CREATE, _HEAD + _rule(form, comment)),
     ]
     return elements.commit(netlink, messages, generation)
 
 
-_HEAD = struct.pack("!BBH", NFPROTO_NETDEV, 0, 0)
+_HEAD = nf_tables.head(nf_tables.NETDEV)
 
 
 def _egress(netlink: Netlink) -> bytes | None:
     """What the rule there says of itself; None: there is none."""
     table = attribute(1, NFT_TABLE.encode() + b"\0") + attribute(2, _CHAIN.encode() + b"\0")
     try:
-        rules = netlink.dump(NFT_MSG_GETRULE, _HEAD + table)
+        rules = netlink.dump(nf_tables.GETRULE, _HEAD + table)
     except OSError:
         return None
     for body in rules:

@@ -13,18 +13,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Literal, NamedTuple
 
+from vxnet.host import nf_tables
 from vxnet.host.netlink import ATTRIBUTE, NLA_F_NESTED, NLM_F_CREATE, Failure, Netlink, attribute, attributes, message
 from vxnet.model.host import NFT_TABLE
 
 NETLINK_NETFILTER = 12
-NFPROTO_INET = 1
-_SUBSYSTEM = 10
-NFT_MSG_NEWSETELEM = _SUBSYSTEM << 8 | 12
-NFT_MSG_GETSETELEM = _SUBSYSTEM << 8 | 13
-NFT_MSG_DELSETELEM = _SUBSYSTEM << 8 | 14
-NFT_MSG_GETOBJ = _SUBSYSTEM << 8 | 19
-NFNL_MSG_BATCH_BEGIN = 16
-NFNL_MSG_BATCH_END = 17
 NFNL_BATCH_GENID = 1
 
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
@@ -41,7 +34,7 @@ ELEMENTS_MAX = 500
 Elements = Mapping[bytes, bytes | str]
 """Key → data: an address or a port, the name of a chain to go to, or nothing (of a set)."""
 
-_HEAD = struct.pack("!BBH", NFPROTO_INET, 0, 0)
+_HEAD = nf_tables.head(nf_tables.INET)
 _TABLE = attribute(_LIST_TABLE, NFT_TABLE.encode() + b"\0")
 
 
@@ -117,7 +110,7 @@ def dump(netlink: Netlink, name: str) -> dict[bytes, bytes | str]:
 
 def _dump(netlink: Netlink, name: str) -> Iterator[dict[int, bytes]]:
     """Attributes of each element."""
-    for body in netlink.dump(NFT_MSG_GETSETELEM, _HEAD + _TABLE + attribute(_LIST_SET, name.encode() + b"\0")):
+    for body in netlink.dump(nf_tables.GETSETELEM, _HEAD + _TABLE + attribute(_LIST_SET, name.encode() + b"\0")):
         listed = attributes(body, 4).get(_LIST_ELEMENTS, b"")
         at = 0
         while at + 4 <= len(listed):
@@ -157,7 +150,7 @@ def _data(packed: bytes | None) -> bytes | str:
 def counted(netlink: Netlink, name: str) -> int:
     """Packets that a counter of vxnet's table has seen; 0 if there is none."""
     named = attribute(2, name.encode() + b"\0") + struct.pack("=HHI", 8, 3, 1 << 24)  # of type 1, network order
-    answer = netlink.ask([message(NFT_MSG_GETOBJ, 0, _HEAD + attribute(1, NFT_TABLE.encode() + b"\0") + named)])[0]
+    answer = netlink.ask([message(nf_tables.GETOBJ, 0, _HEAD + attribute(1, NFT_TABLE.encode() + b"\0") + named)])[0]
     if answer is None:
         return 0
     return int.from_bytes(attributes(attributes(answer, 4)[4])[2], "big")
@@ -168,8 +161,8 @@ def difference(name: str, wanted: Elements, there: Elements) -> list[bytes]:
     less = [key for key, data in there.items() if wanted.get(key) != data]
     more = {key: data for key, data in wanted.items() if there.get(key) != data}
     return [
-        *_messages(NFT_MSG_DELSETELEM, name, ((key, b"") for key in less)),
-        *_messages(NFT_MSG_NEWSETELEM, name, more.items()),
+        *_messages(nf_tables.DELSETELEM, name, ((key, b"") for key in less)),
+        *_messages(nf_tables.NEWSETELEM, name, more.items()),
     ]
 
 
@@ -178,7 +171,7 @@ def _messages(kind: int, name: str, elements: Iterable[tuple[bytes, bytes | str]
     rest = iter(elements)
     while some := list(islice(rest, ELEMENTS_MAX)):
         packed = b"".join(_nested(_ELEMENT, _pack(key, data)) for key, data in some)
-        yield message(kind, NLM_F_CREATE if kind == NFT_MSG_NEWSETELEM else 0, head + _nested(_LIST_ELEMENTS, packed))
+        yield message(kind, NLM_F_CREATE if kind == nf_tables.NEWSETELEM else 0, head + _nested(_LIST_ELEMENTS, packed))
 
 
 def _pack(key: bytes, data: bytes | str) -> bytes:
@@ -199,6 +192,6 @@ def _nested(kind: int, value: bytes) -> bytes:
 
 def commit(netlink: Netlink, messages: list[bytes], generation: int) -> Failure | None:
     """All of it or nothing, and nothing if the rule set is not of this generation any more (ERESTART)."""
-    head = struct.pack("!BBH", 0, 0, _SUBSYSTEM)
-    begin = message(NFNL_MSG_BATCH_BEGIN, 0, head + attribute(NFNL_BATCH_GENID, struct.pack("!I", generation)))
-    return netlink.transaction([begin, *messages, message(NFNL_MSG_BATCH_END, 0, head)])
+    head = struct.pack("!BBH", nf_tables.UNSPEC, 0, nf_tables.SUBSYSTEM)
+    begin = message(nf_tables.BATCH_BEGIN, 0, head + attribute(NFNL_BATCH_GENID, struct.pack("!I", generation)))
+    return netlink.transaction([begin, *messages, message(nf_tables.BATCH_END, 0, head)])

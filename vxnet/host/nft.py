@@ -16,21 +16,16 @@ import subprocess
 from collections.abc import Callable, Hashable, Mapping
 from typing import Literal, NamedTuple, TypeVar
 
-from vxnet.host import elements, netns, stencil
-from vxnet.host.elements import NFPROTO_INET, Elements, Shape
+from vxnet.host import elements, netns, nf_tables, stencil
+from vxnet.host.elements import Elements, Shape
 from vxnet.host.netlink import Failure, Netlink, attribute, attributes, message, split
 from vxnet.model.errors import HostError
 from vxnet.model.host import NFT_TABLE, Change
 
 T = TypeVar("T")
 
-_SUBSYSTEM = 10 << 8
-NFT_MSG_GETTABLE = _SUBSYSTEM | 1
-NFT_MSG_NEWGEN = _SUBSYSTEM | 15
-NFT_MSG_GETGEN = _SUBSYSTEM | 16
 NFTA_TABLE_NAME = 1
 NFTA_GEN_ID = 1
-NFPROTO_UNSPEC = 0
 
 TABLE = f"inet {NFT_TABLE}"
 TIMEOUT_S = 10.0
@@ -122,7 +117,7 @@ _SET = re.compile(r"^\t(?:set|map) (\S+) \{$", re.MULTILINE)
 
 
 def generation_now(netlink: Netlink) -> int:
-    answer = netlink.ask([message(NFT_MSG_GETGEN, 0, struct.pack("!BBH", NFPROTO_UNSPEC, 0, 0))])[0]
+    answer = netlink.ask([message(nf_tables.GETGEN, 0, nf_tables.head(nf_tables.UNSPEC))])[0]
     if answer is None:
         raise HostError("the kernel has no nftables", hint="it needs CONFIG_NF_TABLES and CONFIG_NF_TABLES_INET")
     return int(struct.unpack("!I", attributes(answer, 4)[NFTA_GEN_ID])[0])
@@ -131,15 +126,15 @@ def generation_now(netlink: Netlink) -> int:
 def generation_of(notice: bytes) -> int:
     """Which generation a commit has made, out of the last notice of it; -1: this is not the last."""
     for kind, _flags, _sequence, body in split(notice):
-        if kind == NFT_MSG_NEWGEN:
+        if kind == nf_tables.NEWGEN:
             return int(struct.unpack("!I", attributes(body, 4)[NFTA_GEN_ID])[0])
     return -1
 
 
 def exists(netlink: Netlink, table: str = NFT_TABLE) -> bool:
     """``table`` of family inet, in the namespace of ``netlink`` (of NETLINK_NETFILTER)."""
-    body = struct.pack("!BBH", NFPROTO_INET, 0, 0) + attribute(NFTA_TABLE_NAME, table.encode() + b"\0")
-    return netlink.ask([message(NFT_MSG_GETTABLE, 0, body)])[0] is not None
+    body = nf_tables.head(nf_tables.INET) + attribute(NFTA_TABLE_NAME, table.encode() + b"\0")
+    return netlink.ask([message(nf_tables.GETTABLE, 0, body)])[0] is not None
 
 
 class _Known(NamedTuple):

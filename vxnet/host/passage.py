@@ -13,14 +13,13 @@ them out.
 from __future__ import annotations
 
 import re
-import socket
 import struct
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from vxnet.host import netns, nft
+from vxnet.host import netns, nf_tables, nft
 from vxnet.host.netlink import Netlink, attribute, attributes
 from vxnet.model.errors import HostError
 from vxnet.model.host import BRIDGE_PREFIX, NFT_TABLE, Change
@@ -28,8 +27,6 @@ from vxnet.model.host import BRIDGE_PREFIX, NFT_TABLE, Change
 COMMENT = "vxnet"
 _RULES = tuple(f'{side} "{BRIDGE_PREFIX}*" accept comment "{COMMENT}"' for side in ("oifname", "iifname"))
 
-_SUBSYSTEM = 10 << 8
-_GETCHAIN, _GETRULE = _SUBSYSTEM | 4, _SUBSYSTEM | 7
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY = 1, 3, 4, 5
 _RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2, 3, 4, 7
 _ELEMENT, _EXPRESSION_NAME, _EXPRESSION_DATA = 1, 1, 2
@@ -63,7 +60,7 @@ class _Rule(NamedTuple):
 def closed(netlink: Netlink, hook: int = _FORWARD) -> list[Closed]:
     """Of the namespace of ``netlink`` (of NETLINK_NETFILTER). Raises OSError."""
     found = []
-    for body in netlink.dump(_GETCHAIN, struct.pack("!BBH", socket.AF_UNSPEC, 0, 0)):
+    for body in netlink.dump(nf_tables.GETCHAIN, nf_tables.head(nf_tables.UNSPEC)):
         family = _FAMILIES.get(body[0], "")
         parts = attributes(body, 4)
         hooked = attributes(parts.get(_CHAIN_HOOK, b""))
@@ -80,7 +77,7 @@ def closed(netlink: Netlink, hook: int = _FORWARD) -> list[Closed]:
 def _rules(netlink: Netlink, family: int, table: str, chain: str) -> list[_Rule]:
     names = attribute(_RULE_TABLE, table.encode() + b"\0") + attribute(_RULE_CHAIN, chain.encode() + b"\0")
     found = []
-    for body in netlink.dump(_GETRULE, struct.pack("!BBH", family, 0, 0) + names):
+    for body in netlink.dump(nf_tables.GETRULE, nf_tables.head(family) + names):
         parts = attributes(body, 4)
         (handle,) = struct.unpack("!Q", parts[_RULE_HANDLE])
         expressions = list(_elements(parts.get(_RULE_EXPRESSIONS, b"")))

@@ -10,23 +10,11 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 
-from vxnet.host.elements import NFPROTO_INET
+from vxnet.host import nf_tables
 from vxnet.host.netlink import NLM_F_APPEND, NLM_F_CREATE, Netlink, attribute, attributes, message
 from vxnet.model.host import NFT_TABLE
 
-_SUBSYSTEM = 10 << 8
-NFT_MSG_NEWTABLE = _SUBSYSTEM
-NFT_MSG_DELTABLE = _SUBSYSTEM | 2
-NFT_MSG_NEWCHAIN = _SUBSYSTEM | 3
-NFT_MSG_GETCHAIN = _SUBSYSTEM | 4
-NFT_MSG_NEWRULE = _SUBSYSTEM | 6
-NFT_MSG_GETRULE = _SUBSYSTEM | 7
-NFT_MSG_NEWSET = _SUBSYSTEM | 9
-NFT_MSG_GETSET = _SUBSYSTEM | 10
-NFT_MSG_NEWOBJ = _SUBSYSTEM | 18
-NFT_MSG_GETOBJ = _SUBSYSTEM | 19
-
-_HEAD = struct.pack("!BBH", NFPROTO_INET, 0, 0)
+_HEAD = nf_tables.head(nf_tables.INET)
 _NAME = NFT_TABLE.encode() + b"\0"
 _OF_TABLE = attribute(1, _NAME)
 """NFTA_TABLE_NAME, and what names the table of a chain, a rule, a set or an object."""
@@ -41,28 +29,28 @@ SET_ANONYMOUS = 0x1
 _KINDS = (
     # The order is that of a transaction: what is named comes before what names it. Of each kind the attributes that
     # tell what it is; the others are handles, places, counts.
-    (NFT_MSG_GETOBJ, NFT_MSG_NEWOBJ, NLM_F_CREATE, (1, 2, 3), ()),
-    (NFT_MSG_GETSET, NFT_MSG_NEWSET, NLM_F_CREATE, (1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 15), (SET_DESC, SET_EXPR)),
-    (NFT_MSG_GETCHAIN, NFT_MSG_NEWCHAIN, NLM_F_CREATE, (1, 3, 5, 7, 10, 12), (CHAIN_HOOK,)),
-    (NFT_MSG_GETRULE, NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, (1, 2, 7), (RULE_EXPRESSIONS,)),
+    (nf_tables.GETOBJ, nf_tables.NEWOBJ, NLM_F_CREATE, (1, 2, 3), ()),
+    (nf_tables.GETSET, nf_tables.NEWSET, NLM_F_CREATE, (1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 15), (SET_DESC, SET_EXPR)),
+    (nf_tables.GETCHAIN, nf_tables.NEWCHAIN, NLM_F_CREATE, (1, 3, 5, 7, 10, 12), (CHAIN_HOOK,)),
+    (nf_tables.GETRULE, nf_tables.NEWRULE, NLM_F_CREATE | NLM_F_APPEND, (1, 2, 7), (RULE_EXPRESSIONS,)),
 )
 
 Stencil = tuple[bytes, ...]
 
-DELETE = message(NFT_MSG_DELTABLE, 0, _HEAD + _OF_TABLE)
+DELETE = message(nf_tables.DELTABLE, 0, _HEAD + _OF_TABLE)
 
 
 def take(netlink: Netlink) -> Stencil | None:
     """What makes vxnet's table as it is in the namespace of ``netlink``, without the elements of its sets; None: it has
     sets without a name, whose elements are a part of its rules. Raises OSError."""
-    messages = [message(NFT_MSG_NEWTABLE, NLM_F_CREATE, _HEAD + _OF_TABLE)]
+    messages = [message(nf_tables.NEWTABLE, NLM_F_CREATE, _HEAD + _OF_TABLE)]
     for get, new, flags, plain, nested in _KINDS:
         for number, found in enumerate(_dump(netlink, get), start=1):
             body = _HEAD + b"".join(attribute(kind, found[kind]) for kind in plain if kind in found)
             body += b"".join(attribute(kind | _NESTED, found[kind]) for kind in nested if kind in found)
-            if new == NFT_MSG_NEWOBJ:
+            if new == nf_tables.NEWOBJ:
                 body += attribute(OBJECT_DATA | _NESTED, b"")  # it has counted nothing yet
-            if new == NFT_MSG_NEWSET:
+            if new == nf_tables.NEWSET:
                 if int.from_bytes(found.get(SET_FLAGS, b""), "big") & SET_ANONYMOUS:
                     return None
                 body += attribute(SET_ID, struct.pack("!I", number))
