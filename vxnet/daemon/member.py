@@ -84,12 +84,13 @@ class EtcdMember:
         """With what it has, as the only member: the others are lost for good. Raises :class:`HostError`, and
         :class:`ConflictError` if it never had a vote: etcd makes none of those the only one.
         """
-        alone = replace(access, endpoints=(self.endpoint,), names={self.endpoint: self._name})
-        if await self._is_learner(alone):
+        own = await self._own_word(access)
+        if own is not None and own.learner:
             raise ConflictError(
                 "this host's member of etcd has not heard that it has a vote, and cannot go on alone",
                 hint="bring another manager back, or `vxnet store restore` a backup",
             )
+        alone = replace(access, endpoints=(self.endpoint,), names={self.endpoint: self._name})
         await asyncio.to_thread(self._process.stop)
         await self._start(alone, {self._name: self._peer_url}, new=False, alone=True)
         await self._wait_ready(alone)
@@ -98,17 +99,6 @@ class EtcdMember:
         await self._start(alone, {self._name: self._peer_url}, new=False)
         await self._wait_ready(alone)
         return alone
-
-    async def _is_learner(self, alone: StoreAccess) -> bool:
-        """By its own word; False also if it does not run."""
-        etcd = Etcd(alone)
-        try:
-            own = self._own(await members_of(etcd))
-        except UnavailableError:
-            return False
-        finally:
-            await etcd.close()
-        return own is not None and own.learner
 
     async def ensure(self, access: StoreAccess) -> None:
         """It runs, and is a member. Raises what is in the way; then it is to be tried again."""
@@ -183,6 +173,16 @@ class EtcdMember:
     def _own(self, members: Collection[StoreMember]) -> StoreMember | None:
         return next((one for one in members if self._peer_url in one.peers), None)
 
+    async def _own_word(self, access: StoreAccess) -> StoreMember | None:
+        """What this host's member has heard of itself; None also if it does not answer."""
+        etcd = Etcd(replace(access, endpoints=(self.endpoint,), names={self.endpoint: self._name}))
+        try:
+            return self._own(await members_of(etcd))
+        except UnavailableError:
+            return None
+        finally:
+            await etcd.close()
+
     async def _is_out(self, etcd: Etcd) -> bool:
         """A voter that begins anew has forgotten what it acknowledged."""
         try:
@@ -233,8 +233,13 @@ class EtcdMember:
     ) -> None:
         places = electorate.places(members, manager.nodes(), self.endpoint)
         if places is not None and places != (etcd.access.endpoints, etcd.access.names):
-            etcd.use(*places)
             assert manager.access is not None
+            if self.endpoint in places[0] and self.endpoint not in etcd.access.endpoints:
+                # Others know of its vote first. A member that has not heard of it cannot go on alone.
+                own = await self._own_word(manager.access)
+                if own is None or own.learner:
+                    return
+            etcd.use(*places)
             await learned(replace(manager.access, endpoints=places[0], names=places[1]))
             log.info("etcd members known", members=", ".join(etcd.name(place) for place in places[0]))
 

@@ -156,7 +156,9 @@ class EtcdProcess:
     def last_words(self) -> str:
         with contextlib.suppress(OSError):
             lines = (self.directory / "log").read_text(errors="replace").strip().splitlines()
-            return lines[-1][-400:] if lines else ""
+            # Where it gave up in panic, the stack comes after the reason.
+            words = [line for line in lines if line.startswith("panic: ")] or lines
+            return words[-1][-400:] if words else ""
         return ""
 
 
