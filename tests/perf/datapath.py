@@ -2,25 +2,30 @@
 
 The hosts of a lab are joined by veth, which passes 64 KiB at a time, as no plain network card does. So everything is
 measured again with the underlay's segmentation offloads off. All threads of both hosts share this machine's cores with
-iperf3: a ratio says what a busy machine would see.
+iperf3: a ratio says what a busy machine would see. A round trip is that of one octet over TCP, between a client on the
+first core and a server on the second, so that the kernel's way wakes a sleeper, too.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import statistics
+import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
-from tests.perf.measure import interval, sh, table
+from tests.perf.measure import compiled, interval, sh, table
 from tests.perf.throughput import Place, make_by_vxnet
 from vxnet.host import uvxlan
 from vxnet.lab import Lab
 
 TURNS = 15
 SECONDS = 2
-PINGS = 500
+ECHOES = 4000
+ECHO_PORT, BLAST_PORT = "7007", "7008"
+PROGRAMS = Path("build")
 IDLE_S = 20
 OFFLOADS = "tso gso tx-udp-segmentation tx-udp_tnl-segmentation tx-udp_tnl-csum-segmentation"
 
@@ -36,23 +41,40 @@ def gigabits(streams: int) -> Callable[[Lab, Place], float]:
     return lambda lab, place: iperf3(lab, place, "-P", str(streams))["sum_received"]["bits_per_second"] / 1e9
 
 
+def program(name: str) -> str:
+    """Where the hosts of a lab see it, too."""
+    return str(PROGRAMS.absolute() / name)
+
+
 def kilopackets(lab: Lab, place: Place) -> float:
     """Received, of 64 octets each."""
-    found = iperf3(lab, place, "-u", "-l", "64", "-b", "0")["sum"]
-    return (found["packets"] - found["lost_packets"]) / found["seconds"] / 1e3
+    argv = [*place.enter, program("blast"), "send", place.server, BLAST_PORT, str(SECONDS)]
+    return float(lab.run(place.host, argv, check=True).stdout)
 
 
 def rtt_us(lab: Lab, place: Place) -> float:
-    argv = [*place.enter, "ping", "-n", "-i", "0.002", "-c", str(PINGS), place.server]
-    times = re.findall(r"time=([\d.]+) ms", lab.run(place.host, argv, check=True).stdout)
-    return statistics.median(map(float, times)) * 1000
+    argv = [*place.enter, "taskset", "-c", "0", program("echo"), "ask", place.server, ECHO_PORT, str(ECHOES)]
+    return float(lab.run(place.host, argv, check=True).stdout)
 
 
+@contextmanager
+def serving(lab: Lab, *argv: str) -> Iterator[None]:
+    """Beside iperf3's server."""
+    pid = str(json.loads(sh(lab, "h2", "vxnet inspect server"))[0]["pid"])
+    child = lab.popen("h2", ["nsenter", "--net", "-t", pid, *argv], stdout=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        child.kill()
+        child.wait()
+
+
+RTT = ("RTT, p50", "µs", rtt_us)
 MEASURES: Sequence[tuple[str, str, Callable[[Lab, Place], float]]] = (
     ("TCP × 1", "Gb/s", gigabits(1)),
     ("TCP × 4", "Gb/s", gigabits(4)),
     ("UDP 64 octets", "kpps", kilopackets),
-    ("RTT, p50", "µs", rtt_us),
+    RTT,
 )
 
 
@@ -75,27 +97,52 @@ def idle_percent(lab: Lab) -> float:
     return (ticks() - before) / 100 / IDLE_S * 100
 
 
+def without_spinning(lab: Lab) -> None:
+    """Its forwarders sleep at once when there is nothing to do."""
+    for host in lab.hosts:
+        with (lab[host].root / "etc/vxnet/vxnet.toml").open("a") as configuration:
+            configuration.write("spin-us = 0\n")
+        lab.kill(host, daemon=True)
+        lab.start(host)
+
+
 def main() -> None:
-    with Lab(hosts=2, datapath=["kernel"]) as kernel, Lab(hosts=2, datapath=["userspace"]) as user:
+    PROGRAMS.mkdir(exist_ok=True)
+    for name in ("echo", "blast"):
+        compiled(name, PROGRAMS)
+    with (
+        Lab(hosts=2, datapath=["kernel"]) as kernel,
+        Lab(hosts=2, datapath=["userspace"]) as user,
+        ExitStack() as servers,
+    ):
         places = [(lab, make_by_vxnet(lab)) for lab in (kernel, user)]
+        for lab, _ in places:
+            servers.enter_context(serving(lab, "taskset", "-c", "1", program("echo"), "serve", ECHO_PORT))
+            servers.enter_context(serving(lab, program("blast"), "serve", BLAST_PORT))
         rows = []
-        for underlay, on in (("veth", True), ("without segmentation offload", False)):
+        for underlay, on in (("without segmentation offload", False), ("veth", True)):
             for lab, _ in places:
                 offloads(lab, on)
-            for what, unit, measure in MEASURES:
-                turns = []
-                for number in range(TURNS):
-                    order = places if number % 2 else places[::-1]
-                    found = {lab: measure(lab, place) for lab, place in order}
-                    turns.append((found[kernel], found[user]))
-                rows.append(row(f"{what}, {underlay}", unit, turns))
+            rows += [row(f"{what}, {underlay}", unit, turns(places, measure)) for what, unit, measure in MEASURES]
         idle = idle_percent(user)
+        without_spinning(user)
+        what, unit, measure = RTT
+        rows.append(row(f"{what}, veth, no busy waiting", unit, turns(places, measure)))
     table(
         f"Tunnels in user space, {TURNS} interleaved turns",
         ["", "kernel", "user space", "user space : kernel [95 % interval]"],
         rows,
     )
     print(f"\nThe idle forwarder takes {idle:.2f} % of a core.")
+
+
+def turns(places: Sequence[tuple[Lab, Place]], measure: Callable[[Lab, Place], float]) -> list[tuple[float, float]]:
+    """What each of the two labs had, in turns of which every second begins with the other."""
+    found = []
+    for number in range(TURNS):
+        values = {lab: measure(lab, place) for lab, place in places[:: 1 if number % 2 else -1]}
+        found.append((values[places[0][0]], values[places[1][0]]))
+    return found
 
 
 def row(what: str, unit: str, turns: Sequence[tuple[float, float]]) -> list[str]:
