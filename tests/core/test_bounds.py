@@ -15,8 +15,23 @@ from vxnet.core import frame, rows, serf, spread, table, trust, wire
 from vxnet.core.author import Author
 from vxnet.core.evidence import Judge
 from vxnet.core.gossip import GossipNode
+from vxnet.core.members import hash_member
+from vxnet.core.muster import octets
 from vxnet.core.oldpack import MalformedError
-from vxnet.core.rows import Batch, BatchContent, Buckets, Digest, Have, Held, Want, pack_content, to_be_signed
+from vxnet.core.rows import (
+    BUCKETS,
+    Batch,
+    BatchContent,
+    Buckets,
+    Digest,
+    Have,
+    Held,
+    Roll,
+    States,
+    Want,
+    pack_content,
+    to_be_signed,
+)
 from vxnet.core.timing import LAN
 from vxnet.model import codec
 from vxnet.model.row import Certificate, Endpoint, Leases, Row
@@ -259,7 +274,7 @@ def test_comparisons_are_not_answered_without_end(stingy: None, rng: random.Rand
     bench = Bench(rng)
     for number in range(40):
         bench.say(bench.sign(f"x{number}", Row("endpoint", "e", 1, b"x")))
-    for message in (Buckets(bytes(8 * rows.BUCKETS)), Have(tuple(range(128)), (), True, "liar")):
+    for message in (Buckets(bytes(8 * BUCKETS)), Have(tuple(range(128)), (), True, "liar")):
         bench.pass_time(10)
         sent = [bench.say(message) for _ in range(100)]
         assert sent[0] > 2000 and sum(sent) < 70_000, message
@@ -268,10 +283,24 @@ def test_comparisons_are_not_answered_without_end(stingy: None, rng: random.Rand
     assert bench.say(Have((), many, False, "liar")) < 1_000_000
 
 
+def test_memberships_are_not_told_without_end(stingy: None, rng: random.Random) -> None:
+    bench = Bench(rng)
+    for number in range(200):
+        bench.live(f"x{number}")
+    for message in (
+        Roll(bytes(8 * BUCKETS), "liar"),
+        States(b"", b"".join(octets(hash_member(one)) for one in bench.node.swim.members.values()), "liar"),
+    ):
+        bench.pass_time(10)
+        sent = [bench.say(message) for _ in range(100)]
+        assert max(sent) > 1000 and sum(sent) < 150_000, message
+    assert bench.node.dropped()["asked for more than is answered"] > 50
+
+
 def test_who_is_no_member_hears_little(stingy: None, rng: random.Random) -> None:
     """A packet that somebody recorded, sent again in another's name: its answer, ten times as long, goes there."""
     bench = Bench(rng)
-    for message in (Digest(bytes(8), bytes(8)), Buckets(bytes(8 * rows.BUCKETS))):
+    for message in (Digest(bytes(8), bytes(8)), Buckets(bytes(8 * BUCKETS))):
         bench.pass_time(10)
         sent = [bench.say(message, ("198.51.100.7", 7946)) for _ in range(100)]
         assert sum(sent) < 10_000

@@ -63,8 +63,8 @@ ASKED_LIMIT = 1 << 15
 """Ledgers that others may be asked for within :data:`ASKED_S`."""
 ANSWERS_RATE = 8e6
 ANSWERS_AT_ONCE = 64e6
-"""Octets of answers to those who ask what this node's table holds: a newcomer is sent the whole of it at once, but
-nobody can have it sent again and again."""
+"""Octets of answers to those who ask what this node holds, and whom it sees: a newcomer is sent the whole of it at
+once, but nobody can have it sent again and again."""
 STRANGERS_RATE = 64e3
 STRANGERS_AT_ONCE = 256e3
 """… to addresses that are no member's. A newcomer's need not be one yet; but a packet that was recorded can be sent
@@ -149,7 +149,7 @@ class Spread:
                     self.push.hear_ask(message)
                 case Digest():
                     if told := muster.differs(self._swim, message.members, sender):
-                        self._swim.send_user(sender, told)
+                        self._answer_with((sender, told))
                     if message.root != self._root():
                         self._doubt()
                         if self._may_answer(sender):
@@ -162,11 +162,11 @@ class Spread:
                 case Want():
                     self._answer_want(message)
                 case Roll():
-                    self._reply(muster.hear_roll(self._swim, message))
+                    self._answer_with(muster.hear_roll(self._swim, message))
                 case Present():
-                    self._reply(muster.hear_present(self._swim, message))
+                    self._answer_with(muster.hear_present(self._swim, message))
                 case States():
-                    self._reply(muster.hear_states(self._swim, message))
+                    self._answer_with(muster.hear_states(self._swim, message))
         except MalformedError as error:
             self.dropped[str(error)] += 1
 
@@ -411,9 +411,12 @@ class Spread:
     def _send(self, addr: Address, message: rows.SyncMessage) -> None:
         self._reply((addr, rows.encode(message)))
 
-    def _reply(self, answer: tuple[Address, bytes] | None) -> None:
-        if answer is None:
-            return
+    def _answer_with(self, answer: tuple[Address, bytes] | None) -> None:
+        if answer is not None and self._may_answer(answer[0]):
+            self._allowance(answer[0]).spend(len(answer[1]))
+            self._reply(answer)
+
+    def _reply(self, answer: tuple[Address, bytes]) -> None:
         addr, payload = answer
         if len(payload) <= DATAGRAM:
             self._swim.send_user(addr, payload)
