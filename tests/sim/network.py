@@ -377,6 +377,9 @@ class Simulation:
 
         def connect() -> None:
             target = self._numbers.get(stream.addr[0])
+            if self.nodes.get(number) is not node:
+                # Who has died in the meantime retransmits no SYN.
+                return
             if target not in self.nodes:
                 fail()
             elif not is_open(target):

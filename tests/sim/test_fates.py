@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.sim.network import Simulation, Weather
@@ -93,6 +93,7 @@ class Story:
     st.integers(0, 1 << 32),
     st.lists(st.tuples(st.sampled_from(FATES), st.integers(1, NODES), st.integers(0, 1000)), min_size=5, max_size=40),
 )
+@example(15910, [*[("put", 1, 0)] * 4, ("kill", 2, 0)])  # a dead node's connection that came about after its death
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 def test_all_live_nodes_agree_in_the_end(seed: int, fates: list[tuple[str, int, int]]) -> None:
     story = Story(seed)
