@@ -147,8 +147,6 @@ static int config_field(struct config *config, const char *key, char *value)
 		config->host_network = true;
 		return strcmp(value, "host") == 0 ? 0 : -EINVAL;
 	}
-	if (strcmp(key, "early") == 0)
-		return flag_parse(value, &config->early);
 	if (strcmp(key, "stdin") == 0)
 		return flag_parse(value, &config->stdin_open);
 	if (strcmp(key, "volatile") == 0)

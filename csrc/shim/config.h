@@ -18,7 +18,6 @@
  *   join=/P …         a further cgroup (v1), made already: entered before anything else, removed at the end
  *   netns=host        no network namespace of its own; without dns and sysctl then
  *   dns=A             IPv4 address on `lo` for the name server's sockets; absent: none
- *   early=1           SANDBOX is told as soon as the network namespace is there, while the root is still being made
  *   caps=HEX          capability mask; default: Docker's without MKNOD
  *   seccomp=1         a descriptor comes with the message: a file of `struct sock_filter`s that the container's
  *                     processes run under
@@ -76,7 +75,6 @@ struct config {
 	long log_max, log_files;
 	bool host_network;
 	const char *dns;
-	bool early;
 	uint64_t caps;
 	bool filtered;
 	int seccomp; /* the filter's file, if `filtered`; who sets it owns it */

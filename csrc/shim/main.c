@@ -91,15 +91,6 @@ static int open_streams(struct shim *shim, struct failure *failure)
 	return error < 0 ? fail(failure, 125, -error, "cannot watch the container's output") : 0;
 }
 
-/* What the container is, with its namespace and name server. */
-static void tell_sandbox(const struct shim *shim, int control, enum message_type type)
-{
-	struct answer answer;
-	answer_status(shim, &answer, type, shim->created.tag);
-	const int fds[3] = {shim->first.netns, shim->first.dns[0], shim->first.dns[1]};
-	(void)answer_send(control, &answer, fds, shim->first.dns[0] >= 0 ? 3 : 1);
-}
-
 /* From the first message to an answered CREATE; 0 or -errno with `failure` set. */
 static int create(struct shim *shim, int control, struct failure *failure)
 {
@@ -128,10 +119,6 @@ static int create(struct shim *shim, int control, struct failure *failure)
 	if (shim->cgroup < 0)
 		shim->config.cgroup = NULL;
 	error = first_start(&shim->config, shim->cgroup, &shim->first, failure);
-	if (error == 0 && shim->config.early)
-		tell_sandbox(shim, control, MESSAGE_SANDBOX);
-	if (error == 0)
-		error = first_finish(&shim->config, &shim->first, failure);
 	if (error == 0)
 		error = open_streams(shim, failure);
 	if (error == 0)
@@ -160,12 +147,9 @@ static int run(int control)
 		(void)answer_send(control, &answer, NULL, 0);
 		return failure.status;
 	}
-	if (shim->config.early) {
-		answer_status(shim, &answer, MESSAGE_OK, shim->created.tag);
-		(void)answer_send(control, &answer, NULL, 0);
-	} else {
-		tell_sandbox(shim, control, MESSAGE_OK);
-	}
+	answer_status(shim, &answer, MESSAGE_OK, shim->created.tag);
+	const int fds[3] = {shim->first.netns, shim->first.dns[0], shim->first.dns[1]};
+	(void)answer_send(control, &answer, fds, shim->first.dns[0] >= 0 ? 3 : 1);
 	if (connection_open(shim, control) == 0)
 		shim->connections->told = true;
 	while (!life_is_over(shim)) {

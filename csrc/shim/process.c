@@ -1,6 +1,6 @@
 /* How processes come into a container.
  *
- *   first:  shim --clone3 (net mnt pid uts ipc)--> net --ready, descriptors--> root --ready, descriptors--> gate
+ *   first:  shim --clone3 (net mnt pid uts ipc)--> sets up net and root --ready, descriptors--> waits at the gate
  *   second: shim --setns pid, clone3, setns back--> setns net mnt uts ipc cgroup --> the command
  */
 #include "process.h"
@@ -25,15 +25,12 @@
 int setns(int fd, int nstype);
 int unshare(int flags);
 
-/* From the first process, twice. When its network is set up, with the descriptors [udp tcp]; when its root is, too, with
- * devpts and then [master slave]. */
+/* From the first process when all is set up; its descriptors follow: devpts, then [udp tcp], then [master slave]. */
 struct ready {
 	struct failure failure; /* status 0: none */
 	int dns_port;
 	bool tmpfs_root;
 };
-
-enum { READY_FDS = 3 }; /* at most, of either */
 
 static pid_t clone_process(uint64_t flags, int cgroup, int *pidfd)
 {
@@ -62,7 +59,7 @@ static void send_ready(int gate, const struct ready *ready, const int *fds, size
 {
 	struct iovec data = {.iov_base = (void *)(uintptr_t)ready, .iov_len = sizeof(*ready)};
 	union {
-		char room[CMSG_SPACE(READY_FDS * sizeof(int))];
+		char room[CMSG_SPACE(5 * sizeof(int))];
 		struct cmsghdr align;
 	} control = {0};
 	struct msghdr header = {.msg_iov = &data, .msg_iovlen = 1};
@@ -79,11 +76,11 @@ static void send_ready(int gate, const struct ready *ready, const int *fds, size
 }
 
 /* 0 or -errno; -EPIPE when the process ended without a word. */
-static int receive_ready(int gate, struct ready *ready, int fds[READY_FDS])
+static int receive_ready(int gate, struct ready *ready, int fds[5])
 {
 	struct iovec data = {.iov_base = ready, .iov_len = sizeof(*ready)};
 	union {
-		char room[CMSG_SPACE(READY_FDS * sizeof(int))];
+		char room[CMSG_SPACE(5 * sizeof(int))];
 		struct cmsghdr align;
 	} control;
 	struct msghdr header = {
@@ -133,33 +130,36 @@ static int open_devpts(const struct config *config, int fds[3], struct failure *
 static void first_main(const struct config *config, int gate, const int stdio[3])
 {
 	struct ready ready = {0};
-	int dns[2] = {-1, -1}, pty[READY_FDS] = {-1, -1, -1};
+	int fds[5] = {-1, -1, -1, -1, -1};
 	/* The shim's death is the container's. If it died before this call, the gate below is closed. */
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	signals_reset();
 	setsid();
 	umask(0); /* modes here are meant as they stand */
+	int *terminal = fds + (config->dns != NULL ? 3 : 1), pty[3] = {-1, -1, -1};
 	int error = cgroups_join(config, &ready.failure);
 	if (error == 0 && !config->host_network)
-		error = sandbox_network(config->dns, dns, &ready.dns_port, &ready.failure);
-	send_ready(gate, &ready, dns, error == 0 && config->dns != NULL ? 2 : 0);
-	if (error < 0)
-		_exit(125);
-	error = set_names(config, &ready.failure);
+		error = sandbox_network(config->dns, fds + 1, &ready.dns_port, &ready.failure);
+	if (error == 0)
+		error = set_names(config, &ready.failure);
 	if (error == 0)
 		error = root_enter(config, &ready.tmpfs_root, &ready.failure);
 	if (error == 0)
 		error = open_devpts(config, pty, &ready.failure);
-	size_t count = config->program.terminal ? 3 : 1;
-	send_ready(gate, &ready, pty, error == 0 ? count : 0);
+	fds[0] = pty[0];
+	terminal[0] = pty[1];
+	terminal[1] = pty[2];
+	size_t count = 1 + (config->dns != NULL ? 2u : 0u) + (config->program.terminal ? 2u : 0u);
+	send_ready(gate, &ready, fds, error == 0 ? count : 0);
+	if (error < 0)
+		_exit(125);
 
-	/* Also after a failure: the shim may still be about to open the namespaces, and its word counts. */
 	char word;
 	ssize_t got;
 	do
 		got = read(gate, &word, 1);
 	while (got < 0 && errno == EINTR);
-	if (got != 1 || error < 0)
+	if (got != 1)
 		_exit(125);
 	struct launch launch = {
 		.program = &config->program, .hostname = config->hostname, .caps = config->caps,
@@ -194,49 +194,33 @@ static int open_namespace(pid_t pid, const char *kind)
 	return fd < 0 ? -errno : fd;
 }
 
-static int hear_ready(const struct first *first, struct ready *ready, int fds[READY_FDS], struct failure *failure)
-{
-	int error = receive_ready(first->gate, ready, fds);
-	if (error < 0)
-		return fail(failure, 125, -error, "the container's first process ended while it was set up");
-	if (ready->failure.status != 0) {
-		*failure = ready->failure;
-		return -EIO;
-	}
-	return 0;
-}
-
-static int network_ready(const struct config *config, struct first *first, struct failure *failure)
+static int first_ready(const struct config *config, struct first *first, struct failure *failure)
 {
 	struct ready ready;
-	int fds[READY_FDS] = {-1, -1, -1};
-	int error = hear_ready(first, &ready, fds, failure);
+	int fds[5] = {-1, -1, -1, -1, -1};
+	int error = receive_ready(first->gate, &ready, fds);
 	if (error < 0)
-		return error;
+		return fail(failure, 125, -error, "the container's first process ended while it was set up");
+	if (ready.failure.status != 0) {
+		*failure = ready.failure;
+		return -EIO;
+	}
+	int *terminal = fds + (config->dns != NULL ? 3 : 1);
+	first->devpts = fds[0];
 	if (config->dns != NULL)
-		memcpy(first->dns, fds, sizeof(first->dns));
+		memcpy(first->dns, fds + 1, sizeof(first->dns));
+	if (config->program.terminal) {
+		first->master = terminal[0];
+		first->slave = terminal[1];
+	}
 	first->dns_port = ready.dns_port;
+	first->tmpfs_root = ready.tmpfs_root;
 	first->netns = open_namespace(first->pid, "net");
 	first->mntns = open_namespace(first->pid, "mnt");
 	if (first->netns < 0 || first->mntns < 0)
 		return fail(failure, 125, first->netns < 0 ? -first->netns : -first->mntns,
 			    "cannot open the container's namespaces");
 	return 0;
-}
-
-static void first_give_up(struct first *first)
-{
-	if (first->pid > 0) {
-		kill(first->pid, SIGKILL);
-		waitpid(first->pid, NULL, 0);
-		first->pid = -1;
-	}
-	int *const held[] = {
-		&first->pidfd, &first->gate,   &first->netns,  &first->mntns,	 &first->devpts,   &first->dns[0],
-		&first->dns[1], &first->master, &first->slave, &first->stdio[0], &first->stdio[1], &first->stdio[2],
-	};
-	for (size_t i = 0; i < sizeof(held) / sizeof(held[0]); i++)
-		close_all(held[i], 1);
 }
 
 int first_start(const struct config *config, int cgroup, struct first *first, struct failure *failure)
@@ -273,31 +257,24 @@ int first_start(const struct config *config, int cgroup, struct first *first, st
 	}
 	close(gate[1]);
 	gate[1] = -1;
-	error = network_ready(config, first, failure);
+	error = first_ready(config, first, failure);
 out:
 	close_all(theirs, 3);
-	close_all(gate + 1, 1);
-	if (error < 0)
-		first_give_up(first);
-	return error;
-}
-
-int first_finish(const struct config *config, struct first *first, struct failure *failure)
-{
-	struct ready ready;
-	int fds[READY_FDS] = {-1, -1, -1};
-	int error = hear_ready(first, &ready, fds, failure);
 	if (error < 0) {
-		first_give_up(first);
-		return error;
+		if (first->pid > 0) {
+			kill(first->pid, SIGKILL);
+			waitpid(first->pid, NULL, 0);
+			first->pid = -1;
+		}
+		close_all(gate + 1, 1);
+		int *const held[] = {
+			&first->pidfd, &first->gate,   &first->netns,  &first->mntns,	 &first->devpts,   &first->dns[0],
+			&first->dns[1], &first->master, &first->slave, &first->stdio[0], &first->stdio[1], &first->stdio[2],
+		};
+		for (size_t i = 0; i < sizeof(held) / sizeof(held[0]); i++)
+			close_all(held[i], 1);
 	}
-	first->devpts = fds[0];
-	if (config->program.terminal) {
-		first->master = fds[1];
-		first->slave = fds[2];
-	}
-	first->tmpfs_root = ready.tmpfs_root;
-	return 0;
+	return error;
 }
 
 /* An EXEC's process, in the container's pid namespace already. Never returns. */

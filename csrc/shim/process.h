@@ -22,12 +22,8 @@ struct first {
 	bool in_cgroup;
 };
 
-/* Up to its network; what else it is made of it makes meanwhile. 0, or -errno with `failure` set and nothing left over.
- * `cgroup` is the descriptor of a cgroup or -1. */
+/* 0, or -errno with `failure` set and nothing left over. `cgroup` is the descriptor of a cgroup or -1. */
 int first_start(const struct config *config, int cgroup, struct first *first, struct failure *failure);
-
-/* Waits for the rest: root, terminal. As above. */
-int first_finish(const struct config *config, struct first *first, struct failure *failure);
 
 struct second {
 	pid_t pid;

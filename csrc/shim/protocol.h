@@ -9,8 +9,7 @@
  *          4  u32  tag        little endian; an answer repeats its request's tag; 0 is the container itself
  *
  *   CREATE  first message on the inherited descriptor 0, see config.h;   OK as HELLO's
- *           fds: [seccomp filter]                                        (with early=1 its fields and descriptors
- *                                                                        come before, as SANDBOX; the OK has none)
+ *           fds: [seccomp filter]
  *   HELLO   (the daemon's; only its uid may) and EXIT is told from now on OK: STATUS' fields; fds: netns [udp tcp]
  *   START                                                                OK once the command runs, or ERROR
  *   SIGNAL  signal=N                                                     OK
@@ -48,7 +47,6 @@ enum message_type {
 	MESSAGE_OK = 64,
 	MESSAGE_ERROR = 65,
 	MESSAGE_EXIT = 66,
-	MESSAGE_SANDBOX = 67,
 };
 
 /* A received message; owns its bytes and the descriptors that are not -1. */

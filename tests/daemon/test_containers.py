@@ -40,15 +40,7 @@ class Shim:
     def __init__(self) -> None:
         self._end: asyncio.Future[tasks.Exit] = asyncio.get_running_loop().create_future()
         self.refusal: Exception | None = None
-        self.rootless: Exception | None = None
-        """Why it cannot make the container's root; it ends then."""
         self.started = asyncio.Event()
-
-    async def whole(self) -> None:
-        await asyncio.sleep(0)
-        if self.rootless is not None:
-            self.end(None)
-            raise self.rootless
 
     async def start_main(self) -> None:
         self.started.set()
@@ -100,22 +92,20 @@ class Host:
         self.changes: Sequence[Change] = ()
         self.spawning = asyncio.Event()
         self.spawning.set()
-        self.rootless: Exception | None = None
-        monkeypatch.setattr(tasks, "begin", self._begin)
+        monkeypatch.setattr(tasks, "start", self._start)
         gateway = ipaddress.ip_interface("172.19.0.1/16")
         self.cluster = Cluster()
         self.containers = Containers(
             self.state, path / "run", self.cluster, lambda: (gateway,), lambda: None, self._settle, resolver
         )
 
-    async def _begin(self, *_: object) -> Shim:
+    async def _start(self, *_: object) -> Shim:
         await self.spawning.wait()
         self.shims.append(Shim())
-        self.shims[-1].rootless = self.rootless
         return self.shims[-1]
 
     async def _settle(self, container_id: str) -> Sequence[Change]:
-        return [replace(change, sandbox=container_id) if change.sandbox == "its" else change for change in self.changes]
+        return self.changes
 
 
 @pytest.fixture
@@ -124,18 +114,6 @@ async def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
         made = Host(tmp_path, resolver, monkeypatch)
         async with made.containers:
             yield made
-
-
-@pytest.mark.parametrize("remove", [False, True])
-@pytest.mark.parametrize("settles", [False, True])
-async def test_a_root_that_cannot_be_made_is_what_is_told(host: Host, remove: bool, settles: bool) -> None:
-    """And not what the kernel says of a namespace that went with it."""
-    host.rootless = HostError("cannot mount an overlay")
-    if not settles:
-        host.changes = (Change(verb="add", object="link eth0", error="No such process", sandbox="its"),)
-    with pytest.raises(HostError, match="cannot mount an overlay"):
-        await host.containers.create(replace(SPEC, remove=remove))
-    assert host.containers.all() == () and host.state.containers() == []
 
 
 def fill_disk(host: Host, monkeypatch: pytest.MonkeyPatch, *, at_pid: int) -> None:
@@ -413,14 +391,12 @@ async def test_whatever_many_ask_at_once_nothing_hangs_and_nothing_is_left(host,
         if rng.random() < 0.1:
             raise HostError("no memory")
         shim = Shim()
-        if rng.random() < 0.1:
-            shim.rootless = HostError("no room for a root")
         host.shims.append(shim)
         if rng.random() < 0.5:
             asyncio.get_running_loop().call_later(rng.random() * 0.01, shim.end, rng.choice((0, 1, None)))
         return shim
 
-    monkeypatch.setattr(tasks, "begin", slow)
+    monkeypatch.setattr(tasks, "start", slow)
 
     async def ask() -> None:
         for _ in range(40):

@@ -112,27 +112,6 @@ async def test_failed_start_leaves_nothing(boxes: Boxes) -> None:
     await eventually(lambda: not traces(box), "nothing left")
 
 
-async def test_a_root_that_cannot_be_made_is_told_after_the_network(boxes: Boxes, tmp_path: Path) -> None:
-    """The network may be wired meanwhile; then nothing is left of either."""
-    nowhere = tmp_path / "nowhere"
-    box = boxes("true", rootfs=str(nowhere))
-    box.task = await tasks.begin(box.container, box.directory, {}, box.run_directory)
-    assert box.task.udp is not None and box.task.dns_port == box.task.udp.getsockname()[1]
-    with pytest.raises(HostError, match=f"cannot enter {nowhere}"):
-        await box.task.whole()
-    assert (await box.task.wait()).status is None
-    tasks.remove(box.container.id, box.directory, box.run_directory)
-    await eventually(lambda: not traces(box), "nothing left")
-
-
-async def test_sysctls_are_set_before_the_network_is_wired(boxes: Boxes) -> None:
-    """What is said of the default holds for interfaces that are made later."""
-    box = boxes("true", sysctls={"net.ipv4.conf.default.forwarding": "1"})
-    box.task = await tasks.begin(box.container, box.directory, {}, box.run_directory)
-    inside = ["nsenter", f"--net={box.task.netns}", "cat", "/proc/sys/net/ipv4/conf/default/forwarding"]
-    assert subprocess.run(inside, capture_output=True, text=True, check=True).stdout == "1\n"
-
-
 async def test_same_container_twice(boxes: Boxes) -> None:
     box = boxes("sleep", "1000")
     task = await box.start()

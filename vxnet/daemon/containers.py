@@ -3,8 +3,7 @@
 ::
 
      create   reserve name and addresses → rows "starting" (the other hosts program the path meanwhile)
-              → shim: namespaces, resolver's sockets → kernel: veths, addresses, routes
-                                                     → shim, meanwhile: root
+              → shim: namespaces, root → kernel: veths, addresses, routes → resolver
      start    the command runs → rows "ready" (now its name is answered)
      exit     rows gone → resolver gone → the kernel's part went with the namespace; --rm: files gone
      again    (`start`, `restart`, a policy) its addresses if they are free, its files as it left them, then as above;
@@ -219,14 +218,11 @@ class Containers:
     async def _open_sandbox(self, container_id: str) -> Container:
         container = self._records.now(container_id)
         directory = self._state.container_directory(container_id)
-        task = await tasks.begin(container, directory, files_of(container), self._run_directory)
+        task = await tasks.start(container, directory, files_of(container), self._run_directory)
         container = self._records.keep(self._serve(replace(self._records.now(container_id), pid=task.pid), task))
-        try:
-            await self.wiring.settled(container_id)
-        finally:
-            await task.whole()  # where that failed, it is why the rest did
         if task.root != "overlay":
             log.warning("container writes to memory", container=container_id[:12], name=container.spec.name)
+        await self.wiring.settled(container_id)
         return container
 
     def _serve(self, container: Container, task: tasks.Task) -> Container:

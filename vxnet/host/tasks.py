@@ -2,9 +2,8 @@
 
 ::
 
-     begin() ── spawns ──> vxnet-shim ── clone3 ──> network of the first process
-       Task.whole() <────── OK ────── ............. its root; it waits           directory/  upper work root
-       Task.start_main() ── START ──> ............. becomes the command                      log exit
+     start() ── spawns ──> vxnet-shim ── clone3 ──> first process (waits)     directory/  upper work root
+       Task.start_main() ── START ──> ............. becomes the command                   log exit
      daemon dies: the shim, its container, logs, exec and attach go on
      adopt() ── HELLO ──> the same shim: pid, namespace and name server's sockets come back
 
@@ -85,10 +84,6 @@ class Task:
         self._connection = connection
         self._loop = asyncio.get_running_loop()
         self._answers: dict[int, asyncio.Future[tuple[Message, list[int]]]] = {}
-        self._created: asyncio.Future[tuple[Message, list[int]]] | None = None
-        """The OK to CREATE, while it is still to come."""
-        self._sandbox: asyncio.Future[tuple[Message, list[int]]] = self._loop.create_future()
-        """What is told before it."""
         self._executions: dict[int, asyncio.Future[int]] = {}
         """Exit statuses of the commands beside the first, by the tag of their EXEC."""
         self._tag = 0
@@ -203,44 +198,17 @@ class Task:
 
     # Conversation
 
-    async def create(self, fields: Iterable[tuple[str, str]], descriptors: Sequence[int]) -> None:
-        """CREATE, until the namespaces and the name server's sockets are there: see :meth:`whole`."""
-        try:
-            _, self._created = self._send(Kind.CREATE, [*fields, ("early", "1")], descriptors)
-            either = self._sandbox, self._created
-            await asyncio.wait(either, timeout=ANSWER_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
-            if not self._sandbox.done():
-                await self._answer_to(self._created, 0)
-            self._greeted(*self._sandbox.result())
-        except ConflictError:
-            raise self._wordless() from None
-
-    async def whole(self) -> None:
-        """Until the container's root is made, too. Raises :class:`HostError` or :class:`CallerError`; then nothing
-        runs. Harmless twice.
-        """
-        if self._created is None:
-            return
-        created, self._created = self._created, None
-        try:
-            answer, _ = await self._answer_to(created)
-        except ConflictError:
-            raise self._wordless() from None
-        self.root = answer.fields["root"]
-
-    async def greet(self) -> None:
-        """HELLO: answered with what the container is, and its descriptors."""
-        answer, received = await self._ask(Kind.HELLO)
-        self._greeted(answer, received)
-        self.root = answer.fields["root"]
-
-    def _greeted(self, answer: Message, received: Sequence[int]) -> None:
+    async def greet(self, kind: Kind, fields: Iterable[tuple[str, str]] = (), descriptors: Sequence[int] = ()) -> None:
+        """CREATE or HELLO: both are answered with what the container is, and its descriptors."""
+        self.udp = self.tcp = None
+        answer, received = await self._ask(kind, fields, descriptors)
         netns, *name_server = received
         # /proc/PID/ns/net names it as well, and ends with the container; a descriptor would keep it alive.
         os.close(netns)
         if len(name_server) == 2:
             self.udp, self.tcp = (socket.socket(fileno=one) for one in name_server)
         self.pid = int(answer.fields["pid"])
+        self.root = answer.fields["root"]
         self.dns_port = int(answer.fields["dns_port"])
         try:
             self._shim = os.pidfd_open(int(answer.fields["shim"]))
@@ -250,50 +218,26 @@ class Task:
     async def _ask(
         self, kind: Kind, fields: Iterable[tuple[str, str]] = (), given: Sequence[int] = ()
     ) -> tuple[Message, list[int]]:
-        tag, answer = self._send(kind, fields, given)
-        try:
-            return await self._answer_to(answer)
-        finally:
-            self._answers.pop(tag, None)
-
-    def _send(
-        self, kind: Kind, fields: Iterable[tuple[str, str]], given: Sequence[int]
-    ) -> tuple[int, asyncio.Future[tuple[Message, list[int]]]]:
-        """A request; its tag, and what its answer comes to."""
         self._tag += 1
         tag = self._tag  # others ask meanwhile
         packet = protocol.encode(kind, tag, fields)
-        if self._gone.is_set():
-            raise self._ended()
+        answer = self._answers[tag] = self._loop.create_future()
         try:
+            if self._gone.is_set():
+                raise self._ended()
             socket.send_fds(self._connection, [packet], given)
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                message, descriptors = await answer
         except ConnectionError:
             raise self._ended() from None
-        except OSError as error:
-            raise self._silent(str(error)) from None
-        answer = self._answers[tag] = self._loop.create_future()
-        return tag, answer
-
-    async def _answer_to(
-        self, asked: asyncio.Future[tuple[Message, list[int]]], timeout_s: float = ANSWER_TIMEOUT_S
-    ) -> tuple[Message, list[int]]:
-        try:
-            async with asyncio.timeout(timeout_s):
-                message, descriptors = await asked
-        except TimeoutError:
-            raise self._silent(f"nothing within {ANSWER_TIMEOUT_S:.0f} s") from None
+        except (OSError, TimeoutError) as error:
+            why = str(error) or f"nothing within {ANSWER_TIMEOUT_S:.0f} s"
+            raise HostError(f"the shim of container {self.id[:12]} does not answer: {why}") from None
+        finally:
+            self._answers.pop(tag, None)
         if message.kind != Kind.OK:
             raise protocol.refusal(message.fields)
         return message, descriptors
-
-    def _silent(self, why: str) -> HostError:
-        return HostError(f"the shim of container {self.id[:12]} does not answer: {why}")
-
-    def _wordless(self) -> HostError:
-        return HostError(
-            f"the shim of container {self.id[:12]} ended without a word",
-            hint=f"does this machine let root mount? Run `{shim_path()} --version`",
-        )
 
     def _ended(self) -> ConflictError:
         return ConflictError(f"container {self.id[:12]} has exited")
@@ -309,9 +253,6 @@ class Task:
             self._hang_up()
             return
         message = protocol.decode(packet)
-        if message.kind == Kind.SANDBOX and not self._sandbox.done():
-            self._sandbox.set_result((message, descriptors))
-            return
         answer = self._answers.pop(message.tag, None)
         if answer is not None and not answer.done():
             answer.set_result((message, descriptors))
@@ -339,28 +280,13 @@ class Task:
         for answer in waiting:
             if not answer.done():
                 answer.set_exception(self._ended())
-        if self._created is not None:
-            self._created.exception()  # who gave up before does not ask for it
 
 
 async def start(
     container: Container, directory: Path, files: Mapping[str, str], run_directory: Path = RUN_DIRECTORY
 ) -> Task:
-    """:func:`begin`, and :meth:`Task.whole`."""
-    task = await begin(container, directory, files, run_directory)
-    try:
-        await task.whole()
-    except BaseException:
-        task.close()
-        raise
-    return task
-
-
-async def begin(
-    container: Container, directory: Path, files: Mapping[str, str], run_directory: Path = RUN_DIRECTORY
-) -> Task:
-    """Namespaces (``lo`` up), the name server's sockets; the root is made while the network is wired. Then
-    :meth:`Task.whole`, and :meth:`Task.start_main`.
+    """Everything but the command: namespaces (``lo`` up), root, the name server's sockets. Then wire its network, and
+    :meth:`Task.start_main`.
 
     ``directory`` is the container's own; its writable layer lives there, and a log that is there is continued.
     ``files`` are the texts of files that appear in its /etc: ``resolv.conf``, ``hosts``, ``hostname``. Raises
@@ -370,9 +296,13 @@ async def begin(
     task = Task(container.id, directory, ours)
     try:
         told = await asyncio.to_thread(_prepare, container, directory, files, run_directory, theirs)
-        await task.create(told.fields, told.descriptors)
-        if container.spec.sysctls:
-            await task.whole()  # net.*.default holds for the interfaces that are made after it
+        try:
+            await task.greet(Kind.CREATE, told.fields, told.descriptors)
+        except ConflictError:
+            raise HostError(
+                f"the shim of container {container.id[:12]} ended without a word",
+                hint=f"does this machine let root mount? Run `{shim_path()} --version`",
+            ) from None
     except BaseException:
         task.close()
         raise
@@ -392,7 +322,7 @@ async def adopt(container_id: str, directory: Path, run_directory: Path = RUN_DI
         raise HostError(f"cannot reach the shim of container {container_id[:12]}: {error}") from None
     task = Task(container_id, directory, connection)
     try:
-        await task.greet()
+        await task.greet(Kind.HELLO)
     except ConflictError:  # it has just ended
         task.close()
         return None

@@ -34,7 +34,6 @@ class Kind(enum.IntEnum):
     OK = 64
     ERROR = 65
     EXIT = 66
-    SANDBOX = 67
 
 
 class Message(NamedTuple):
