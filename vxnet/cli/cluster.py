@@ -8,13 +8,12 @@ from msgspec.structs import asdict
 from vxnet.cli import output
 from vxnet.cli.complete import node_names
 from vxnet.cli.group import for_each
-from vxnet.cli.options import Format, filter_option, inspect_format, list_options, matches, not_built, prefix
+from vxnet.cli.options import Format, filter_option, inspect_format, list_options, matches, node_of, not_built, prefix
 from vxnet.cli.store_options import store_options
 from vxnet.cluster.client import Client
 from vxnet.model.address import IPNetwork
 from vxnet.model.api import Info, InitRequest, JoinRequest, NodeView
 from vxnet.model.cluster import CONTROL_PORT, DATA_PORT, GossipProfile, Role
-from vxnet.model.errors import ConflictError
 from vxnet.model.store import StoreWish
 
 ROLES = click.Choice(["worker", "manager"])
@@ -212,14 +211,7 @@ def _node_row(view: NodeView, whole: bool) -> tuple[str, ...]:
 @click.pass_obj
 def node_inspect(client: Client, nodes: tuple[str, ...]) -> None:
     """Show everything about nodes ("self" is this one)."""
-    output.inspect(nodes, lambda ref: client.node(_own_id(client) if ref == "self" else ref))
-
-
-def _own_id(client: Client) -> str:
-    own = client.info().node
-    if not own:
-        raise ConflictError("this host is not in a cluster", hint="`vxnet init` makes one, `vxnet join` joins one")
-    return own
+    output.inspect(nodes, lambda ref: client.node(node_of(client, ref)))
 
 
 @click.command("rm")

@@ -6,13 +6,13 @@ import click
 
 from vxnet.cli.complete import node_names
 from vxnet.cli.group import FAILED, FAILURES, for_each, report
-from vxnet.cli.options import Format, address, filter_option, list_options, pairs
+from vxnet.cli.options import Format, address, filter_option, list_options, node_of, pairs
 from vxnet.cli.service import show_tasks
 from vxnet.cluster.client import Client
 from vxnet.model.address import IPAddress
 from vxnet.model.api import NodeUpdate, TaskView
 from vxnet.model.cluster import Availability, Role
-from vxnet.model.errors import CallerError, ConflictError
+from vxnet.model.errors import CallerError
 
 
 @click.command("update")
@@ -57,7 +57,7 @@ def update(
             "nothing to change",
             hint="there are --availability, --label-add, --label-rm, --role, --advertise-addr and --data-path-addr",
         )
-    client.update_node(_own_id(client) if node == "self" else node, request)
+    client.update_node(node_of(client, node), request)
     click.echo(node)
 
 
@@ -74,7 +74,7 @@ def ps(
     tasks: list[TaskView] = []
     for ref in nodes or ("self",):
         try:
-            tasks += client.tasks_of_node(_own_id(client) if ref == "self" else ref)
+            tasks += client.tasks_of_node(node_of(client, ref))
         except FAILURES as error:
             report(error)
             failed = True
@@ -83,15 +83,8 @@ def ps(
         raise click.exceptions.Exit(FAILED)
 
 
-def _own_id(client: Client) -> str:
-    own = client.info().node
-    if not own:
-        raise ConflictError("this host is not in a cluster", hint="`vxnet init` makes one, `vxnet join` joins one")
-    return own
-
-
 def _set_role(client: Client, ref: str, role: Role) -> None:
-    view = client.node(_own_id(client) if ref == "self" else ref)
+    view = client.node(node_of(client, ref))
     already = view.node.role == role
     client.set_role(view.node.id, role)
     if already:

@@ -13,9 +13,10 @@ from typing import Any, Literal, TypeVar
 import click
 
 from vxnet.cli import output
+from vxnet.cluster.client import Client
 from vxnet.model.address import IPAddress, IPNetwork
 from vxnet.model.container import RestartPolicy
-from vxnet.model.errors import CallerError, UnsupportedError
+from vxnet.model.errors import CallerError, ConflictError, UnsupportedError
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -120,6 +121,16 @@ def moment(text: str) -> str:
     except (ValueError, OverflowError, OSError):
         raise click.BadParameter(f"expected a time such as 2026-01-31T12:00:00Z or 10m, found {text!r}") from None
     return found.strftime("%Y-%m-%dT%H:%M:%S.%f") + "000Z"
+
+
+def node_of(client: Client, ref: str) -> str:
+    """``ref``, and instead of ``self`` this node's id. Raises :class:`ConflictError` where there is no cluster."""
+    if ref != "self":
+        return ref
+    own = client.info().node
+    if not own:
+        raise ConflictError("this host is not in a cluster", hint="`vxnet init` makes one, `vxnet join` joins one")
+    return own
 
 
 def prefix(text: str) -> IPNetwork:

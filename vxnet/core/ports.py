@@ -125,7 +125,7 @@ def settle(
     """
     ports = spec.ports
     check(ports)
-    if any(port.mode == "ingress" for port in ports) and spec.endpoint_mode == "dnsrr":
+    if in_mesh(ports) and spec.endpoint_mode == "dnsrr":
         raise CallerError(
             "--endpoint-mode dnsrr and ports of mode ingress exclude each other",
             hint="publish with mode=host, or use --endpoint-mode vip",

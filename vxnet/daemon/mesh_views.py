@@ -8,6 +8,7 @@ from vxnet.core.balance import Balance
 from vxnet.core.facts import Facts
 from vxnet.core.mesh import choose
 from vxnet.core.networks import ingress_of
+from vxnet.core.ports import in_mesh
 from vxnet.daemon.place import Place
 from vxnet.model.address import IPAddress
 from vxnet.model.mesh import MeshChoice, MeshTarget, MeshTraffic, MeshView
@@ -34,7 +35,7 @@ def mesh(
     """All ports, by number. ``network``: id of the ingress one; ``rows``: that count for load balancing; ``names``: of
     nodes, by id. Nodes are those with a foot in the network: the others do not answer, yet.
     """
-    services = [service for service in services if any(port.mode == "ingress" for port in service.ports)]
+    services = [service for service in services if in_mesh(service.ports)]
     balance = Balance()
     balance.of(rows, services, [network])
     tasks: dict[IPAddress, MeshTarget] = {}
