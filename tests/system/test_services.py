@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import threading
 import time
@@ -238,6 +240,27 @@ def test_drain_moves_everything_and_global_follows(session: Session) -> None:
     eventually(lambda: places(session, "everywhere") == {"h1": 1, "h2": 1, "h3": 1})
     session.say("h1", "vxnet service update --rebalance web")
     assert places(session, "web") == {"h1": 1, "h2": 1, "h3": 1}
+
+
+def test_a_task_ends_when_all_have_let_go_of_it_or_a_bound_has_passed(session: Session) -> None:
+    """A host with a client on its network is waited for. While its daemon stands still it says nothing."""
+    session.network("svc")
+    session.container("h3", "client", "svc")
+
+    def cut_short() -> int:
+        return int(session.json("h2", "vxnet info --format json")["drain_timeouts"])
+
+    before = cut_short()
+    for frozen in (False, True):
+        session.service("web", "--network svc --constraint node.hostname==h2 --drain-timeout 1s")
+        eventually(lambda: resolved(session, "h3", "client", "tasks.web"))
+        if frozen:
+            os.kill(session.lab["h3"].daemon_pid, signal.SIGSTOP)
+        try:
+            session.say("h1", "vxnet service rm web")
+        finally:
+            os.kill(session.lab["h3"].daemon_pid, signal.SIGCONT)
+        assert cut_short() == before + frozen
 
 
 def test_what_cannot_be_placed_says_why_and_is_placed_later(session: Session) -> None:

@@ -52,6 +52,7 @@ SOCKET_BUFFER = 2 << 20
 LEAVE_STEP_S = 0.25
 """Between the two steps of a goodbye, and after each: it has to reach everybody and be passed on."""
 ACCEPT_PAUSE_S = 0.1
+SAID_LOOK_S = 0.003
 
 
 class Gossip:
@@ -164,6 +165,12 @@ class Gossip:
     def delete(self, kind: str, id_: str) -> None:
         self.core.delete(kind, id_, time.monotonic())
         self._transmit()
+
+    async def said(self, kind: str, ids: Collection[str]) -> None:
+        """Until these rows of this node stand in its own table, as the others will have them: what is put is gathered
+        for a moment."""
+        while any(self.core.author.is_pending(kind, one) for one in ids):
+            await asyncio.sleep(SAID_LOOK_S)
 
     def say(self, word: Word, member: Member) -> None:
         """A part of an examination."""

@@ -58,6 +58,10 @@ class Author:
             raise CallerError(f"a row takes {len(packed)} octets; at most {ROW_OCTETS} are sent")
         return self._set((kind, id_), packed)
 
+    def is_pending(self, kind: str, id_: str) -> bool:
+        """Whether it was changed since the last :meth:`flush`."""
+        return (kind, id_) in self._changed
+
     def delete(self, kind: str, id_: str) -> bool:
         name = (kind, id_)
         if self._changed.get(name, self._rows[name].value if name in self._rows else None) is None:

@@ -402,19 +402,18 @@ class Place:
         """Until all nodes on the networks of these rows of ours carry them, or that takes too long."""
         try:
             async with asyncio.timeout(KNOWN_S):
+                await self.gossip.said("endpoint", row_ids)
                 while self._unaware(row_ids):
                     await self._moved.wait()
         except TimeoutError:
-            names = self.names()
-            silent = ", ".join(sorted(names.get(node, node) for node in self._unaware(row_ids)))
+            silent = ", ".join(sorted(self.names().get(node, node) for node in self._unaware(row_ids)))
             log.warning("the way back is not known everywhere yet", rows=", ".join(row_ids), by=silent)
 
     async def drained(self, row_ids: Collection[str], bound_s: float) -> bool:
-        """Until no other node sends new connections to these rows of ours, which are *draining*; False: not within
-        ``bound_s``.
-        """
+        """Until no other node sends new connections to these *draining* rows of ours; False: not within ``bound_s``."""
         try:
             async with asyncio.timeout(bound_s):
+                await self.gossip.said("endpoint", row_ids)
                 while self._acknowledgements.unaware(self.rows(), self.node.id, row_ids, "draining"):
                     await self._moved.wait()
         except TimeoutError:
