@@ -234,7 +234,7 @@ def test_a_hundred_nodes_live_through_minutes_of_churn(seed: int) -> None:
         lambda n: _restart(sim, n, remembering=True),
         lambda n: sim.freeze(n),
     ]
-    for second in range(60):
+    for second in range(120):
         for _ in range(3):
             number = rng.randrange(100) + 1
             if number in sim.nodes and number not in sim.frozen:
@@ -259,7 +259,7 @@ def test_a_hundred_nodes_live_through_minutes_of_churn(seed: int) -> None:
     assert len({frozenset(sim.names(number)) for number in list(sim.nodes)[::10]}) == 1
     # Whoever was killed or stood still may be called dead; nobody else.
     dead = {what for _, _, what in sim.deaths()}
-    assert {f"h{number}" for number in lost} <= dead <= disturbed and len(disturbed) < 10
+    assert {f"h{number}" for number in lost} <= dead <= disturbed and len(disturbed) < 15
 
 
 def _restart(sim: Simulation, number: int, *, remembering: bool) -> None:
