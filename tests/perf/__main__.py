@@ -28,6 +28,7 @@ BENCHES = (
     "scheduling",
     "mesh_updates",
     "failover",
+    "managers",
 )
 
 

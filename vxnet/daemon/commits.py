@@ -12,12 +12,12 @@ from typing import Any, Protocol, TypeVar
 
 import structlog
 
-from vxnet.cluster.store import LEAD_KEY, Leadership, Store, refused_by
+from vxnet.cluster.store import LEAD_KEY, Leadership, LeadershipLostError, Store, refused_by
 from vxnet.core.decisions import Decision
 from vxnet.core.wishes import Wishes
 from vxnet.daemon.mirror import Mirror
 from vxnet.model.codec import to_json
-from vxnet.model.errors import ConflictError, VxnetError
+from vxnet.model.errors import ConflictError, UnavailableError, VxnetError
 
 ATTEMPTS = 5
 """At a decision that another manager's commits outrun."""
@@ -41,6 +41,8 @@ class Commits:
         self._store = store
         self._mirror = mirror
         self._leadership = leadership
+        self._unanswered: tuple[float, UnavailableError] | None = None
+        """When the store last did not answer, and what it is said to be."""
 
     async def keep_leading(
         self, holder: str, gone: Callable[[str], bool], loops: Callable[[], Sequence[Coroutine[Any, Any, None]]]
@@ -91,7 +93,11 @@ class Commits:
     # Parts
 
     async def _decide(self, decide: Callable[[Wishes], tuple[Decision, R]], guard: Callable[[], dict[str, int]]) -> R:
+        began = asyncio.get_running_loop().time()
         async with self.turn:
+            if self._unanswered is not None and self._unanswered[0] > began:
+                # Who waited while the store did not answer is told so together with whom it waited for.
+                raise UnavailableError(self._unanswered[1].message, hint=self._unanswered[1].hint)
             attempts = ATTEMPTS
             while True:
                 attempts -= 1
@@ -107,6 +113,9 @@ class Commits:
                     if not attempts:
                         raise
                     await self._mirror.reach(seen + 1)
+                except UnavailableError as error:
+                    self._note(error)
+                    raise
                 else:
                     await self._mirror.reach(revision)
                     return answer
@@ -120,7 +129,14 @@ class Commits:
         except ConflictError:
             await self._mirror.reach(seen + 1)
             raise
+        except UnavailableError as error:
+            self._note(error)
+            raise
         await self._mirror.reach(revision)
+
+    def _note(self, error: UnavailableError) -> None:
+        if not isinstance(error, LeadershipLostError):
+            self._unanswered = asyncio.get_running_loop().time(), error
 
     @property
     def _leader_guard(self) -> dict[str, int]:

@@ -30,6 +30,10 @@ LOOK_S = 5.0
 """Longest pause between two plans: nodes that were never met become lost by time alone."""
 AGAIN_S = 1.0
 """After the store refused to be written."""
+REST = 2.0
+"""The pause before the next plan, in times of what this one took to think: every command waits meanwhile, and at 10,000
+tasks that is 30 ms, after each command that a plan could follow from.
+"""
 ATTEMPTS = 5
 ROOM = 1000
 """Octets of a commit left to keys and guards of the store's own."""
@@ -56,6 +60,7 @@ class Scheduler:
         self._ids = ids
         self._now = now
         self._batch: _Batch | None = None
+        self._thought_s = 0.0
 
     async def run(self) -> None:
         while True:
@@ -68,6 +73,7 @@ class Scheduler:
                 log.warning("services not looked after", error=str(error))
                 await asyncio.sleep(AGAIN_S)
                 continue
+            await asyncio.sleep(REST * self._thought_s)
             if not plan.changes:
                 wait_s = LOOK_S if plan.next_at is None else min(max(plan.next_at - self._now(), 0.0), LOOK_S)
                 with contextlib.suppress(TimeoutError):
@@ -83,7 +89,9 @@ class Scheduler:
         from there.
         """
         async with self._commits.turn:
+            began = time.monotonic()
             plan = schedule.plan(self.known(), self._now(), self._ids)
+            self._thought_s = time.monotonic() - began
             for part in pieces({key: None if one is None else to_json(one) for key, one in plan.changes.items()}):
                 await self._commits.write(part)
         return plan
