@@ -307,10 +307,10 @@ class Assigned:
         if not rows or place is None:
             return
         begun = time.monotonic()
-        await self._settle()
         if not await place.drained(rows, ref.drain_s):
             self.drain_timeouts += 1
             log.warning("drained without everybody's word", task=ref.task[:12], bound_s=ref.drain_s)
+        await self._settle()  # this host's own clients: its table has the row by now, its kernel may not
         deadline = time.monotonic() + QUIET_S
         quiet = 0
         while (quiet := 0 if await _in_use(container.pid) else quiet + 1) < QUIET_LOOKS and time.monotonic() < deadline:
