@@ -77,18 +77,21 @@ def pick_subnet(
     """The lowest subnet of the pools that overlaps neither a network (``taken``) nor a host's route. Raises
     :class:`ExhaustedError` naming the pools and the routes that fill them.
     """
-    blockers = [*taken, *routes]
     for pool in pools:
         if prefixlen < pool.prefixlen:
             continue
         size = 1 << (pool.max_prefixlen - prefixlen)
         start = _first(pool)
-        while start < _last(pool):
-            subnet = _prefix(pool, start, size)
-            blocker = overlap(subnet, blockers)
-            if blocker is None:
-                return subnet
-            start = max(start + size, _align_up(_last(blocker) + 1, size))
+        # A look at each, in their order: a look at all for each subnet in use took 0.3 s beside 900 networks.
+        for first, last in sorted(
+            (_first(one), _last(one)) for one in (*taken, *routes) if one.version == pool.version
+        ):
+            if first >= start + size:
+                break
+            if last >= start:
+                start = _align_up(last + 1, size)
+        if start < _last(pool):
+            return _prefix(pool, start, size)
     blocking = sorted({str(route) for pool in pools if (route := overlap(pool, routes)) is not None})
     raise ExhaustedError(
         f"no free /{prefixlen} is left in the address pools ({', '.join(map(str, pools))}): "
