@@ -20,10 +20,14 @@ class Worker:
 
     def __init__(self, cluster: Cluster) -> None:
         self.papers = cluster.papers("node1")
+        self.cluster = cluster
         self.judge = Judge(cluster.roots)
         self.table = Table()
-        signed = cluster.leases("node1", "10.0.1.0/24")
         self._author = Author("node1", self.papers.key, 1)
+        self.show_leases("10.0.1.0/24")
+
+    def show_leases(self, *prefixes: str) -> None:
+        signed = self.cluster.leases("node1", *prefixes)
         self._author.put("leases", "", Leases(signed.content, signed.signature, signed.certificate))
 
     def show_certificate(self) -> None:
@@ -46,6 +50,17 @@ def worker(rng) -> Worker:
 def test_what_is_leased_certified_and_at_the_certified_place_counts(worker):
     worker.show_certificate()
     assert worker.say(endpoint("10.0.1.2")) == ([endpoint("10.0.1.2")], {})
+
+
+def test_of_the_leases_that_somebody_shows_the_last_are_remembered(worker):
+    """There are new ones with each network."""
+    worker.show_certificate()
+    worker.say(endpoint("10.0.1.2"))
+    before = worker.judge.remembered_octets
+    for number in range(20):
+        worker.show_leases("10.0.1.0/24", f"10.0.{2 + number}.0/24")
+        assert worker.say(endpoint("10.0.1.2")) == ([endpoint("10.0.1.2")], {})
+    assert worker.judge.remembered_octets < before * 1.5
 
 
 @pytest.mark.parametrize("vtep", ["192.0.2.2", "224.0.0.1", "255.255.255.255", "2001:db8::1"])

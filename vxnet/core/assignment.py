@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, cast
 import msgspec
 from msgspec.structs import replace
 
+from vxnet.core import lease_sets
 from vxnet.model.assignment import Assignment
 from vxnet.model.cluster import Cluster, GossipKey, LeaseSet, Manager, Network, NodeAddresses, Record, Signed
 from vxnet.model.codec import from_json, to_json
@@ -65,7 +66,7 @@ def decode_update(line: bytes) -> Update:
 def lease_set(signed: Signed) -> LeaseSet:
     """What was signed; whether it is to be believed is another question. Raises :class:`PeerError`."""
     try:
-        return from_json(signed.content, LeaseSet)
+        return lease_sets.unpack(signed.content)
     except (ValueError, RecursionError) as error:
         raise PeerError(f"a set of leases cannot be read ({error})") from error
 

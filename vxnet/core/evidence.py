@@ -19,9 +19,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from vxnet.core import trust
+from vxnet.core import lease_sets, trust
 from vxnet.core.allocate import mac_of_packed
 from vxnet.core.facts import Distinct, Fact, Facts
+from vxnet.core.rows import LedgerKey
 from vxnet.core.table import Entry, Ledger, Table
 from vxnet.model import codec
 from vxnet.model.address import IPAddress
@@ -39,6 +40,8 @@ DOUBT_S = 60.0
 """… and one that was not."""
 CLOCK_STEP_S = 1.0
 """A clock that goes back by more was set."""
+LEASE_OCTETS = 460
+"""In memory, once it is read (``tracemalloc``)."""
 CACHE_OCTETS = 64 << 20
 """Of the certificates and leases that were looked at: those of 10,000 nodes take a quarter of it."""
 NEVER = Version(0, 0)
@@ -88,7 +91,7 @@ class Judge:
         self._revoked = frozenset(revoked)
         self.revision = 0
         self._holders: dict[bytes, _Holder] = {}
-        self._lease_sets: dict[Leases, tuple[LeaseSet | None, float]] = {}
+        self._lease_sets: dict[LedgerKey, _Shown] = {}
         self._opinions: dict[Ledger, _Opinion] = {}
         self.remembered_octets = 0
         self._distinct: Distinct[bytes] = Distinct()
@@ -238,11 +241,9 @@ class Judge:
         leases = _decode(ledger.get("leases"), Leases)
         if leases is None:
             return None, wall + RECHECK_S
-        held = self._lease_sets.get(leases)
-        if held is not None and wall < held[1]:
-            return held
-        if leases not in self._lease_sets:
-            self._remember(len(leases.content) + len(leases.certificate))
+        held = self._lease_sets.get(ledger.key)
+        if held is not None and held.leases == leases and wall < held.until:
+            return held.found, held.until
         # Thousands of nodes show leases that one manager signed: its certificate is looked at once.
         signer = self._holder(leases.certificate, wall)
         found: LeaseSet | None = None
@@ -252,12 +253,26 @@ class Judge:
             and signer.identity.node not in self._revoked
             and trust.is_signed_by(signer.key, trust.LEASES_PURPOSE, leases.content, leases.signature)
         ):
-            with contextlib.suppress(ValueError):
-                found = codec.from_json(leases.content, LeaseSet)
+            with contextlib.suppress(ValueError, RecursionError):
+                found = lease_sets.unpack(leases.content)
         if found is not None and found.node != ledger.key.owner:
             found = None
-        self._lease_sets[leases] = (found, signer.until)
+        # The one before of this owner's goes: there is a new one with each network.
+        held = self._lease_sets.pop(ledger.key, None)
+        self.remembered_octets -= held.octets if held is not None else 0
+        octets = len(leases.content) + len(leases.certificate) + LEASE_OCTETS * len(found.leases if found else ())
+        self._remember(octets)
+        self._lease_sets[ledger.key] = _Shown(leases, found, signer.until, octets)
         return found, signer.until
+
+
+class _Shown(NamedTuple):
+    """What an owner last showed as its leases."""
+
+    leases: Leases
+    found: LeaseSet | None
+    until: float
+    octets: int
 
 
 class _Block(NamedTuple):

@@ -26,7 +26,7 @@ import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from vxnet.cluster.store import Leadership, Store
-from vxnet.core import decisions, managership, rotation, trust
+from vxnet.core import decisions, lease_sets, managership, rotation, trust
 from vxnet.core.allocate import DEFAULT_POOL
 from vxnet.core.assignment import Update
 from vxnet.core.decisions import Decision
@@ -61,7 +61,6 @@ from vxnet.model.cluster import (
     Role,
     Signed,
 )
-from vxnet.model.codec import to_json
 from vxnet.model.errors import ConflictError, NotFoundError, UnsupportedError, VxnetError
 from vxnet.model.gossip import RotateKeys, Rotation
 from vxnet.model.store import StoreAccess
@@ -484,4 +483,4 @@ class Manager:
 
     def _sign_leases(self, node_id: str) -> Signed:
         leases = LeaseSet(node=node_id, revision=self._wishes.revision, leases=self._wishes.leases_of_node(node_id))
-        return trust.sign(trust.LEASES_PURPOSE, to_json(leases), self._key, self.certificate)
+        return trust.sign(trust.LEASES_PURPOSE, lease_sets.pack(leases), self._key, self.certificate)

@@ -19,7 +19,7 @@ class Assignment(Record, frozen=True, kw_only=True):
     addresses: NodeAddresses | None = None
     """Of this node: where it is to be. None: as before."""
     leases: Signed | None = None
-    """A :class:`LeaseSet` in JSON."""
+    """A :class:`LeaseSet`, as :mod:`vxnet.core.lease_sets` packs it."""
     keys: tuple[GossipKey, ...] = ()
     """All are accepted, the first is used; which is the newest, except while it is on its way to everybody."""
     roots: tuple[bytes, ...] = ()
