@@ -21,6 +21,7 @@ BENCHES = (
     "many_containers",
     "idle",
     "scale",
+    "many_networks",
     "first_use",
     "drift",
     "gossip",
