@@ -26,6 +26,7 @@ BENCHES = (
     "drift",
     "gossip",
     "services",
+    "swarm",
     "scheduling",
     "mesh_updates",
     "failover",

@@ -47,9 +47,14 @@ while True:
         answer = dns.recv(4096)
     except OSError:
         continue
-    number = struct.unpack(">H", answer[6:8])[0]
-    body = answer[len(query):]
-    found = sorted(socket.inet_ntoa(body[16 * one + 12: 16 * one + 16]) for one in range(number))
+    found, at = [], len(query)
+    for _ in range(struct.unpack(">H", answer[6:8])[0]):
+        while 0 < answer[at] < 192:
+            at += answer[at] + 1
+        at += 2 if answer[at] else 1
+        found.append(socket.inet_ntoa(answer[at + 10: at + 14]))
+        at += 14
+    found.sort()
     if found != before:
         print(time.monotonic(), *found, flush=True)
         before = found
@@ -137,11 +142,14 @@ class Connection(NamedTuple):
 T = TypeVar("T")
 
 
+def watcher(host: str) -> Sequence[str]:
+    return "vxnet", "exec", f"watch-{host}"
+
+
 class _Told:
     """What a program in a container of one host tells, a line each."""
 
-    def __init__(self, lab: Lab, host: str, *argv: str) -> None:
-        argv = ("vxnet", "exec", f"watch-{host}", *argv)
+    def __init__(self, lab: Lab, host: str, argv: Sequence[str]) -> None:
         self._process = lab.popen(host, argv, stdout=subprocess.PIPE, text=True)
         self._news = threading.Condition()
         self._reader = threading.Thread(target=self._read)
@@ -175,9 +183,10 @@ class _Told:
 class Watch(_Told):
     """What the name server of one host answers for ``tasks.my-app``, and since when."""
 
-    def __init__(self, lab: Lab, host: str) -> None:
+    def __init__(self, lab: Lab, host: str, enter: Sequence[str] = ()) -> None:
+        """``enter``: the way into the container that asks."""
         self._changes: list[Change] = []
-        super().__init__(lab, host, "python3", "-c", WATCH)
+        super().__init__(lab, host, (*(enter or watcher(host)), "python3", "-c", WATCH))
 
     def take(self, line: str) -> None:
         at, *addresses = line.split()
@@ -205,7 +214,7 @@ class VipWatch(_Told):
 
     def __init__(self, lab: Lab, host: str, program: Path, vip: str) -> None:
         self._connections: list[Connection] = []
-        super().__init__(lab, host, str(program), "watch", vip, PORT)
+        super().__init__(lab, host, (*watcher(host), str(program), "watch", vip, PORT))
 
     def take(self, line: str) -> None:
         at, who = line.split()
