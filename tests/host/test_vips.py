@@ -12,6 +12,7 @@ import ipaddress
 import select
 import socket
 import struct
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -257,6 +258,21 @@ def test_an_idle_connection_lives_for_twenty_minutes(site: Site) -> None:
     ((vip, backend, left_s),) = flows(site.client)
     assert (vip, backend) == ("10.0.16.100", "10.0.16.3")
     assert left_s > 20 * 60
+
+
+def test_who_was_not_answered_chooses_anew(site: Site) -> None:
+    """The second first packet, or the third, goes to a backend that is there."""
+    dead, alive = site.servers[0], site.servers[1]
+    listening = [site.listen(alive, socket.AF_INET, 80)]
+    site.put_backends(dead)
+    silence = "add table inet t; add chain inet t c { type filter hook input priority -300; }; add rule inet t c drop"
+    dead.do(lambda: subprocess.run(["nft", silence], check=True))
+    asking = site.client.do(lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+    site.keep(asking).setblocking(False)
+    assert asking.connect_ex((str(V4), 80)) == errno.EINPROGRESS
+    site.put_backends(alive)
+    assert select.select(listening, [], [], 20)[0], "not even the fourth, after 7 s"
+    assert site.accept(listening)[2] == site.client.ip4
 
 
 def test_the_clients_address_alone_chooses(site: Site) -> None:

@@ -39,6 +39,9 @@ SYSCTLS = {
     "ipv6/conf/default/accept_ra": "0",
     # Addresses are given out once in the cluster; link-local ones follow from the MAC.
     "ipv6/conf/default/dad_transmits": "0",
+    # A first packet to a backend that has just died is sent again after 1, 3 and 7 s: by then it chooses anew, and so
+    # does the next connection from that port. Within the kernel's 120 s a busy client has used all its ports.
+    "netfilter/nf_conntrack_tcp_timeout_syn_sent": "3",
 }
 
 
