@@ -30,6 +30,9 @@ MANY = 500
 FEW = 10
 SERVED, BOUND = 8080, 9090
 """Ports of tasks: of connections and of echoes. Hosts' own servers have them, too."""
+FIRST_CORE, SECOND_CORE = ("taskset", "-c", "0"), ("taskset", "-c", "1")
+"""Both ends of a round trip would else share a core directly, and not through the mesh: the difference would be what it
+takes to wake a core."""
 IPERF = 5201
 
 
@@ -60,7 +63,7 @@ class _Servers:
         self.connect, self.echo = (compiled(name, directory) for name in ("connect", "echo"))
         for place in (site.t1, site.t3, site.h1, site.h2):
             self._serve(place, self.connect, "serve", str(SERVED), ready="ready")
-            self._serve(place, self.echo, "serve", str(BOUND), ready="ready")
+            self._serve(place, *SECOND_CORE, self.echo, "serve", str(BOUND), ready="ready")
             self._serve(place, "iperf3", "-s", "--forceflush", ready="Server listening")
 
     def _serve(self, place: Place, *argv: str, ready: str) -> None:
@@ -103,7 +106,7 @@ def connections() -> list[list[str]]:
             return float(site.client.run(servers.connect, "ask", address, str(number), str(CONNECTIONS)).split()[1])
 
         def echo(address: str, number: int) -> float:
-            return float(site.client.run(servers.echo, "ask", address, str(number), str(ECHOES)))
+            return float(site.client.run(*FIRST_CORE, servers.echo, "ask", address, str(number), str(ECHOES)))
 
         def stream(place: Place, address: str, number: int) -> float:
             while True:  # the server may not be done with the last one
