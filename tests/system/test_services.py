@@ -119,6 +119,8 @@ def test_a_host_that_is_cut_off_is_replaced_and_gives_up_what_was(session: Sessi
     listening.start()
     lost = next(task for task in session.tasks("web") if task["node"] == "h3")
     before = {task["id"] for task in session.tasks("web")} - {lost["id"]}
+    eventually(lambda: answers[-3:] == ["answered"] * 3)  # all have begun to listen
+    begun = len(answers)
     session.lab.cut("h3")
     try:
         eventually(lambda: places(session, "web")["h3"] == 0 and sum(places(session, "web").values()) == 3, 20)
@@ -131,7 +133,7 @@ def test_a_host_that_is_cut_off_is_replaced_and_gives_up_what_was(session: Sessi
         # nothing after that: 2.4 s as measured, and several times that on a machine with other work.
         settled = len(answers)
         eventually(lambda: len(answers) >= settled + 30)
-        assert answers[:3] == ["answered"] * 3 and answers.count("lost") <= 15
+        assert answers[begun:].count("lost") <= 15
         assert answers[settled + 1 : settled + 30] == ["answered"] * 29
         assert session.table("h3", f"vxnet ps --filter name={lost['name']}"), "cut off, it goes on"
     finally:
