@@ -158,5 +158,6 @@ def test_promote_demote_and_leave(managers):
     # Of two, neither can be spared while the other is away.
     managers.kill(rest[1])
     until(lambda: status_of(managers[rest[0]], rest[1]) == "down", "its host is known to be dead")
-    with pytest.raises(ConflictError, match=f"no quorum: {rest[1]} of the other 1 managers is not there"):
+    # By the managers' own count, or by etcd's where a commit has just been waited for in vain.
+    with pytest.raises((ConflictError, UnavailableError), match=f"no quorum: .*{rest[1]}"):
         client(managers[rest[0]]).set_role(rest[0], "worker")
