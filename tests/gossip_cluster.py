@@ -5,12 +5,13 @@ from __future__ import annotations
 import ipaddress
 import random
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from vxnet.core import trust
 from vxnet.core.allocate import mac_of
+from vxnet.core.gossip import GossipNode
 from vxnet.model import codec
 from vxnet.model.address import IPAddress, IPNetwork
 from vxnet.model.cluster import Lease, LeaseSet, Role, Signed
@@ -55,6 +56,21 @@ class Cluster:
         )
         content = codec.to_json(LeaseSet(node=node_id, revision=revision, leases=blocks))
         return trust.sign(trust.LEASES_PURPOSE, content, signer.key, signer.certificate)
+
+    def node(self, papers: Papers, name: str = "h1", address: IPAddress = VTEP, **others: Any) -> GossipNode:
+        """The gossip of the holder of ``papers``. ``others``: of :class:`GossipNode`; ``rng``, ``now`` and ``wall``
+        have no default.
+        """
+        settings = {"port": 7946, "tags": {}, "keys": (), "incarnation": 1} | others
+        return GossipNode(
+            node_id=papers.id,
+            name=name,
+            address=address,
+            key=papers.key,
+            certificate=papers.certificate,
+            roots=self.roots,
+            **settings,
+        )
 
 
 def block(number: int) -> IPNetwork:

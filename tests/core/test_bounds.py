@@ -5,7 +5,6 @@ The liar has the gossip's key and a key of its own, so its packets open and its 
 
 from __future__ import annotations
 
-import ipaddress
 import random
 
 import pytest
@@ -14,7 +13,6 @@ from tests.gossip_cluster import Cluster, endpoint
 from vxnet.core import frame, rows, serf, spread, table, trust, wire
 from vxnet.core.author import Author
 from vxnet.core.evidence import Judge
-from vxnet.core.gossip import GossipNode
 from vxnet.core.members import hash_member
 from vxnet.core.muster import octets
 from vxnet.core.oldpack import MalformedError
@@ -48,23 +46,9 @@ class Bench:
         self.rng = rng
         self.cluster = Cluster(rng, WALL)
         self.now = 10.0
+        settings = LAN._replace(paths_kept_s=GRACE_S)
         papers = self.cluster.papers("id1")
-        self.node = GossipNode(
-            node_id="id1",
-            name="h1",
-            address=ipaddress.ip_address("192.0.2.1"),
-            port=7946,
-            tags={},
-            keys=(),
-            key=papers.key,
-            certificate=papers.certificate,
-            roots=self.cluster.roots,
-            incarnation=1,
-            rng=rng,
-            now=self.now,
-            wall=WALL,
-            settings=LAN._replace(paths_kept_s=GRACE_S),
-        )
+        self.node = self.cluster.node(papers, rng=rng, now=self.now, wall=WALL, settings=settings)
         self.key = trust.node_key(rng.randbytes(32))
         self.public = self.key.public_key().public_bytes_raw()
         self._lives = 10_000

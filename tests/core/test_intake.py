@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import random
 
 import pytest
@@ -84,22 +83,7 @@ def test_it_is_bounded_and_has_room_again(size: int) -> None:
 
 
 def node(cluster: Cluster) -> GossipNode:
-    papers = cluster.papers("id1")
-    return GossipNode(
-        node_id="id1",
-        name="h1",
-        address=ipaddress.ip_address("192.0.2.1"),
-        port=7946,
-        tags={},
-        keys=(),
-        key=papers.key,
-        certificate=papers.certificate,
-        roots=cluster.roots,
-        incarnation=1,
-        rng=cluster.rng,
-        now=10.0,
-        wall=WALL,
-    )
+    return cluster.node(cluster.papers("id1"), rng=cluster.rng, now=10.0, wall=WALL)
 
 
 def packets(papers: Papers, count: int) -> list[bytes]:

@@ -6,7 +6,6 @@ that a peer can fill. :class:`MalformedError` is how decoders refuse, and is cau
 
 from __future__ import annotations
 
-import ipaddress
 import random
 import struct
 import zlib
@@ -151,18 +150,11 @@ def word(data: bytes) -> None:
 
 def node(keys: tuple[bytes, ...] = ()) -> GossipNode:
     """``h1`` that has met ``h2`` (a node) and ``s1`` (an agent), and has a row of each of both nodes."""
-    made = GossipNode(
-        node_id="id1",
-        name="h1",
-        address=ipaddress.ip_address("192.0.2.1"),
-        port=7946,
+    made = cluster.node(
+        papers["id1"],
         tags={"vtep": "192.0.2.1"},
         keys=keys,
-        key=papers["id1"].key,
-        certificate=papers["id1"].certificate,
-        roots=cluster.roots,
         leases=LEASES["id1"],
-        incarnation=1,
         rng=random.Random(1),
         now=10.0,
         wall=WALL,

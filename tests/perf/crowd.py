@@ -100,21 +100,7 @@ class Crowd:
 
     def _node(self, rng: random.Random) -> GossipNode:
         papers = self.cluster.papers("self", addresses=(LOCAL,))
-        node = GossipNode(
-            node_id="self",
-            name="self",
-            address=LOCAL,
-            port=7946,
-            tags={},
-            keys=(),
-            key=papers.key,
-            certificate=papers.certificate,
-            roots=self.cluster.roots,
-            incarnation=1,
-            rng=rng,
-            now=0.0,
-            wall=self.wall,
-        )
+        node = self.cluster.node(papers, "self", LOCAL, rng=rng, now=0.0, wall=self.wall)
         for other in self.others:
             member = Member(
                 name=other.papers.id,

@@ -191,22 +191,8 @@ def _load(pipe: Connection, with_rows: bool) -> None:
 
 
 def _node(cluster: Cluster) -> GossipNode:
-    papers = cluster.papers("id0")
-    return GossipNode(
-        node_id=papers.id,
-        name="h0",
-        address=ipaddress.ip_address(ADDRESS),
-        port=PORT,
-        tags={},
-        keys=[KEY],
-        key=papers.key,
-        certificate=papers.certificate,
-        roots=cluster.roots,
-        incarnation=1,
-        rng=random.Random(1),
-        now=0.0,
-        wall=time.time(),
-    )
+    settings = {"port": PORT, "keys": [KEY], "rng": random.Random(1), "now": 0.0, "wall": time.time()}
+    return cluster.node(cluster.papers("id0"), "h0", ipaddress.ip_address(ADDRESS), **settings)
 
 
 def _seal(message: bytes) -> bytes:

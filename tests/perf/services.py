@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -146,7 +147,7 @@ def watcher(host: str) -> Sequence[str]:
     return "vxnet", "exec", f"watch-{host}"
 
 
-class _Told:
+class _Told(ABC):
     """What a program in a container of one host tells, a line each."""
 
     def __init__(self, lab: Lab, host: str, argv: Sequence[str]) -> None:
@@ -162,8 +163,8 @@ class _Told:
                 self.take(line)
                 self._news.notify_all()
 
-    def take(self, line: str) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def take(self, line: str) -> None: ...
 
     def wait(self, look: Callable[[], T | None], failing: str) -> T:
         with self._news:

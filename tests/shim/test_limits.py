@@ -29,7 +29,7 @@ def controllers() -> set[str]:
 
 def need(controller: str) -> None:
     if controller not in controllers():
-        pytest.skip(f"this host's cgroups have no controller {controller}")
+        pytest.skip(f"this host's cgroups have no controller {controller}; tests/vm/test_one.py has one that has")
 
 
 @pytest.mark.host

@@ -37,8 +37,8 @@ def state_of_host() -> dict[str, str]:
 
 @pytest.mark.host
 async def test_the_host_stays_as_it_was(boxes: Boxes, tmp_path: Path) -> None:
-    if not (shutil.which("apt-get") and shutil.which("dpkg-deb") and shutil.which("useradd")):
-        pytest.skip("this host has no apt-get, dpkg-deb and useradd")
+    if not shutil.which("apt-get"):
+        pytest.skip("this host is no Debian: there are no packages to install")
     package = tmp_path / "package"
     (package / "DEBIAN").mkdir(parents=True)
     (package / "DEBIAN" / "control").write_text(CONTROL)

@@ -26,7 +26,7 @@ _PARSE: dict[Any, Any] = {
 def _address_from_text(kind: Any, value: Any) -> Any:
     parse = _PARSE.get(kind)
     if parse is None:
-        raise NotImplementedError(kind)
+        raise NotImplementedError(kind)  # by this word msgspec knows that a hook does not know a type, here and below
     if not isinstance(value, str):
         raise ValueError(f"expected an address as text, found {type(value).__name__}")
     if "%" in value:  # ipaddress takes anything for a zone, line ends too, and such text goes into rules
