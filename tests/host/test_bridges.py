@@ -278,7 +278,7 @@ def test_no_udp_flow_stays_with_who_is_gone(rig: Rig) -> None:
     def to_port_8080() -> set[str]:
         def look() -> set[str]:
             with Netlink(protocol=elements.NETLINK_NETFILTER) as netlink:
-                flows = conntrack._flows(netlink, conntrack._UNMARKED)
+                flows = conntrack._flows(netlink, conntrack._UNMARKED, conntrack.UDP.values())
                 return {str(flow.address) for flow, _ in flows if flow.port == 8080}
 
         return rig.host.do(look)

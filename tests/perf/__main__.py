@@ -17,6 +17,7 @@ BENCHES = (
     "dns",
     "vips",
     "mesh",
+    "flows",
     "mesh_lab",
     "many_containers",
     "idle",

@@ -183,9 +183,6 @@ class Kernel:
             Side(self._netlink, self._namespace, host_found),
             {bridge.name: bridge for bridge in host_bridges(state)},
         )
-        self._forget_flows(state.ingress, look=sandboxes is None)
-        before, self._ports = self._ports, state.ports
-        self._forgetter.look_at_ports(before, state.ports)
         chosen = self._with_lost_ports(state, sandboxes, sides)
         changes += self._sandboxes(state, chosen, sides)
         changes += self._rows(state, found, made, taps, complete=rows or sandboxes is None)
@@ -193,15 +190,17 @@ class Kernel:
         changes += self._sweep(state, sides)
         owners = {one.port.encode(): box.id for box in state.sandboxes for one in box.interfaces}
         self.events.know(owners, {box.id for box in state.sandboxes}, frozenset(self._bridge_rows))
+        self._forget_flows(state, look=sandboxes is None)
         return changes
 
-    def _forget_flows(self, ingress: Ingress | None, *, look: bool) -> None:
-        """Of the routing mesh, to backends that are no more, or that went past it before it was there."""
-        if ingress is None and self._ingress is None:
-            return
-        before, self._ingress = self._ingress, ingress
-        if look or mesh_flows.is_less(before, ingress):
-            self._forgetter.look(before, ingress)
+    def _forget_flows(self, state: HostState, *, look: bool) -> None:
+        """Through published ports, to backends that are no more, or that went past such a port before it was there.
+        Last, as it shares the processors with what comes after it."""
+        before, self._ingress = self._ingress, state.ingress
+        if (before or state.ingress) and (look or mesh_flows.is_less(before, state.ingress)):
+            self._forgetter.look(before, state.ingress, everywhere=look)
+        ports, self._ports = self._ports, state.ports
+        self._forgetter.look_at_ports(ports, state.ports)
 
     def _beside_others(self, state: HostState) -> list[Change]:
         """What of the host's rules is not in vxnet's own table."""

@@ -51,11 +51,15 @@ class Forgetter:
         """Of the mesh, now and before."""
         self._new: set[int] = set()
         self._ended: set[conntrack.End] = set()
+        self._udp: set[int] = set()
+        """IP versions of the flows of UDP that may be stale."""
         self._due = False
 
-    def look(self, before: Ingress | None, ingress: Ingress | None) -> None:
-        """Have those forgotten that are stale now, and those past ports that were not published ``before``."""
+    def look(self, before: Ingress | None, ingress: Ingress | None, *, everywhere: bool) -> None:
+        """Have those forgotten that are stale now, and those past ports that were not published ``before``.
+        ``everywhere``: also of what was published before that."""
         with self._lock:
+            self._udp |= {4, 6} if everywhere else _udp_versions(before) | _udp_versions(ingress)
             self._ingress = ingress
             self._networks |= {address.network for one in (before, ingress) if one for address in one.addresses}
             self._new |= _udp_ports(ingress) - _udp_ports(before)
@@ -85,11 +89,12 @@ class Forgetter:
                     self._thread = None
                     return
                 due, ingress, networks = self._due, self._ingress, self._networks
-                new, ended = self._new, self._ended
-                self._due, self._new, self._ended = False, set(), set()
+                new, ended, udp = self._new, self._ended, self._udp
+                self._due, self._new, self._ended, self._udp = False, set(), set(), set()
             with contextlib.suppress(OSError), Netlink(self._namespace, elements.NETLINK_NETFILTER) as netlink:
                 if due:
-                    conntrack.forget(netlink, lambda flow: is_stale(ingress, networks, flow))  # noqa: B023
+                    questions = [conntrack.UNANSWERED, *(conntrack.UDP[version] for version in udp)]
+                    conntrack.forget(netlink, lambda flow: is_stale(ingress, networks, flow), questions)  # noqa: B023
                 if ended:
                     conntrack.forget_ended(netlink, ended)
                 if new:
@@ -126,6 +131,10 @@ def _place(port: MeshPort) -> tuple[object, ...]:
 
 def _udp_ports(ingress: Ingress | None) -> set[int]:
     return {port.published for port in ingress.ports if port.protocol == "udp"} if ingress is not None else set()
+
+
+def _udp_versions(ingress: Ingress | None) -> set[int]:
+    return {port.version for port in ingress.ports if port.protocol == "udp"} if ingress is not None else set()
 
 
 def _ends(ports: Iterable[HostPort]) -> set[conntrack.End]:

@@ -207,16 +207,17 @@ def begin_table(entered: Entered, tables: Tables, wanted: Ruleset | None) -> Non
 
 
 def forget_stale_flows(sandbox: Sandbox, netlink: Netlink, services: Services) -> list[Change]:
-    """To backends that are no more: of UDP, and TCP that got no answer. They are looked for where UDP was ever used: a
-    connection that is being made gives up by itself. ``netlink``: of NETLINK_NETFILTER, in the sandbox. Raises
-    OSError.
+    """UDP's to backends that are no more, where UDP was ever used: a connection that is being made gives up by itself.
+    ``netlink``: of NETLINK_NETFILTER, in the sandbox. Raises OSError.
     """
     if not elements.counted(netlink, vips.UDP_COUNTER):
         return []
-    backends = services.on(one.vni for one in sandbox.interfaces if one.vni is not None).backends()
+    inside = [one for one in sandbox.interfaces if one.vni is not None]
+    backends = services.on(one.vni for one in inside if one.vni is not None).backends()
+    versions = {address.version for one in inside for address in one.addresses}
     return [
         Change(verb="delete", object=f"{flow} in sandbox {sandbox.id[:12]}")
-        for flow in conntrack.forget_stale(netlink, backends)
+        for flow in conntrack.forget_stale(netlink, backends, versions)
     ]
 
 
