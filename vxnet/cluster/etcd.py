@@ -156,7 +156,12 @@ class Etcd:
                 response = await stack.enter_async_context(post)
             if response.status >= 300:
                 raise aiohttp.ClientPayloadError(f"status {response.status}")
-            yield response.content
+            try:
+                yield response.content
+            finally:
+                # A polite end waits for the member's own, which may be frozen; and this loop may end before it comes.
+                if response.connection is not None and response.connection.transport is not None:
+                    response.connection.transport.abort()
 
     async def health(self) -> Health:
         """Who answers, whether or not there is a leader."""
