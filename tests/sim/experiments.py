@@ -87,7 +87,7 @@ def spread_10000(options: argparse.Namespace) -> None:
 def _spread(seed: int, count: int, loss: float, repeats: int) -> None:
     sim = Simulation(seed, count, weather=Weather(loss=loss), acquainted=True)
     # None of it is garbage: at 10,000 nodes, looking for some takes longer than the rest.
-    gc.freeze()
+    gc.disable()
     sim.run(3)
     arrivals = Arrivals(sim)
     octets = 0
