@@ -31,8 +31,8 @@ FEW = 10
 SERVED, BOUND = 8080, 9090
 """Ports of tasks: of connections and of echoes. Hosts' own servers have them, too."""
 FIRST_CORE, SECOND_CORE = ("taskset", "-c", "0"), ("taskset", "-c", "1")
-"""Both ends of a round trip would else share a core directly, and not through the mesh: the difference would be what it
-takes to wake a core."""
+"""Client and servers. A client from outside shares no core with a server; here the two would do so directly, and not
+through the mesh: the difference would be what it takes to wake a core."""
 IPERF = 5201
 
 
@@ -63,11 +63,11 @@ class _Servers:
         self.connect, self.echo = (compiled(name, directory) for name in ("connect", "echo"))
         for place in (site.t1, site.t3, site.h1, site.h2):
             self._serve(place, self.connect, "serve", str(SERVED), ready="ready")
-            self._serve(place, *SECOND_CORE, self.echo, "serve", str(BOUND), ready="ready")
+            self._serve(place, self.echo, "serve", str(BOUND), ready="ready")
             self._serve(place, "iperf3", "-s", "--forceflush", ready="Server listening")
 
     def _serve(self, place: Place, *argv: str, ready: str) -> None:
-        process = place.do(partial(subprocess.Popen, argv, stdout=subprocess.PIPE, text=True))
+        process = place.do(partial(subprocess.Popen, (*SECOND_CORE, *argv), stdout=subprocess.PIPE, text=True))
         self._running.append(process)
         assert process.stdout is not None
         while ready not in process.stdout.readline():
@@ -99,19 +99,23 @@ def connections() -> list[list[str]]:
         servers = _Servers(site, directory)
         first, second = str(site.h1.outside[0]), str(site.h2.outside[0])
 
+        def client(place: Place, *argv: str, check: bool = True) -> str:
+            return place.run(*FIRST_CORE, *argv, check=check)
+
         def ask(address: str, number: int) -> float:
-            return float(site.client.run(servers.connect, "ask", address, str(number), str(CONNECTIONS)).split()[0])
+            return float(client(site.client, servers.connect, "ask", address, str(number), str(CONNECTIONS)).split()[0])
 
         def wait(address: str, number: int = 80) -> float:
-            return float(site.client.run(servers.connect, "ask", address, str(number), str(CONNECTIONS)).split()[1])
+            return float(client(site.client, servers.connect, "ask", address, str(number), str(CONNECTIONS)).split()[1])
 
         def echo(address: str, number: int) -> float:
-            return float(site.client.run(*FIRST_CORE, servers.echo, "ask", address, str(number), str(ECHOES)))
+            return float(client(site.client, servers.echo, "ask", address, str(number), str(ECHOES)))
 
         def stream(place: Place, address: str, number: int) -> float:
             while True:  # the server may not be done with the last one
-                argv = ("iperf3", "-J", "-c", address, "-p", str(number), "-t", str(SECONDS))
-                said = json.loads(place.run(*argv, check=False))
+                said = json.loads(
+                    client(place, "iperf3", "-J", "-c", address, "-p", str(number), "-t", str(SECONDS), check=False)
+                )
                 if "error" not in said:
                     return float(said["end"]["sum_received"]["bits_per_second"]) / 1e9
                 time.sleep(0.2)
