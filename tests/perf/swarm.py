@@ -7,62 +7,30 @@ asked every 50 ms: with ``--detach=false`` Swarm waits for five quiet seconds mo
 
 from __future__ import annotations
 
-import subprocess
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
+from tests.others import Docker, until
 from tests.perf.measure import ms, sh, table
-from tests.perf.services import ANSWERS_S, Watch, all_at
+from tests.perf.services import Watch, all_at
 from vxnet.lab import Lab
 
 RUNS = 5
 HOST_KILLS = 3
-PLACE = Path("build/docker").absolute()
-PACKAGES = ("docker.io", "containerd", "runc", "tini")
-STATE = "/run/docker-bench"
-CLIENT = ("env", f"DOCKER_HOST=unix://{STATE}/sock", str(PLACE / "root/usr/bin/docker"))
-LOOK_S = 0.05
-
-
-def unpack(directory: Path) -> None:
-    """Docker's programs, and an image with nothing in it but a server (backends.c)."""
-    if not (PLACE / "root/usr/sbin/dockerd").exists():
-        PLACE.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["apt-get", "-qq", "download", *PACKAGES], cwd=PLACE, check=True, stderr=subprocess.DEVNULL)
-        for package in PLACE.glob("*.deb"):
-            subprocess.run(["dpkg", "-x", package, PLACE / "root"], check=True)
-    server = Path(__file__).parent / "backends.c"
-    subprocess.run(["cc", "-O2", "-static", "-o", directory / "backends", server], check=True)
-    subprocess.run(["tar", "-C", directory, "-cf", directory / "image.tar", "backends"], check=True)
 
 
 class Swarm:
-    def __init__(self, lab: Lab, directory: Path) -> None:
+    def __init__(self, lab: Lab) -> None:
         self._lab = lab
-        self._image = directory / "image.tar"
+        self._docker = {host: Docker(lab, host) for host in lab.hosts}
 
     def docker(self, host: str, *argv: str) -> str:
-        return self._lab.run(host, [*CLIENT, *argv], check=True).stdout.strip()
+        return self._docker[host].docker(*argv)
 
     def start(self, host: str) -> None:
-        """All that dockerd has is in memory, and gone with the host."""
-        folders = " ".join(f"{STATE}/{name}" for name in ("data", "exec"))
-        daemon = (
-            f"dockerd --data-root {STATE}/data --exec-root {STATE}/exec --pidfile {STATE}/pid -H unix://{STATE}/sock"
-            f" --storage-driver vfs --containerd-namespace {host} --containerd-plugins-namespace plugins-{host}"
-            f" --cgroup-parent /docker-{host} >{STATE}/log 2>&1 </dev/null"
-        )
-        path = ":".join(str(PLACE / "root" / name) for name in ("usr/bin", "usr/sbin"))
-        sh(
-            self._lab,
-            host,
-            f"mkdir -p {STATE}; mount -t tmpfs docker {STATE}; mkdir {folders}; PATH={path}:$PATH; setsid {daemon} &",
-        )
-        until(lambda: "Server Version" in self._lab.run(host, [*CLIENT, "info"]).stdout, "dockerd answers")
-        self.docker(host, "import", str(self._image), "server:1")
+        self._docker[host].start()
+        self._docker[host].image()
 
     def join(self, host: str) -> None:
         token = self.docker("h1", "swarm", "join-token", "-q", "worker")
@@ -99,13 +67,6 @@ class Swarm:
         """A name that Docker does not know is asked for outside, so that no answer says that it has gone."""
         self.docker("h1", "service", "rm", "my-app")
         until(lambda: not any(self.docker(host, "ps", "-q", "--filter", "name=my-app") for host in hosts), "all end")
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + ANSWERS_S
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {ANSWERS_S} s: {what}"
-        time.sleep(LOOK_S)
 
 
 def births(lab: Lab, swarm: Swarm, watches: Sequence[Watch]) -> tuple[list[float], list[float], list[float]]:
@@ -169,12 +130,8 @@ def losses(lab: Lab, swarm: Swarm) -> tuple[list[float], list[float]]:
 
 
 def main() -> None:
-    # Not below /tmp: each host of a lab has its own.
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as name, Lab(hosts=3, join=False) as lab:
-        directory = Path(name)
-        directory.chmod(0o755)
-        unpack(directory)
-        swarm = Swarm(lab, directory)
+    with Lab(hosts=3, join=False) as lab:
+        swarm = Swarm(lab)
         for host in lab.hosts:
             swarm.start(host)
         swarm.found()
