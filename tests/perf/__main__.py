@@ -31,6 +31,7 @@ BENCHES = (
     "scheduling",
     "mesh_updates",
     "failover",
+    "quorum",
     "managers",
 )
 

@@ -75,13 +75,14 @@ class Flow:
 
 
 class Flows:
-    """Both ways between container a on h2 and b on h3."""
+    """Both ways between container a on one host and b on the other."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, hosts: tuple[str, str] = ("h2", "h3")) -> None:
         session.network("flow")
-        a, b = (self._container(session, host, name) for host, name in (("h2", "a"), ("h3", "b")))
-        eventually(lambda: session.inside("h2", "a", "ping -c1 -W1 b").returncode == 0)
-        self._flows = (Flow(session, ("h2", "a"), ("h3", "b"), b), Flow(session, ("h3", "b"), ("h2", "a"), a))
+        one, other = zip(hosts, ("a", "b"), strict=True)
+        a, b = (self._container(session, *place) for place in (one, other))
+        eventually(lambda: session.inside(*one, "ping -c1 -W1 b").returncode == 0)
+        self._flows = (Flow(session, one, other, b), Flow(session, other, one, a))
 
     @staticmethod
     def _container(session: Session, host: str, name: str) -> str:
