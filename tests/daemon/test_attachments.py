@@ -220,6 +220,7 @@ async def test_the_way_out_has_both_families_and_one_ending() -> None:
     assert way_out is not None
     assert [str(one) for one in way_out.addresses] == ["172.19.0.2/29", "fd19::ac13:2/64"]
     assert way_out.mac == "02:00:ac:13:00:02"
+    assert way_out.way_out == (ip_address("172.19.0.1"), ip_address("fd19::ac13:1"))
 
 
 async def test_a_link_that_is_one_containers_alone() -> None:

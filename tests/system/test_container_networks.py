@@ -224,6 +224,20 @@ def test_the_way_out(lab: Lab, outside: str) -> None:
     assert interfaces(lab, "h2", "locked") == ["lo", "eth0"]
 
 
+def test_the_host_by_a_name(lab: Lab) -> None:
+    with lab.popen("h2", ["python3", "-c", WHO]) as server:
+        try:
+            ask = f"--add-host me:host-gateway -- {ASK} http://me:8000"
+            eventually(lambda: run(lab, "h2", f"{ASK} http://127.0.0.1:8000").returncode == 0)
+            for network in ("net-a", "vxnet_gw"):
+                assert typed(lab, "h2", f"vxnet run --rm --network {network} {ask}").startswith("172.")
+            assert typed(lab, "h2", f"vxnet run --rm --network host {ask}") == "127.0.0.1"
+            refused = run(lab, "h2", f"vxnet run --rm --network inside {ask}")
+            assert refused.returncode and "me:host-gateway would lead nowhere" in refused.stderr
+        finally:
+            server.kill()
+
+
 def test_no_way_between_containers_over_the_gateway(lab: Lab) -> None:
     for name, wished in {"one": ("net-a",), "two": ("net-b",), "three": ()}.items():
         start(lab, "h2", name, *wished)

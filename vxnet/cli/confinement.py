@@ -31,7 +31,13 @@ _OPTIONS = (
     click.option("--dns", multiple=True, type=address, metavar="ADDRESS", help="Ask for names outside there."),
     click.option("--dns-search", multiple=True, metavar="DOMAIN", help="Try names in there too."),
     click.option("--dns-option", "dns_options", multiple=True, metavar="OPTION", help="For its resolv.conf."),
-    click.option("--add-host", "hosts", multiple=True, metavar="NAME:ADDRESS", help="For its /etc/hosts."),
+    click.option(
+        "--add-host",
+        "hosts",
+        multiple=True,
+        metavar="NAME:ADDRESS",
+        help="For its /etc/hosts; host-gateway: this host.",
+    ),
     click.option("--sysctl", "sysctls", multiple=True, callback=pairs, metavar="NAME=VALUE", help="One of net.*"),
     click.option(
         *("-v", "--volume", "volumes"),

@@ -113,7 +113,7 @@ _LISTS: Final = (
     _List("--dns", "dns", "ADDRESS", "Ask for names outside there."),
     _List("--dns-search", "dns-search", "DOMAIN", "Try names in there too."),
     _List("--dns-option", "dns-option", "OPTION", "For its resolv.conf."),
-    _List("--host", "host", "NAME:ADDRESS", "For its /etc/hosts."),
+    _List("--host", "host", "NAME:ADDRESS", "For its /etc/hosts; the address host-gateway is its host's."),
     _List("--sysctl", "sysctl", "NAME=VALUE", "One of net.*"),
     _List("-l --label", "label", "KEY[=VALUE]", "Of the service."),
     _List("--container-label", "container-label", "KEY[=VALUE]", "Of its containers."),

@@ -9,7 +9,7 @@ from typing import Final
 
 from vxnet.core import ports
 from vxnet.model.capability import capabilities
-from vxnet.model.container import ContainerSpec, Mount
+from vxnet.model.container import HOST_GATEWAY, ContainerSpec, Mount
 from vxnet.model.errors import CallerError
 
 _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
@@ -91,9 +91,10 @@ def _check_host_network(spec: ContainerSpec) -> None:
 def _check_host(text: str) -> None:
     name, _, address = text.partition(":")
     try:
-        ipaddress.ip_address(address)
+        if address != HOST_GATEWAY:
+            ipaddress.ip_address(address)
     except ValueError:
-        raise CallerError(f"a host is NAME:ADDRESS, found {text!r}") from None
+        raise CallerError(f"a host is NAME:ADDRESS or NAME:{HOST_GATEWAY}, found {text!r}") from None
     if not _WORD.fullmatch(name):
         raise CallerError(f'"{name}" cannot be the name of a host')
 

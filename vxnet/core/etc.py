@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
-from vxnet.model.container import Container
+from vxnet.model.address import IPAddress
+from vxnet.model.container import HOST_GATEWAY, Container, ContainerSpec
+from vxnet.model.errors import CallerError
 
 _RESOLVER = "# vxnet's resolver: names of this container's networks, and the host's resolvers for the rest\n"
 
@@ -24,9 +27,7 @@ def etc_files(container: Container, host: HostTexts | None = None) -> dict[str, 
         return _shared_files(container, host)
     hostname = spec.hostname or container.id[:12]
     hosts = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
-    for text in spec.hosts:
-        name, _, address = text.partition(":")
-        hosts.append(f"{address}\t{name}")
+    hosts += _wished(spec, _host_gateway(container))
     places = [*container.attachments, *((container.gateway,) if container.gateway else ())]
     if places:
         hosts += [f"{interface.ip}\t{hostname}" for interface in places[0].addresses]
@@ -46,12 +47,32 @@ def etc_files(container: Container, host: HostTexts | None = None) -> dict[str, 
     }
 
 
-def _shared_files(container: Container, host: HostTexts) -> dict[str, str]:
-    spec = container.spec
-    hosts = [host.hosts.rstrip("\n")]
+def check_host_gateway(container: Container, reached: Collection[IPAddress]) -> None:
+    """``reached``: at which addresses this host reaches it. Raises :class:`CallerError` if it is to know the host's
+    address and there is none that it reaches."""
+    wanted = [text for text in container.spec.hosts if text.endswith(f":{HOST_GATEWAY}")]
+    if wanted and not container.spec.shares_host_network and not (reached and _host_gateway(container)):
+        raise CallerError(
+            f'"{container.spec.name}" does not reach this host, and {wanted[0]} would lead nowhere',
+            hint="give the host's own address, or a network that is neither internal nor macvlan",
+        )
+
+
+def _host_gateway(container: Container) -> list[str]:
+    """Addresses of this host's end of the container's way out."""
+    places = [*((container.gateway,) if container.gateway else ()), *container.attachments]
+    return [str(address) for address in next((place.way_out for place in places if place.way_out), ())]
+
+
+def _wished(spec: ContainerSpec, host_gateway: Iterable[str]) -> Iterator[str]:
     for text in spec.hosts:
         name, _, address = text.partition(":")
-        hosts.append(f"{address}\t{name}")
+        yield from (f"{one}\t{name}" for one in (host_gateway if address == HOST_GATEWAY else (address,)))
+
+
+def _shared_files(container: Container, host: HostTexts) -> dict[str, str]:
+    spec = container.spec
+    hosts = [host.hosts.rstrip("\n"), *_wished(spec, ["127.0.0.1", "::1"])]
     resolv_conf = host.resolv_conf
     if spec.dns or spec.dns_search or spec.dns_options:
         kept = [line for line in resolv_conf.splitlines() if line.split()[:1] == ["nameserver"]]

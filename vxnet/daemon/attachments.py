@@ -289,6 +289,7 @@ class Attachments:
                 ipaddress.ip_interface((address, gateway.network.prefixlen)),
                 *(allocate.beside(address, other) for other in others),
             ),
+            way_out=(gateway.ip, *(other.ip for other in others)),
         )
 
     def running_short(self) -> list[LeaseRequest]:

@@ -30,6 +30,7 @@ from msgspec.structs import replace
 
 from vxnet.cluster.dns import Resolver
 from vxnet.core.containers import check_spec
+from vxnet.core.etc import check_host_gateway
 from vxnet.core.names import view_of
 from vxnet.core.networks import RESERVED_NAMES
 from vxnet.core.restarts import runs_again
@@ -206,7 +207,9 @@ class Containers:
             await self.wiring.attach(container_id, wish)
         container = self._records.now(container_id)
         container = self._records.keep(replace(container, gateway=self.attachments.way_out(container)))
-        self.ports.check_way(container, self.attachments.reached(container))
+        reached = self.attachments.reached(container)
+        self.ports.check_way(container, reached)
+        check_host_gateway(container, reached)
         if container.task is None:
             self._records.keep(self.ports.claim(container))
         self._changed()

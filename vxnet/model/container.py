@@ -52,6 +52,10 @@ class Mount(Record, frozen=True, kw_only=True):
     """Of a tmpfs, for the kernel: ``size=64m,mode=1777``."""
 
 
+HOST_GATEWAY = "host-gateway"
+"""Docker's word."""
+
+
 class ContainerSpec(Record, frozen=True, kw_only=True):
     """What ``vxnet run`` asked for."""
 
@@ -70,7 +74,7 @@ class ContainerSpec(Record, frozen=True, kw_only=True):
     dns_search: tuple[str, ...] = ()
     dns_options: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
-    """``NAME:ADDRESS``, for /etc/hosts."""
+    """``NAME:ADDRESS``, for /etc/hosts; :data:`HOST_GATEWAY` as address: this host, as the container reaches it."""
     sysctls: dict[str, str] = {}
     """Of the container's network namespace: ``net.…``."""
     terminal: bool = False
@@ -120,7 +124,7 @@ class Attachment(Record, frozen=True, kw_only=True):
     addresses: tuple[IPInterface, ...]
     aliases: tuple[str, ...] = ()
     way_out: tuple[IPAddress, ...] = ()
-    """Routers there, that lead out of the network; one a family at most. Of networks of one host."""
+    """Routers there, that lead out of the network; one a family at most. Of networks of one host, and ``vxnet_gw``."""
 
 
 class TaskRef(Record, frozen=True, kw_only=True):
