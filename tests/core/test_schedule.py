@@ -13,12 +13,14 @@ from msgspec.structs import replace
 from tests.daemon.memory_services import MemoryServices
 from vxnet.core import schedule, services
 from vxnet.core.decisions import update_node
-from vxnet.core.lifecycle import ENDED, state_of
+from vxnet.core.lifecycle import ENDED, advance, state_of
 from vxnet.model.api import NodeUpdate, ServiceUpdate, TaskReport
 from vxnet.model.cluster import Cluster, Network, Node, Subnet
 from vxnet.model.container import ContainerSpec, NetworkWish
 from vxnet.model.errors import CallerError, ConflictError, NotFoundError, UnsupportedError
 from vxnet.model.service import Placement, RestartPolicy, ServiceSpec, TaskSpec, UpdateConfig
+
+HOUR = 3600.0
 
 
 def node(number, **fields):
@@ -279,6 +281,55 @@ def test_a_task_that_ends_is_replaced_in_its_slot():
     assert [task.state for task in tasks] == ["failed"] * 4, "one and three attempts"
     times = [task.since for task in reversed(tasks)]
     assert [round(b - a, 1) for a, b in itertools.pairwise(times)] == [2.0, 2.0, 2.0]
+
+
+def test_a_restart_does_not_wait_for_a_clock_that_was_set_back():
+    world = World()
+    task = TaskSpec(container=ContainerSpec(argv=("x",)), restart=RestartPolicy(delay_s=5.0))
+    world.make(spec(replicas=1, task=task))
+    true = world.now
+    world.now += 10 * HOUR
+    (ran,) = world.running()
+    ended = world.wishes.tasks[ran.id]
+    report = TaskReport(task=ran.id, state="failed", ran_s=1.0, exit_status=1)
+    world.write({f"status/{ran.id}": advance(ended, world.wishes.statuses[ran.id], report, world.now)})
+    world.write(schedule.plan(world.state(), world.now, iter(["successor"])).changes)
+    assert world.wishes.tasks["successor"].desired == "ready", "it waits for its delay"
+    world.now = true
+    world.settle()
+    assert [task.id for task in world.running()] == ["successor"] and world.now - true < 60
+
+
+def test_an_update_does_not_wait_for_a_clock_that_was_set_back():
+    world = World()
+    world.make(spec(replicas=4, update=UpdateConfig(parallelism=2, delay_s=30.0, monitor_s=5.0)))
+    true = world.now
+    world.now += 10 * HOUR
+    base = world.service("web").service.spec
+    task = replace(base.task, container=replace(base.task.container, argv=("serve2",)))
+    wish = ServiceUpdate(spec=replace(base, task=task), base=base)
+    world.write(services.update(world.wishes, "web", wish, world.now)[0].changes)
+    for number in range(3):
+        world.write(schedule.plan(world.state(), world.now, iter([f"a{number}", f"b{number}"])).changes)
+        world._work()
+    assert {task.argv for task in world.running()} == {("serve",), ("serve2",)}, "it is under way"
+    world.now = true
+    world.settle()
+    update = world.service("web").service.update
+    assert update is not None and update.state == "completed" and world.now - true < 2 * 60
+    assert {task.argv for task in world.running()} == {("serve2",)}
+
+
+def test_an_update_that_fails_is_noticed_whose_ever_clock_was_ahead():
+    world = World()
+    world.make(spec(replicas=6))
+    base = world.service("web").service.spec
+    task = replace(base.task, container=replace(base.task.container, argv=("fail",)))
+    wish = ServiceUpdate(spec=replace(base, task=task), base=base)
+    world.write(services.update(world.wishes, "web", wish, world.now + 10 * HOUR)[0].changes)
+    world.settle()
+    update = world.service("web").service.update
+    assert update is not None and update.state == "paused" and len(world.running()) == 5
 
 
 def test_restarts_back_off_and_history_is_bounded():

@@ -24,8 +24,10 @@ def node(node_id: str) -> Node:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    time = [1000.0]
-    monkeypatch.setattr("vxnet.daemon.absences.time.time", lambda: time[0])
+    """Time that has passed, and what the wall clock is ahead of it."""
+    time = [1000.0, 0.0]
+    monkeypatch.setattr("vxnet.daemon.absences.time.monotonic", lambda: time[0])
+    monkeypatch.setattr("vxnet.daemon.absences.time.time", lambda: time[0] + time[1])
     return time
 
 
@@ -43,6 +45,17 @@ def test_a_silence_has_a_beginning_and_an_end(clock: list[float]) -> None:
     assert seen.lost() == {"b": 1070.0} and told == [1, 1]
     clock[0] = 1000.0 + MET_S + 1
     assert seen.lost() == {"b": 1070.0, "never": 1000.0 + MET_S}
+
+
+@pytest.mark.parametrize("step", [36_000.0, -36_000.0])
+def test_a_clock_that_is_set_makes_nobody_lost_sooner_or_later(clock: list[float], step: float) -> None:
+    seen = Absences(lambda: [node("a"), node("never")], None, "me")
+    seen.look([member("a", "dead", restarting="60")])
+    clock[0] += 5
+    clock[1] = step
+    assert seen.lost() == {"a": 1060.0 + step}
+    clock[0] += MET_S
+    assert seen.lost() == {"a": 1060.0 + step, "never": 1000.0 + MET_S + step}
 
 
 def test_who_calls_itself_another_each_time_is_not_remembered(

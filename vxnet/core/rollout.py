@@ -78,7 +78,7 @@ class _Rollout:
         runs_since = [since for slot in self._slots if (since := self._started(slot)) is not None]
         now = self._planner.now
         if not old and not under_way:
-            settled = max(runs_since, default=now - config.monitor_s) + config.monitor_s
+            settled = max((self._planner.due(since, config.monitor_s) for since in runs_since), default=now)
             if now >= settled:
                 self._end("completed", "rollback completed" if self._back else "update completed")
             else:
@@ -86,7 +86,7 @@ class _Rollout:
             return
         free = (config.parallelism or len(self._slots)) - len(under_way)
         if config.delay_s and old and runs_since:
-            due = max(runs_since) + config.delay_s
+            due = max(self._planner.due(since, config.delay_s) for since in runs_since)
             if under_way or now < due:
                 self._planner.look_again(due)
                 free = 0
@@ -96,7 +96,8 @@ class _Rollout:
             self._planner.replace_head(slot, self._service, config.order)
 
     def _new(self, task: Task) -> bool:
-        return task.version == self._service.version and task.created_at >= self._update.started_at
+        """An update has a version of its own; a rollback has that of tasks which have been there all the time."""
+        return task.version == self._service.version and (not self._back or task.created_at >= self._update.started_at)
 
     def _failed(self, slot: Slot) -> Task | None:
         """The latest of the slot's new tasks that failed soon."""

@@ -33,6 +33,8 @@ HISTORY: Final = 5
 """Tasks kept of a slot, as Docker's ``--task-history-limit``: for people, and to count failures."""
 FAILURES_WINDOW_S: Final = 300.0
 """How long a failure speaks against a node (swarmkit's)."""
+CLOCKS_S: Final = 60.0
+"""Two managers' clocks that are further apart are not right, and nothing waits for what they say."""
 SHORT_ID: Final = 12
 """Digits of a task's id in its name."""
 
@@ -165,6 +167,13 @@ class Planner:
 
     def look_again(self, at: float) -> None:
         self.next_at = at if self.next_at is None else min(self.next_at, at)
+
+    def due(self, stamp: float, wait_s: float) -> float:
+        """When ``wait_s`` after ``stamp`` are over. A stamp of the future is of a clock that has been set since, or of
+        another manager's: that may be hours, for which nothing waits.
+        """
+        at = stamp + wait_s
+        return at if at - self.now <= wait_s + CLOCKS_S else self.now
 
     def _fate(self, task: Task) -> str:
         """Why the node of ``task`` is lost for good; empty: it is not, or not yet."""
@@ -330,7 +339,7 @@ class Planner:
             attempt = lifecycle.next_attempt(head, status)
             if not lifecycle.may_restart(policy, state, attempt):
                 return
-            due = status.since + lifecycle.restart_delay(policy, attempt)
+            due = self.due(status.since, lifecycle.restart_delay(policy, attempt))
             desired = "running" if self.now >= due else "ready"
             new = self.make(service, slot.key, head, desired, due, attempt)
             # Told to stop although it has ended: nobody starts it again, not even a node that has lost its records.
@@ -366,10 +375,12 @@ class Planner:
             self._let_run(slot)
 
     def _let_run(self, slot: Slot) -> None:
-        if self.now >= slot.head.not_before:
+        delay_s = lifecycle.restart_delay(slot.head.spec.restart, slot.head.attempt)
+        due = self.due(slot.head.not_before - delay_s, delay_s)
+        if self.now >= due:
             self.keep(slot, len(slot.tasks) - 1, replace(slot.head, desired="running"))
         else:
-            self.look_again(slot.head.not_before)
+            self.look_again(due)
 
     def _global(self, service: Service, rules: Rules, served: set[int | str]) -> list[Slot]:
         """A slot for each node that may have one and has none."""

@@ -21,14 +21,14 @@ class Absences:
         self._nodes = nodes
         self._changed = changed
         self._since: dict[str, float] = {}
-        """Since when the gossip calls a node dead; seconds since 1970."""
+        """Since when the gossip calls a node dead; by a clock that nobody sets."""
         self._own_id = own_id
         self._met = {own_id}
-        self._opened_at = time.time()
+        self._opened_at = time.monotonic()
 
     def look(self, members: Iterable[Member]) -> None:
         """All that gossip knows now."""
-        now = time.time()
+        now = time.monotonic()
         silent = {}
         for member in members:
             self._met.add(member.id)
@@ -43,12 +43,15 @@ class Absences:
                 self._changed()
 
     def lost(self) -> Mapping[str, float]:
-        """Since when, by node id; of one that said when it will be back, from then on. One that was not met since this
-        daemon's start is lost too, but not before it had time to be met: silence alone is no death.
+        """Since when, by node id, in seconds since 1970 as this host counts them now; of one that said when it will be
+        back, from then on. One that was not met since this daemon's start is lost too, but not before it had time to be
+        met: silence alone is no death.
         """
+        now = time.monotonic()
         found = dict(self._since)
-        if time.time() > self._opened_at + MET_S:
+        if now > self._opened_at + MET_S:
             for node in self._nodes():
                 if node.id not in self._met:
                     found[node.id] = self._opened_at + MET_S
-        return found
+        wall = time.time()
+        return {id: wall + (since - now) for id, since in found.items()}
