@@ -57,7 +57,7 @@ def test_what_a_container_may_be_given(vxnet_: Vxnet, tmp_path: Path) -> None:
         (["--dns", "nobody"], "--dns takes an address, found 'nobody'"),
         (["--cap-add", "FLY"], "FLY"),
         (["--sysctl", "kernel.hostname=a"], 'a container has no sysctl "kernel.hostname" of its own'),
-        (["--host", "db"], "a host is NAME:ADDRESS, found 'db'"),
+        (["--host", "db"], "a host is NAME:ADDRESS or NAME:host-gateway, found 'db'"),
         (["--reserve-cpu", "nan"], "expected a number such as 1.5, found 'nan'"),
         (["--limit-cpu", "inf"], "expected a number such as 1.5, found 'inf'"),
         (["--limit-cpu", "0.001"], "0.001 processors are too little"),
