@@ -52,7 +52,7 @@ UNANSWERED: Question = (
     socket.AF_UNSPEC,
     attribute(CTA_STATUS, bytes(4)) + attribute(CTA_STATUS_MASK, _SEEN_REPLY),
 )
-"""Those whose first packet got no answer (the kernel chooses from Linux 5.19 on)."""
+"""Those whose first packet got no answer (the kernel chooses from Linux 5.15 on)."""
 UDP: Mapping[int, Question] = {4: (socket.AF_INET, _udp()), 6: (socket.AF_INET6, _udp())}
 """By IP version (Linux 5.8)."""
 
