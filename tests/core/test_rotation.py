@@ -44,6 +44,15 @@ def all_alive(node_id: str) -> bool:
     return True
 
 
+def test_a_clock_that_was_set_back_keeps_no_key() -> None:
+    """Ten hours: neither the old one, nor one that a node knows which was removed meanwhile."""
+    ring = rotation.use(rotation.install(FIRST, b"2" * 16, 2000.0 + 36_000), 2000.0 + 36_000)
+    assert rotation.step(ring, nodes(a=(2, 1)), all_alive, 2000.0).settled
+    assert rotation.is_due(ring, [2000.0], 2000.0 + REMOVAL_S)
+    # Another manager's may be a little ahead.
+    assert rotation.step(ring, nodes(a=(2, 1)), all_alive, 2000.0 + 35_999) == ring
+
+
 def test_a_key_is_installed_used_and_the_old_one_removed() -> None:
     ring = rotation.install(FIRST, b"2" * 16, 2000.0)
     assert epochs(ring) == (1, 2) and ring.installing and not ring.settled

@@ -64,6 +64,7 @@ def test_the_phases() -> None:
     authorities |= {"2": step["2"]}  # type: ignore[dict-item]
     assert succession.step(authorities, members.values(), late + succession.KEPT_S - 1) == {}
     assert succession.step(authorities, members.values(), late + succession.KEPT_S) == {"1": None}
+    assert succession.step(authorities, members.values(), late - 36_000) == {"1": None}, "the clock was set back"
     assert [(one.number, one.use) for one in succession.view(authorities, members.values()).authorities] == [
         (2, "signs"),
         (1, "old"),

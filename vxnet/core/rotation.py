@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
+from vxnet.core.stamps import is_over
 from vxnet.model.cluster import GossipKey, Node, Record
 from vxnet.model.errors import CallerError
 
@@ -65,7 +66,7 @@ def is_due(ring: GossipKeys, removals: Iterable[float], now: float) -> bool:
     if ring.installing:
         return False
     removed_at = max(removals, default=0.0)
-    return now - ring.made_at >= INTERVAL_S or (removed_at >= ring.made_at and now - removed_at >= REMOVAL_S)
+    return is_over(ring.made_at, INTERVAL_S, now) or (removed_at >= ring.made_at and now - removed_at >= REMOVAL_S)
 
 
 def install(ring: GossipKeys, secret: bytes, now: float) -> GossipKeys:
@@ -100,6 +101,6 @@ def step(ring: GossipKeys, nodes: Mapping[str, Node], alive: Callable[[str], boo
         return ring
     if ring.installing:
         return use(ring, now)
-    if now - ring.turned_at >= KEPT_S:
+    if is_over(ring.turned_at, KEPT_S, now):
         return GossipKeys(keys=ring.keys[:1], made_at=ring.made_at, turned_at=now)
     return ring

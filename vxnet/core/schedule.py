@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
-from vxnet.core import lifecycle, placement, rollout, templates
+from vxnet.core import lifecycle, placement, rollout, stamps, templates
 from vxnet.core.lifecycle import ENDED, FAILED
 from vxnet.core.placement import Board, Rules, Used
 from vxnet.model.cluster import Node
@@ -33,8 +33,6 @@ HISTORY: Final = 5
 """Tasks kept of a slot, as Docker's ``--task-history-limit``: for people, and to count failures."""
 FAILURES_WINDOW_S: Final = 300.0
 """How long a failure speaks against a node (swarmkit's)."""
-CLOCKS_S: Final = 60.0
-"""Two managers' clocks that are further apart are not right, and nothing waits for what they say."""
 SHORT_ID: Final = 12
 """Digits of a task's id in its name."""
 
@@ -169,11 +167,7 @@ class Planner:
         self.next_at = at if self.next_at is None else min(self.next_at, at)
 
     def due(self, stamp: float, wait_s: float) -> float:
-        """When ``wait_s`` after ``stamp`` are over. A stamp of the future is of a clock that has been set since, or of
-        another manager's: that may be hours, for which nothing waits.
-        """
-        at = stamp + wait_s
-        return at if at - self.now <= wait_s + CLOCKS_S else self.now
+        return stamps.due(stamp, wait_s, self.now)
 
     def _fate(self, task: Task) -> str:
         """Why the node of ``task`` is lost for good; empty: it is not, or not yet."""

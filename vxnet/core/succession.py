@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping
 from msgspec.structs import replace
 
 from vxnet.core import trust
+from vxnet.core.stamps import is_over
 from vxnet.core.trust import CertificateAuthority
 from vxnet.model.ca import AuthorityView, CaView
 from vxnet.model.cluster import Node
@@ -90,6 +91,6 @@ def step(
         return {number: replace(newest, waiting=False)}
     if not newest.settled_at:
         return {number: replace(newest, settled_at=now)}
-    if now - newest.settled_at < KEPT_S:
+    if not is_over(newest.settled_at, KEPT_S, now):
         return {}
     return {old: None for old in authorities if old != number}

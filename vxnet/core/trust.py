@@ -37,8 +37,8 @@ LEASES_PURPOSE = "vxnet lease set"
 ROWS_PURPOSE = "vxnet rows"
 SUCCESSOR_PURPOSE = "vxnet succeeding CA"
 
-BACKDATED_S = 3600
-"""Clocks of two hosts may differ by this much."""
+BACKDATED_S = 86_400
+"""Clocks of two hosts may differ by this much: one that takes local time for UTC is up to 14 hours wrong."""
 CA_DAYS = 20 * 365
 CERTIFICATE_DAYS = 90
 
@@ -248,9 +248,9 @@ def role_of(der: bytes) -> Role | None:
 
 
 def renewal_time(der: bytes) -> float:
-    """When to ask for a new certificate: at half its life."""
+    """When to ask for a new certificate: at half its life, which begins when it was signed."""
     first, last = validity(der)
-    return (first + last) / 2
+    return (first + BACKDATED_S + last) / 2
 
 
 def key_digest(csr: bytes) -> str:
