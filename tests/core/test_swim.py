@@ -170,6 +170,41 @@ def test_the_queue_sends_what_was_sent_least_and_is_newest() -> None:
     assert queue.take(100, 2, 3)[0] == b"new" and len(queue) == 2, "c was sent three times"
 
 
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.integers(0, 9), st.integers(1, 40), st.integers(0, 2)),  # a subject, octets, an urgency
+            st.tuples(st.integers(0, 9)),  # a subject that goes
+            st.tuples(st.integers(0, 120), st.integers(1, 4)),  # room, a limit
+        )
+    )
+)
+def test_the_queue_is_one_that_sorts_all_each_time(steps: list[tuple[int, ...]]) -> None:
+    queue = BroadcastQueue()
+    queue.STALE = 1
+    model: dict[int, tuple[int, int, int, bytes]] = {}
+    for number, step in enumerate(steps):
+        if len(step) == 3:
+            message = bytes([number % 256]) * step[1]
+            queue.add(step[0], message, step[2])
+            model[step[0]] = (0, step[2], -number, message)
+        elif len(step) == 1:
+            queue.remove(step[0])
+            model.pop(step[0], None)
+        else:
+            room, expected = step[0], []
+            for subject, (sent, urgency, age, message) in sorted(model.items(), key=lambda one: one[1][:3]):
+                if len(message) + 2 > room:
+                    continue
+                room -= len(message) + 2
+                expected.append(message)
+                model[subject] = (sent + 1, urgency, age, message)
+                if sent + 1 >= step[1]:
+                    del model[subject]
+            assert queue.take(step[0], 2, step[1]) == expected
+        assert len(queue) == len(model) and queue.octets == sum(len(one[3]) for one in model.values())
+
+
 def test_the_queue_is_bounded() -> None:
     queue = BroadcastQueue(limit=10, byte_limit=50)
     for number in range(100):
