@@ -39,12 +39,16 @@ def test_packets(name: str, large: bool, octets: int) -> None:
         Word(b"short", "h1", "udp", (), 0.0),
         Word(ID, "", "udp", (), 0.0),
         Word(ID, "h1", "carrier pigeon", (), 0.0),
-        Word(ID, "h1", "udp", ("rumours",), 0.0),
     ],
 )
 def test_impossible_words(word: Word) -> None:
     with pytest.raises(MalformedError, match="impossible"):
         checkup.decode(checkup.encode(word))
+
+
+def test_what_a_later_version_may_hear_is_passed_over() -> None:
+    word = Word(ID, "h1", "udp", ("rumours", "tcp"), 0.0)
+    assert checkup.decode(checkup.encode(word)).heard == ("tcp",)
 
 
 def test_two_sides_learn_what_arrives_and_how_far_the_clocks_are_apart() -> None:

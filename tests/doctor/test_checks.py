@@ -22,7 +22,7 @@ from vxnet.model.host import Change, HostAddress, HostState
 DAY = 86400.0
 NOW = 1_800_000_000.0
 OWN, OTHER = ipaddress.ip_address("192.168.56.11"), ipaddress.ip_address("192.168.56.12")
-ALL = ("control", "data", "data-large", "tcp", "udp", "wire", "wire-large")
+ALL = ("control", "etcd-client", "etcd-peer", "data", "data-large", "tcp", "udp", "wire", "wire-large")
 
 PEER = PeerExam(
     name="h2", node="n2", address=OTHER, vtep=OTHER, role="manager", version="1", answered=True, here=ALL, there=ALL,
@@ -33,7 +33,7 @@ INFO = Info(
     manager_reachable=True,
 )  # fmt: skip
 DIAGNOSIS = Diagnosis(
-    plan=HostState(), manager_here=True, certificate_from=NOW - DAY, certificate_until=NOW + 89 * DAY,
+    plan=HostState(), manager_here=True, etcd_here=True, certificate_from=NOW - DAY, certificate_until=NOW + 89 * DAY,
     authority_until=NOW + 3650 * DAY, subnets=(ipaddress.ip_network("10.0.0.0/20"),),
 )  # fmt: skip
 MEMBER = GossipMember(name="h2", node="n2", address=OTHER, port=7946, status="alive", since_s=9.0, incarnation=1)
@@ -115,6 +115,8 @@ FAULTS: list[tuple[str, dict[str, Any], str, str]] = [
     ("gossip port", peer(there=hears("tcp")), "fault", "7946/tcp from here does not arrive at h2"),
     ("manager port", peer(here=hears("control")), "fault", "takes no connection from here"),
     ("manager port", peer(there=hears("control")), "fault", "takes no connection from h2"),
+    ("etcd ports", peer(here=hears("etcd-client")), "fault", "2379/tcp of the manager h2"),
+    ("etcd ports", peer(there=hears("etcd-peer")), "fault", "2380/tcp of this manager takes no connection from h2"),
     ("data port", peer(here=hears("data", "data-large")), "fault", "reaches this host's card and is dropped here"),
     ("data port", peer(there=hears("data", "data-large")), "fault", "and is dropped there"),
     (

@@ -75,6 +75,22 @@ def test_each_manager_answers_and_what_one_writes_all_know(managers):
         client(managers["h1"]).leave()
 
 
+def test_doctor_names_a_closed_port_of_etcd(managers):
+    """On both sides of it."""
+    told = managers.run("h1", ["vxnet", "doctor"], check=False).stdout
+    assert "2379/tcp and 2380/tcp are open both ways, to 2 managers" in told
+    rule = "add rule inet closed in tcp dport 2380 drop"
+    hook = "add chain inet closed in { type filter hook input priority 0; }"
+    managers.run("h2", ["nft", f"add table inet closed; {hook}; {rule}"], check=True)
+    try:
+        told = managers.run("h1", ["vxnet", "doctor"], check=False).stdout
+        assert "2380/tcp of the manager h2 (192.168.56.12) takes no connection from here" in told
+        there = managers.run("h2", ["vxnet", "doctor"], check=False).stdout
+        assert "2380/tcp of this manager takes no connection from h1 (192.168.56.11)" in there
+    finally:
+        managers.run("h2", ["nft", "delete table inet closed"], check=True)
+
+
 def test_each_manager_reads_every_nodes_logs(managers):
     """Also of nodes that follow another one: managers follow themselves."""
     asked = client(managers["h1"])

@@ -71,6 +71,7 @@ from vxnet.model.errors import ConflictError, HostError, NotFoundError
 from vxnet.model.host import GATEWAY_BRIDGE, Change, HostFacts, Sandbox
 from vxnet.model.mesh import MeshTraffic, MeshView
 from vxnet.model.service import PublicService
+from vxnet.model.store import CLIENT_PORT, PEER_PORT
 
 log = structlog.get_logger()
 
@@ -340,6 +341,8 @@ class Agent(ContainerCommands, NodeCommands):
         ports = [("udp", cluster.data_port, "VXLAN"), ("tcp", GOSSIP_PORT, "gossip"), ("udp", GOSSIP_PORT, "gossip")]
         if place.node.role == "manager":
             ports.append(("tcp", CONTROL_PORT, "managers"))
+        if place.manager is not None and place.manager.electors.is_managed:
+            ports += [("tcp", CLIENT_PORT, "etcd's clients"), ("tcp", PEER_PORT, "etcd")]
         with contextlib.suppress(HostError):  # `info` is for hosts that are not well, too
             return await self._reconciler.call(self._kernel.obstacles, ports)
         return []

@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 import structlog
 
@@ -28,11 +28,12 @@ from vxnet.model.checkup import Exam, Heard, PeerExam
 from vxnet.model.cluster import CONTROL_PORT
 from vxnet.model.errors import VxnetError
 from vxnet.model.host import HostFacts
+from vxnet.model.store import CLIENT_PORT, PEER_PORT
 
 log = structlog.get_logger()
 
 CONNECT_S = 1.0
-"""For a manager's 2377 to take a connection."""
+"""For a port of a manager to take a connection."""
 
 
 class _Examination:
@@ -152,7 +153,7 @@ class Checkups:
         loop = asyncio.get_running_loop()
         begin = loop.time()
         async with self._lines():
-            connects = asyncio.gather(*(self._reach_manager(examination, name) for name in names))
+            connects = asyncio.gather(*(self._reach(examination, *way) for name in names for way in self._ports(name)))
             for at_s in checkup.ROUNDS_S:
                 await asyncio.sleep(begin + at_s - loop.time())
                 members = [member for name in names if (member := self._member(name)) is not None]
@@ -183,19 +184,26 @@ class Checkups:
                 if line is not None:
                     await asyncio.to_thread(line.send, there, content)
 
-    async def _reach_manager(self, examination: _Examination, name: str) -> None:
-        """A manager wants to know whether others reach it; its 2377 is tried in both roles, as each side tells what
-        came from the other, and what this one has reached is told by it."""
+    def _ports(self, name: str) -> Iterator[tuple[Member, int, Heard]]:
+        """Of a manager, and what it means that one takes a connection. A manager wants to know whether others reach
+        it: so these are tried in both roles, as each side tells what came from the other, and what this one has
+        reached is told by it."""
         member = self._member(name)
         if member is None or member.tags.get("role") != "manager":
             return
+        yield member, CONTROL_PORT, "control"
+        manager = self._place.manager
+        if manager is not None and manager.electors.is_managed:
+            yield member, CLIENT_PORT, "etcd-client"
+            yield member, PEER_PORT, "etcd-peer"
+
+    async def _reach(self, examination: _Examination, member: Member, port: int, word: Heard) -> None:
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(CONNECT_S):
-                _, writer = await asyncio.open_connection(
-                    str(member.address), CONTROL_PORT, local_addr=(str(self._place.node.advertise_addr), 0)
-                )
+                local = str(self._place.node.advertise_addr), 0
+                _, writer = await asyncio.open_connection(str(member.address), port, local_addr=local)
             writer.close()
-            examination.side(name).here.add("control")
+            examination.side(member.name).here.add(word)
 
     @contextlib.asynccontextmanager
     async def _lines(self) -> AsyncIterator[None]:

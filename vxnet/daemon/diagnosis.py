@@ -70,6 +70,7 @@ def _of_member(found: Diagnosis, place: Place) -> Diagnosis:
         found,
         removed=place.removed,
         manager_here=place.manager is not None,
+        etcd_here=place.manager is not None and place.manager.electors.is_managed,
         certificate_from=begins,
         certificate_until=ends,
         authority_until=max((trust.validity(root)[1] for root in assignment.roots), default=None),

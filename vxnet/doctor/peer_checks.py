@@ -9,8 +9,9 @@ from typing import Final
 from vxnet.core.plan import overhead
 from vxnet.doctor.checks import Check, finding, listed
 from vxnet.doctor.patient import Patient
-from vxnet.model.checkup import Finding, PeerExam
+from vxnet.model.checkup import Finding, Heard, PeerExam
 from vxnet.model.cluster import CONTROL_PORT, GOSSIP_PORT
+from vxnet.model.store import CLIENT_PORT, PEER_PORT
 
 SKEW_S: Final = 2.0
 SKEW_FAULT_S: Final = 60.0
@@ -96,6 +97,30 @@ def manager_port(patient: Patient) -> Iterator[Finding]:
                 reached.append(peer)
     if reached:
         yield finding("manager port", "ok", f"{CONTROL_PORT}/tcp is open, tried with {len(reached)} hosts")
+
+
+def etcd_ports(patient: Patient) -> Iterator[Finding]:
+    """Between managers, where vxnet runs etcd on their hosts."""
+    if patient.diagnosis is None or not patient.diagnosis.etcd_here:
+        return
+    managers = [peer for peer in _peers(patient) if peer.answered and peer.role == "manager"]
+    bad = False
+    ports: tuple[tuple[int, Heard], ...] = ((CLIENT_PORT, "etcd-client"), (PEER_PORT, "etcd-peer"))
+    for peer in managers:
+        for port, word in ports:
+            if word not in peer.here:
+                bad = True
+                found = f"{port}/tcp of the manager {peer.name} ({peer.address}) takes no connection from here"
+                advice = f"let {port}/tcp in on {peer.name} from managers; does its etcd run? /var/lib/vxnet/etcd/log"
+                yield finding("etcd ports", "fault", found + _blame(patient, "output"), advice)
+            if word not in peer.there:
+                bad = True
+                found = f"{port}/tcp of this manager takes no connection from {peer.name} ({peer.address})"
+                advice = f"let {port}/tcp in on this host from managers"
+                yield finding("etcd ports", "fault", found + _blame(patient, "input"), advice)
+    if managers and not bad:
+        found = f"{CLIENT_PORT}/tcp and {PEER_PORT}/tcp are open both ways, to {len(managers)} managers"
+        yield finding("etcd ports", "ok", found)
 
 
 def data_port(patient: Patient) -> Iterator[Finding]:
@@ -253,6 +278,7 @@ PEERS: Final[tuple[Check, ...]] = (
     members,
     gossip_port,
     manager_port,
+    etcd_ports,
     data_port,
     published,
     path_mtu,

@@ -8,10 +8,13 @@ from vxnet.model.address import IPAddress, IPNetwork
 from vxnet.model.cluster import DATA_PORT, Record, Role
 from vxnet.model.host import Change, HostState
 
-Heard = Literal["udp", "tcp", "wire", "wire-large", "data", "data-large", "damaged", "damaged-large", "control"]
+Heard = Literal[
+    "udp", "tcp", "wire", "wire-large", "data", "data-large", "damaged", "damaged-large",
+    "control", "etcd-client", "etcd-peer",
+]  # fmt: skip
 """What came from the other side: gossip by ``udp`` and ``tcp`` (7946); packets to the VXLAN port that reached the card
 (``wire``) and those that passed the firewall behind it (``data``), in both sizes; ``damaged``: with a wrong checksum
-inside; ``control``: whoever says so reached the other's 2377."""
+inside; ``control``, ``etcd-client``, ``etcd-peer``: whoever says so reached the other's 2377, 2379, 2380."""
 
 
 class PeerExam(Record, frozen=True, kw_only=True):
@@ -57,6 +60,8 @@ class Diagnosis(Record, frozen=True, kw_only=True):
     removed: bool = False
     """The managers say that this node is none of the cluster's."""
     manager_here: bool = False
+    etcd_here: bool = False
+    """A member of the etcd that vxnet runs on managers' hosts."""
     certificate_from: float | None = None
     certificate_until: float | None = None
     authority_until: float | None = None
