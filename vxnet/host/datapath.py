@@ -398,3 +398,14 @@ def changed_remotes(before: Sequence[Remote], after: Sequence[Remote]) -> tuple[
     gone = [remote for mac, remote in old.items() if new.get(mac) != remote]
     come = [remote for mac, remote in new.items() if old.get(mac) != remote]
     return gone, come
+
+
+def changed_residents(before: Sequence[Resident], after: Sequence[Resident]) -> tuple[list[Resident], list[Resident]]:
+    """Likewise."""
+    if before == after:
+        return [], []
+    old = {one.interface.port: one for one in before}
+    new = {one.interface.port: one for one in after}
+    gone = [one for port, one in old.items() if new.get(port) != one]
+    come = [one for port, one in new.items() if old.get(port) != one]
+    return gone, come

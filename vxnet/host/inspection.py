@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 
 from vxnet.host import datapath, elements, gateway, hosttable, links, mesh, neighbours, netns, nft, sandbox
 from vxnet.host.datapath import bridge_name, bridge_wish, tunnel_name, tunnel_port, tunnel_wish
-from vxnet.host.kernel import to_carry
 from vxnet.host.links import Link, Side
 from vxnet.host.netlink import Failure, Netlink
 from vxnet.host.nft import Ruleset
+from vxnet.host.rows import to_carry
 from vxnet.host.sandbox import Sides
 from vxnet.host.steps import Step, mend, mend_port, present
 from vxnet.host.vips import Services

@@ -4,7 +4,7 @@
 
 Each step looks at what is there, and does the difference; nothing is remembered that could be looked at, with two
 exceptions for speed, both of which a full reconcile does without: the rows that a segment was seen to carry
-(:class:`_Carried`), and the generation of each nft table. What is vxnet's own is told by names and by the alias
+(:mod:`vxnet.host.rows`), and the generation of each nft table. What is vxnet's own is told by names and by the alias
 ``vxnet:…``; everything else is not touched.
 """
 
@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
 
 from msgspec.structs import replace
 
@@ -31,23 +30,22 @@ from vxnet.host import (
     links,
     mesh,
     mesh_flows,
-    neighbours,
     netns,
     nft,
     passage,
     sandbox,
 )
-from vxnet.host.datapath import Datapath, Home, Resident, bridge_name, tunnel_name
+from vxnet.host.datapath import Datapath, tunnel_name
 from vxnet.host.events import Events
 from vxnet.host.links import Link, Side
-from vxnet.host.neighbours import Rows
 from vxnet.host.netlink import Closer, Netlink
+from vxnet.host.rows import BridgeRows, SegmentRows
 from vxnet.host.sandbox import Entered, Sides
-from vxnet.host.tunnels import Options, Tunnels, split
+from vxnet.host.tunnels import Options, Tunnels
 from vxnet.host.vips import Services
 from vxnet.model.address import IPAddress
 from vxnet.model.errors import HostError
-from vxnet.model.host import DATAPATH_NAMESPACE, Change, HostPort, HostState, Ingress, Remote, Segment, host_bridges
+from vxnet.model.host import DATAPATH_NAMESPACE, Change, HostPort, HostState, Ingress, Segment, host_bridges
 from vxnet.model.mesh import MeshTraffic
 
 ORPHAN_GRACE_S = 3.0
@@ -55,20 +53,6 @@ ORPHAN_GRACE_S = 3.0
 anybody; deleting it makes the kernel wait 17 ms under the lock that every other change needs too."""
 
 DEFAULT_MTU = 1500
-
-
-class _Carried(NamedTuple):
-    """What a segment was last made to carry."""
-
-    home: Home
-    remotes: tuple[Remote, ...]
-    flood: tuple[IPAddress, ...]
-    residents: tuple[Resident, ...]
-
-    def rows(self) -> Rows:
-        rows = datapath.remote_rows(self.home, self.remotes) | datapath.flood_rows(self.home, self.flood)
-        # Last: what lives here lives here, whatever another host still says.
-        return rows | datapath.resident_rows(self.home, self.residents)
 
 
 class Kernel:
@@ -107,12 +91,10 @@ class Kernel:
         self._ports: tuple[HostPort, ...] = ()
         """Likewise."""
         self._closer = Closer()
-        self._carried: dict[int, _Carried] = {}
-        self._learning: frozenset[int] = frozenset()
-        """VNIs of the tunnels that learn."""
+        self._rulesets = sandbox.Rulesets()
+        self._rows = SegmentRows(self._datapath, self.events.expect)
+        self._bridges = BridgeRows(self._netlink)
         self._orphans: dict[str, float] = {}
-        self._bridge_rows: dict[int, Rows] = {}
-        """By index of the bridges in the host's namespace: what each was last made to know."""
 
     def __enter__(self) -> Kernel:
         return self
@@ -146,7 +128,8 @@ class Kernel:
                 return self.teardown()
             return self._reconcile(state, sandboxes, rows)
         except OSError as error:
-            self._carried.clear()
+            self._rows.forget()
+            self._bridges.forget()
             raise HostError(f"the kernel does not answer: {error.strerror or error}") from error
 
     def _reconcile(self, state: HostState, sandboxes: Collection[str] | None, rows: bool) -> list[Change]:
@@ -185,11 +168,13 @@ class Kernel:
         )
         chosen = self._with_lost_ports(state, sandboxes, sides)
         changes += self._sandboxes(state, chosen, sides)
-        changes += self._rows(state, found, made, taps, complete=rows or sandboxes is None)
-        changes += self._know_residents(state, host_found)
+        complete = rows or sandboxes is None
+        changes += self._rows.ensure(state, found, made, taps, complete=complete)
+        # With a bridge's last address its neighbours go, too.
+        changes += self._bridges.ensure(state, host_found, complete=complete or bool(bridges))
         changes += self._sweep(state, sides)
         owners = {one.port.encode(): box.id for box in state.sandboxes for one in box.interfaces}
-        self.events.know(owners, {box.id for box in state.sandboxes}, frozenset(self._bridge_rows))
+        self.events.know(owners, {box.id for box in state.sandboxes}, self._bridges.indexes)
         self._forget_flows(state, look=sandboxes is None)
         return changes
 
@@ -231,7 +216,7 @@ class Kernel:
         if {segment.vni: segment.services for segment in state.segments} != self._services.by_vni:
             self._services = Services(state.segments, self._services)
         gateways = state.ingress.gateways if state.ingress is not None else ()
-        wanted = {one.id: sandbox.ruleset(one, self._services, gateways) for one in state.sandboxes}
+        wanted = self._rulesets.of(state.sandboxes, self._services, gateways)
         whole = wanted.keys() if chosen is None else wanted.keys() & set(chosen)
         due = whole | {id for id, table in wanted.items() if not self._tables.is_last(id, table)}
 
@@ -283,76 +268,6 @@ class Kernel:
             return [change for change in changes if not change.error]
         return changes
 
-    # Rows
-
-    def _rows(
-        self,
-        state: HostState,
-        found: Mapping[str, Link],
-        made: frozenset[str],
-        taps: Mapping[int, int],
-        *,
-        complete: bool,
-    ) -> list[Change]:
-        """``made``: names of the links that are new, and so have no rows yet; ``taps``: VNI by ifindex."""
-        carried = to_carry(state, found)
-        learning = frozenset(segment.vni for segment in state.segments if segment.foreign)
-        # What a tunnel has learnt goes with its last peer without vxnet, and not by its age.
-        complete |= learning != self._learning
-        wanted: Rows = {}
-        there: Rows = {}
-        for vni, one in carried.items():
-            before = self._carried.get(vni)
-            if before == one:
-                continue
-            if before is not None and before.home == one.home:
-                gone, come = datapath.changed_remotes(before.remotes, one.remotes)
-                there |= before._replace(remotes=tuple(gone)).rows()
-                wanted |= one._replace(remotes=tuple(come)).rows()
-            elif {bridge_name(vni), tunnel_name(vni)} <= made:
-                wanted |= one.rows()
-            else:
-                complete = True
-            if complete:
-                break
-        if complete and carried:
-            wanted = {}
-            for one in carried.values():
-                wanted |= one.rows()
-            tunnels = {one.home.tunnel: one.home.bridge for one in carried.values()}
-            learners = {one.home.tunnel for vni, one in carried.items() if vni in learning}
-            there = neighbours.dump(self._datapath.netlink, tunnels, learners) | self._datapath.tunnels.rows(taps)
-        difference = neighbours.difference(wanted, there)
-        names = {link.ifindex: link.name for link in found.values()}
-        kernels, forwarders = split(difference, taps)
-        changes = neighbours.apply(self._datapath.netlink, kernels, wanted, there, names, self.events.expect)
-        changes += self._datapath.tunnels.apply(forwarders, wanted, there, taps, names)
-        self._carried = {} if any(change.error for change in changes) else carried
-        self._learning = learning
-        return changes
-
-    def _know_residents(self, state: HostState, found: Mapping[str, Link]) -> list[Change]:
-        """The host's bridges' own rows: behind which port each container is, as no frame tells it."""
-        self._bridge_rows = {}
-        changes: list[Change] = []
-        names = {link.ifindex: link.name for link in found.values()}
-        for wish in host_bridges(state):
-            bridge = found.get(wish.name)
-            if bridge is None:
-                continue
-            residents = [
-                Resident(interface, found[interface.port].ifindex)
-                for box in state.sandboxes
-                for interface in box.interfaces
-                if sandbox.host_bridge(interface) == wish.name and interface.port in found
-            ]
-            wanted = datapath.resident_rows(Home(bridge.ifindex, 0), residents)
-            there = neighbours.dump_bridge(self._netlink, bridge.ifindex)
-            difference = neighbours.difference(wanted, there)
-            changes += neighbours.apply(self._netlink, difference, wanted, there, names)
-            self._bridge_rows[bridge.ifindex] = wanted
-        return changes
-
     # What is too much
 
     def _sweep(self, state: HostState, sides: Sides) -> list[Change]:
@@ -364,8 +279,7 @@ class Kernel:
         for side in (sides.datapath, sides.host):
             doomed = []
             for link in side.found.values():
-                owner = sandbox.alias_owner(link.alias)
-                if not owner or link.kind != "veth" or link.name in ports:
+                if link.kind != "veth" or link.name in ports or not (owner := sandbox.alias_owner(link.alias)):
                     continue
                 seen.add(link.name)
                 since = self._orphans.setdefault(link.name, now)
@@ -384,7 +298,7 @@ class Kernel:
         if _is_empty(state):
             return True
         try:
-            if not self._datapath.is_named() or not self._knows_residents():
+            if not self._datapath.is_named() or not self._bridges.are_right():
                 return False
             if (host_bridges(state) or state.ingress is not None) and not (
                 hooks.exists(self._nft) and self._passage.is_open(self._nft)
@@ -393,14 +307,6 @@ class Kernel:
             return gateway.forwards(self._namespace, host_bridges(state), mesh.versions(state.ingress))
         except OSError as error:
             raise HostError(f"the kernel does not answer: {error.strerror or error}") from error
-
-    def _knows_residents(self) -> bool:
-        """Rows of the host's namespace raise events that are not listened to: it has too many of its own."""
-        for bridge, wanted in self._bridge_rows.items():
-            there = neighbours.dump_bridge(self._netlink, bridge)
-            if any(there.get(key) != value for key, value in wanted.items()):
-                return False
-        return True
 
     def obstacles(self, ports: Iterable[tuple[str, int, str]]) -> list[str]:
         """What of other people's firewalls is in vxnet's way, in words. Raises HostError."""
@@ -445,7 +351,8 @@ class Kernel:
             changes += self._remove_datapath()
         except OSError as error:
             raise HostError(f"cannot take vxnet's devices away: {error.strerror or error}") from error
-        self._carried.clear()
+        self._rows.forget()
+        self._bridges.forget()
         self._orphans.clear()
         self._tables.keep_only(frozenset())
         return changes
@@ -476,24 +383,3 @@ def _senders(state: HostState) -> list[IPAddress]:
 
 def _is_empty(state: HostState) -> bool:
     return not (state.segments or state.sandboxes or host_bridges(state) or state.vteps)
-
-
-def to_carry(state: HostState, found: Mapping[str, Link]) -> dict[int, _Carried]:
-    """By VNI, for each segment that has its devices."""
-    residents: dict[int, list[Resident]] = {}
-    for box in state.sandboxes:
-        for interface in box.interfaces:
-            port = found.get(interface.port)
-            if interface.vni is not None and port is not None:
-                residents.setdefault(interface.vni, []).append(Resident(interface, port.ifindex))
-    if state.ingress is not None and mesh.PORT in found:
-        here = Resident(mesh.foot(state.ingress), found[mesh.PORT].ifindex)
-        residents.setdefault(state.ingress.vni, []).append(here)
-    carried = {}
-    for segment in state.segments:
-        bridge, tunnel = found.get(bridge_name(segment.vni)), found.get(tunnel_name(segment.vni))
-        if bridge is not None and tunnel is not None:
-            home = Home(bridge.ifindex, tunnel.ifindex)
-            flood = segment.flood + segment.foreign
-            carried[segment.vni] = _Carried(home, segment.remotes, flood, tuple(residents.get(segment.vni, ())))
-    return carried

@@ -179,7 +179,7 @@ class Tables:
         if known is None:
             return False
         there = known.ruleset
-        if there is None or wanted is None:
+        if there is wanted or there is None or wanted is None:
             return there is wanted
         return _same_shape(there, wanted) and all(one is wanted.elements[name] for name, one in there.elements.items())
 

@@ -95,6 +95,28 @@ def ruleset(sandbox: Sandbox, services: Services, gateways: tuple[MAC, ...] = ()
     return Ruleset(body(resolver, sandbox.foreign, chains, answers.form(sandbox)), filled, answers.SHAPES)
 
 
+class Rulesets:
+    """Of all sandboxes, look after look: what follows from the very same records is the very same."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, tuple[Sandbox, Ruleset | None]] = {}
+        self._of: tuple[Services, tuple[MAC, ...]] | None = None
+
+    def of(
+        self, sandboxes: Sequence[Sandbox], services: Services, gateways: tuple[MAC, ...]
+    ) -> dict[str, Ruleset | None]:
+        """By id of the sandbox; see :func:`ruleset`."""
+        same = self._of is not None and self._of[0] is services and self._of[1] == gateways
+        before = self._made if same else {}
+        self._of, self._made = (services, gateways), {}
+        for one in sandboxes:
+            held = before.get(one.id)
+            if held is None or held[0] is not one:
+                held = one, ruleset(one, services, gateways)
+            self._made[one.id] = held
+        return {id: held[1] for id, held in self._made.items()}
+
+
 @functools.lru_cache(maxsize=4096)
 def _listening(port: int) -> Elements:
     """The very same record for the same port: what is the same need not be compared."""
