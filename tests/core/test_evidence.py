@@ -36,10 +36,13 @@ class Worker:
     def say(self, row: Endpoint) -> tuple[list[Endpoint], dict[str, int]]:
         """(what counts, refusals by reason)."""
         self._author.put("endpoint", "c1", row)
-        for batch in self._author.flush():
-            self.table.receive(batch)
+        self.flush()
         rows, refused = self.judge.effective(self.table, NOW)
         return [value for _, _, value in rows if isinstance(value, Endpoint)], dict(refused)
+
+    def flush(self) -> None:
+        for batch in self._author.flush():
+            self.table.receive(batch)
 
 
 @pytest.fixture
@@ -81,3 +84,15 @@ def test_a_place_is_proven_by_a_certificate_alone(worker):
     assert worker.judge.addresses(worker.table, "node1", NOW) == {VTEP}
     worker.judge.update(revoked=["node1"])
     assert worker.judge.addresses(worker.table, "node1", NOW) == frozenset()
+
+
+def test_a_place_is_not_remembered_for_longer_than_what_proves_it(worker):
+    """What was found out about all rows is good for this question too, until there are others or time has passed."""
+    worker.say(endpoint("10.0.1.2"))
+    worker.show_certificate()
+    worker.flush()
+    assert worker.judge.addresses(worker.table, "node1", NOW) == {VTEP}
+    worker.say(endpoint("10.0.1.3"))
+    assert worker.judge.addresses(worker.table, "node1", NOW) == {VTEP}
+    ten_years_s = 10 * 365 * 86_400
+    assert worker.judge.addresses(worker.table, "node1", NOW + ten_years_s) == frozenset()

@@ -135,7 +135,11 @@ class Judge:
 
     def addresses(self, table: Table, owner: str, wall: float) -> frozenset[IPAddress]:
         """Where a manager has certified ``owner`` to be; empty if nothing proves it."""
-        good = [ledger for ledger in table.of_owner(owner) if self._doubt(ledger, wall)[0] is None]
+        self._heed(wall)
+        ledgers = list(table.of_owner(owner))
+        if len(ledgers) == 1 and (held := self._held(ledgers[0], wall)) is not None:
+            return held.basis[1]
+        good = [ledger for ledger in ledgers if self._doubt(ledger, wall)[0] is None]
         return self._addresses(_latest(good), wall) if good else frozenset()
 
     def effective(self, table: Table, wall: float) -> tuple[Facts, Counter[str]]:
@@ -166,10 +170,15 @@ class Judge:
         self._opinions = opinions
         return Facts(_settle_claims(chosen, self._distinct, refused)), refused
 
-    def _opinion(self, ledger: Ledger, wall: float) -> _Opinion:
+    def _held(self, ledger: Ledger, wall: float) -> _Opinion | None:
+        """The opinion on it that is good still."""
         held = self._opinions.get(ledger)
-        if held is not None and held.revision == ledger.revision and wall < held.until:
-            return held
+        return held if held is not None and held.revision == ledger.revision and wall < held.until else None
+
+    def _opinion(self, ledger: Ledger, wall: float) -> _Opinion:
+        if (good := self._held(ledger, wall)) is not None:
+            return good
+        held = self._opinions.get(ledger)
         doubt, until = self._doubt(ledger, wall)
         if doubt is not None:
             return _Opinion(ledger.revision, until, doubt)
