@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import grp
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -30,10 +28,15 @@ class Creation(NamedTuple):
 
 
 def prepare(
-    container: Container, directory: Path, files: Mapping[str, str], socket: Path, home: Path | None = None
+    container: Container,
+    directory: Path,
+    files: Mapping[str, str],
+    socket: Path,
+    group: int | None = None,
+    home: Path | None = None,
 ) -> Creation:
-    """The directory made ready, and what to tell the shim. ``home``: the cgroup v2 that the shim is alone in; None: the
-    daemon's. Blocks. Raises :class:`HostError`, :class:`CallerError`.
+    """The directory made ready, and what to tell the shim. ``group``: whose ``socket`` is to be. ``home``: the cgroup
+    v2 that the shim is alone in; None: the daemon's. Blocks. Raises :class:`HostError`, :class:`CallerError`.
     """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     (directory / "exit").unlink(missing_ok=True)
@@ -81,8 +84,8 @@ def prepare(
     if groups.unified is not None:
         fields.append(("cgroup", str(groups.unified)))
     fields += [("join", str(path)) for path in groups.limits]
-    with contextlib.suppress(KeyError):
-        fields.append(("socket_gid", str(grp.getgrnam("vxnet").gr_gid)))
+    if group is not None:
+        fields.append(("socket_gid", str(group)))
     return Creation(fields, descriptors)
 
 

@@ -371,11 +371,11 @@ def groups_of(directory: Path) -> list[Path]:
 # Parts of start(), in a thread
 
 
-def _check_free(container: Container, run_directory: Path) -> None:
+def _check_free(container: Container, run_directory: Path, group: int | None) -> None:
     path = socket_path(container.id, run_directory)
     path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-    with contextlib.suppress(KeyError):  # who may use the API may reach the sockets behind it
-        os.chown(path.parent, -1, grp.getgrnam("vxnet").gr_gid)
+    if group is not None:  # who may use the API may reach the sockets behind it
+        os.chown(path.parent, -1, group)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
         if probe.connect_ex(str(path)) == 0:
             raise ConflictError(f"container {container.id[:12]} has a living shim already")
@@ -385,30 +385,40 @@ def _prepare(
     container: Container, directory: Path, files: Mapping[str, str], run_directory: Path, control: socket.socket
 ) -> creation.Creation:
     """All that blocks, in one go: each change of threads waits for whoever else is at work. Closes ``control``."""
+    group = _api_group()
+    path = socket_path(container.id, run_directory)
     with control:
-        _check_free(container, run_directory)
-        home = _spawn(container, control)
-    return creation.prepare(container, directory, files, socket_path(container.id, run_directory), home)
-
-
-def _spawn(container: Container, control: socket.socket) -> Path | None:
-    """The shim with ``control`` as its descriptor 0. Returns the cgroup that it was given for itself and its container;
-    None: it is in the daemon's.
-    """
-    if systemd.runs_daemon():
-        systemd.start_shim(container.id, container.spec.name, shim_path(), control.fileno())
-        return cgroups.home(systemd.SLICE, systemd.unit_name(container.id))
-    # What is spawned ends at once: the shim is its orphan.
+        _check_free(container, run_directory, group)
+        if systemd.runs_daemon():
+            systemd.start_shim(container.id, container.spec.name, shim_path(), control.fileno())
+            home = cgroups.home(systemd.SLICE, systemd.unit_name(container.id))
+            return creation.prepare(container, directory, files, path, group, home)
+        spawned = _spawn(container, control)
     try:
-        done = subprocess.run(
+        told = creation.prepare(container, directory, files, path, group)
+    finally:
+        status = spawned.wait()  # it ends at once: the shim is its orphan
+    if status != 0:
+        raise HostError(f"{shim_path()} ended with {status}: no memory or no process left?")
+    return told
+
+
+def _api_group() -> int | None:
+    """Who may use the API beside root."""
+    try:
+        return grp.getgrnam("vxnet").gr_gid
+    except KeyError:
+        return None
+
+
+def _spawn(container: Container, control: socket.socket) -> subprocess.Popen[bytes]:
+    """What starts the shim, with ``control`` as its descriptor 0."""
+    try:
+        return subprocess.Popen(
             [str(shim_path()), container.id[:12]],
             stdin=control.fileno(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            check=False,
         )
     except OSError as error:
         raise HostError(f"cannot run {shim_path()}: {error.strerror}", hint="install vxnet again") from None
-    if done.returncode != 0:
-        raise HostError(f"{shim_path()} ended with {done.returncode}: no memory or no process left?")
-    return None
