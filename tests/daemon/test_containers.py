@@ -18,7 +18,7 @@ from vxnet.host import tasks
 from vxnet.model.address import IPAddress
 from vxnet.model.api import LeaseRequest
 from vxnet.model.cluster import Lease, Network, Subnet
-from vxnet.model.container import Attachment, Container, ContainerSpec, NetworkWish, RestartPolicy
+from vxnet.model.container import Attachment, ContainerSpec, NetworkWish, RestartPolicy
 from vxnet.model.errors import CallerError, ConflictError, HostError, VxnetError
 from vxnet.model.host import Change
 
@@ -116,23 +116,15 @@ async def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
             yield made
 
 
-def fill_disk(host: Host, monkeypatch: pytest.MonkeyPatch, *, at_pid: int) -> None:
-    """Full from the record on that has this pid."""
-    save = host.state.save_container
-
-    def refuse(container: Container) -> None:
-        if container.pid == at_pid:
-            raise HostError("No space left on device")
-        save(container)
-
-    monkeypatch.setattr(host.state, "save_container", refuse)
-
-
-async def test_a_disk_that_fills_up_behind_the_shim_undoes_the_creation(host, monkeypatch):
+async def test_what_fails_behind_the_shim_undoes_the_creation(host, monkeypatch):
     """It hung for ever, with the name taken: nobody watched for the end of the shim that it waited for."""
-    fill_disk(host, monkeypatch, at_pid=Shim.pid)
+
+    async def refuse(container_id: str) -> None:
+        raise HostError("the kernel does not answer")
+
+    monkeypatch.setattr(host.containers.wiring, "settled", refuse)
     async with asyncio.timeout(5):
-        with pytest.raises(HostError, match="No space left"):
+        with pytest.raises(HostError, match="does not answer"):
             await host.containers.create(SPEC)
     assert host.containers.all() == ()
 

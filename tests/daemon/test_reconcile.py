@@ -165,3 +165,19 @@ async def test_waiters_of_a_stopped_loop_are_cancelled() -> None:
         waiter = asyncio.ensure_future(reconciler.settle())
     await asyncio.wait([waiter], timeout=1)
     assert waiter.done()
+
+
+async def test_a_wake_that_may_wait_is_met_by_the_next_cycle_or_makes_one() -> None:
+    wish = [A]
+    async with running(RecordingKernel(), wish) as (reconciler, applied), asyncio.timeout(10):
+        await reconciler.settle()
+        wish[0] = B
+        reconciler.wake(within_s=3600.0)
+        await reconciler.settle()
+        assert applied == [0, 1]
+        assert reconciler.settled == B
+        wish[0] = A
+        reconciler.wake(within_s=0.001)
+        while reconciler.settled != A:
+            await asyncio.sleep(0.001)
+        assert applied == [0, 1, 2]

@@ -77,6 +77,9 @@ log = structlog.get_logger()
 
 NAMES_WAIT_S = 3.0
 """Longest silence of the name servers after a start; glibc's resolver asks again after 5 s."""
+FOLLOW_S = 0.01
+"""After a change of this host's own until the kernel follows, unless it is asked to before. A container's rows are said
+5 ms after its record was changed, and whoever starts it asks for the kernel: one plan serves them all."""
 HOST_INTERVAL_S = 30.0
 """How often the host's own addresses, routes and resolvers are looked at."""
 
@@ -117,6 +120,7 @@ class Agent(ContainerCommands, NodeCommands):
             config,
             lambda: self._containers.ports.told(self._facts),
             self._changed,
+            self._told,
             lambda errand: self._assigned.deliver(errand),
         )
         self.store = StoreCommands(self._membership, self._look_at_host)
@@ -218,6 +222,12 @@ class Agent(ContainerCommands, NodeCommands):
         self._paths.look()
         self.doctor.look()
         self._observe()
+        self._reconciler.wake(within_s=FOLLOW_S)
+
+    def _told(self) -> None:
+        """Members or rows are others than before: nothing that this host itself has, or the managers want of it."""
+        self._paths.look()
+        self._observe()
         self._reconciler.wake()
 
     def _view_names(self) -> None:
@@ -278,7 +288,7 @@ class Agent(ContainerCommands, NodeCommands):
         """Until this host's kernel has what a container needs, and the others' what leads back to it."""
         changes = await self._reconciler.settle(container_id)
         if (place := self._membership.place) is not None:
-            await place.known([row for row in self._containers.wiring.endpoints() if row.startswith(container_id[:12])])
+            await place.known(self._containers.wiring.row_ids(container_id))
         return changes
 
     def _occupied(self) -> list[IPNetwork]:

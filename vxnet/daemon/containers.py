@@ -206,12 +206,11 @@ class Containers:
         for wish in wishes:
             await self.wiring.attach(container_id, wish)
         container = self._records.now(container_id)
-        container = self._records.keep(replace(container, gateway=self.attachments.way_out(container)))
+        container = replace(container, gateway=self.attachments.way_out(container))
         reached = self.attachments.reached(container)
         self.ports.check_way(container, reached)
         check_host_gateway(container, reached)
-        if container.task is None:
-            self._records.keep(self.ports.claim(container))
+        self._records.keep(self.ports.claim(container) if container.task is None else container)
         self._changed()
         container = await self._open_sandbox(container_id)
         if container_id not in self._tasks:
@@ -222,7 +221,8 @@ class Containers:
         container = self._records.now(container_id)
         directory = self._state.container_directory(container_id)
         task = await tasks.start(container, directory, files_of(container), self._run_directory)
-        container = self._records.keep(self._serve(replace(self._records.now(container_id), pid=task.pid), task))
+        # The pid is nothing for the disk: whoever adopts the container hears it from its shim.
+        container = self._serve(replace(self._records.now(container_id), pid=task.pid), task)
         if task.root != "overlay":
             log.warning("container writes to memory", container=container_id[:12], name=container.spec.name)
         await self.wiring.settled(container_id)

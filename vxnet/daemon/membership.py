@@ -60,7 +60,8 @@ RESTART_S = 60
 class Membership:
     """Use as ``async with membership``: entering resumes the place that the state directory tells of.
 
-    ``changed`` is called when networks, blocks, rows or members may be others than before.
+    ``changed`` is called when networks, blocks or the place itself may be others than before, ``told`` when rows or
+    members may.
     """
 
     def __init__(
@@ -69,12 +70,14 @@ class Membership:
         config: Config,
         facts: Callable[[], HostFacts],
         changed: Callable[[], None],
+        told: Callable[[], None] = lambda: None,
         errand: Callable[[Errand], None] = lambda errand: None,
     ) -> None:
         self._state = state
         self._config = config
         self._facts = facts
         self._changed = changed
+        self._told = told
         self._errand = errand
         self._place: Place | None = None
         self._moving = False
@@ -351,7 +354,9 @@ class Membership:
         return address, choose_address(path, facts, "--data-path-addr") if path else address
 
     async def _enter(self, local: LocalNode, assignment: Assignment | None, manager: Manager | None = None) -> None:
-        self._place = await Place.open(self._state, local, assignment, manager, self._facts, self._heard, self._errand)
+        self._place = await Place.open(
+            self._state, local, assignment, manager, self._facts, self._heard, self._told, self._errand
+        )
         self._running = self._group.create_task(self._place.run())
         self._changed()
 

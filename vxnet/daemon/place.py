@@ -3,8 +3,8 @@
 ::
 
       assignments ──> networks, blocks, keys, roots ──┐
-                                                      ├──> changed()
-      gossip <── publish(endpoints)     gossip ──> rows, members
+                                                      └──> changed()
+      gossip <── publish(endpoints)     gossip ──> rows, members ──> told()
 
 On a manager the assignments come from the manager in this process, elsewhere over 2377. Everything else is the same.
 """
@@ -61,7 +61,6 @@ SYNC_S = 0.5
 KNOWN_S = 0.5
 """Longest that a container's start waits for the others. It takes 20 ms, which the making of its sandbox hides; a
 daemon that hangs is waited for until it counts as dead."""
-
 FOLLOW_AGAIN_S = 0.2
 
 
@@ -76,6 +75,7 @@ class Place:
         manager: Manager | None,
         facts: Callable[[], HostFacts],
         changed: Callable[[], None],
+        told: Callable[[], None] = lambda: None,
         errand: Callable[[Errand], None] = lambda errand: None,
     ) -> None:
         self.node = local.node
@@ -91,6 +91,7 @@ class Place:
         self._state = state
         self._facts = facts
         self._changed = changed
+        self._gossip_changed = told
         self._errand = errand
         self._own = NodeCertificate(
             state, lambda: (self.node, self.assignment.roots), lambda csr: self._managers.renew(csr), self._use
@@ -150,6 +151,7 @@ class Place:
         manager: Manager | None,
         facts: Callable[[], HostFacts],
         changed: Callable[[], None],
+        told: Callable[[], None] = lambda: None,
         errand: Callable[[Errand], None] = lambda errand: None,
     ) -> Place:
         """With the store on a manager. Raises :class:`HostError` on a damaged state directory."""
@@ -164,7 +166,7 @@ class Place:
                 f"{state.path / 'assignment.json'} is missing: this node cannot tell which cluster it is in",
                 hint=f"restore it, or move {state.path} away and join again",
             )
-        return cls(state, local, assignments.reread(assignment), manager, facts, changed, errand)
+        return cls(state, local, assignments.reread(assignment), manager, facts, changed, told, errand)
 
     async def run(self) -> None:
         try:
@@ -434,7 +436,7 @@ class Place:
             self._moved = asyncio.Event()
             self._absences.look(self.members())
             self._client.update(managers=words.managers_among(self.members(), self.assignment, self.node.id))
-            self._changed()
+            self._gossip_changed()
 
     async def _wait_moved(self) -> None:
         await self._moved.wait()
@@ -468,10 +470,8 @@ class Place:
         A member's tags are its own word, which also a removed node can give under another name: an address counts that
         a manager has certified. Nor does a word of others ("it has left") shut anybody out.
         """
-        found: dict[str, IPAddress] = {}
-        if time.monotonic() < self._remembered_until:
-            revoked = self.assignment.revoked
-            found |= {node: vtep for node, vtep in self._remembered_vteps.items() if node not in revoked}
+        remembered = self._remembered_vteps if time.monotonic() < self._remembered_until else {}
+        found = {node: vtep for node, vtep in remembered.items() if node not in self.assignment.revoked}
         for member in self.members():
             with contextlib.suppress(ValueError):
                 vtep = ipaddress.ip_address(member.tags.get("vtep", ""))

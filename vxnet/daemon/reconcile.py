@@ -64,6 +64,7 @@ class Reconciler(Generic[S]):
         self._applied = applied
         self._on_repair = repaired
         self._wake = asyncio.Event()
+        self._alarm: asyncio.TimerHandle | None = None
         self._requests: list[_Request] = []
         self._dirty: set[str] = set()
         self._rows = False
@@ -91,10 +92,14 @@ class Reconciler(Generic[S]):
         """What the kernel shall be now."""
         return self._plan().state
 
-    def wake(self, *, full: bool = False) -> None:
+    def wake(self, *, full: bool = False, within_s: float = 0.0) -> None:
+        """``within_s``: so long at most, and less if somebody wakes it or asks for a cycle before."""
         self._full |= full
         self._current = None
-        self._wake.set()
+        if not within_s:
+            self._wake.set()
+        elif self._alarm is None:
+            self._alarm = asyncio.get_running_loop().call_later(within_s, self._wake.set)
 
     async def settle(self, sandbox: str | None = None) -> Sequence[Change]:
         """Wait for a cycle that begins after this call, with ``sandbox`` looked at; what it changed or failed to."""
@@ -130,11 +135,18 @@ class Reconciler(Generic[S]):
                 if self._full:
                     due = loop.time() + FULL_INTERVAL_S
                 self._wake.clear()
+                self._silence()
                 await self._cycle()
         finally:
+            self._silence()
             for request in self._requests:
                 request.done.cancel()
             self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _silence(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
 
     async def call(self, function: Callable[[A], R], argument: A) -> R:
         """Run ``function`` in the kernel's thread, between two cycles."""

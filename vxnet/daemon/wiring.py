@@ -111,7 +111,13 @@ class Wiring:
             return []
         self._records.put(replace(container, draining=True))
         self._changed()
-        return [row for row in self.endpoints() if row.startswith(container_id[:12])]
+        return self.row_ids(container_id)
+
+    def row_ids(self, holder: str) -> list[str]:
+        """Of those of :meth:`endpoints` that are of this container or guest."""
+        networks, live = self._cluster.networks, self._live()
+        places = [(one, place.network) for one in live if one.id == holder for place in one.attachments]
+        return [_row_id(one, network) for one, network in places if network in networks]
 
     def joined(self, container: Container) -> Container:
         """On the networks alone that its processes may use by now: a name that resolves is one that answers."""
@@ -130,7 +136,8 @@ class Wiring:
     async def settled(self, container_id: str) -> None:
         """Raises :class:`HostError` with the kernel's words if it refused something that the container needs."""
         container = self._records.now(container_id)
-        vnis = [row.vni for key, row in self.endpoints().items() if key.startswith(container_id[:12])]
+        networks = self._cluster.networks
+        vnis = [networks[one.network].vni for one in container.attachments if one.network in networks]
         bridges = self._attachments.bridges_of(container)
         if (refused := refusal(await self._settle(container_id), container_id, vnis, bridges)) is not None:
             raise HostError(
