@@ -99,7 +99,7 @@ def main() -> None:
         f"{COUNT} containers on one host",
         ["", "bound", "Docker 20.10", "median [range]"],
         [
-            ["create and start inside the daemon, ms", "25", "544", ms(one_by_one)],
+            ["create and start inside the daemon, ms", "25", "544", ms(one_by_one, 1)],
             [f"{COUNT} at once until all run, ms", "3000", "–", ms(at_once)],
             ["PSS of all vxnet processes, MB", "190", "≥ 400", f"{total:.0f} (daemon {daemon:.0f})"],
             ["RSS of a shim, kB", "1024", "13000", f"{shims[len(shims) // 2]} [{shims[0]}–{shims[-1]}]"],

@@ -42,10 +42,10 @@ def mesh_cluster(lab: Lab) -> None:
         sh(lab, host, f"vxnet join --token {token} --advertise-addr eth1 192.168.56.11")
 
 
-def ms(seconds: Sequence[float]) -> str:
-    """``median [least–most]`` in milliseconds, and of how many."""
+def ms(seconds: Sequence[float], digits: int = 0) -> str:
+    """``median [least–most]`` in milliseconds, the median with so many decimals, and of how many."""
     values = [value * 1000 for value in seconds]
-    return f"{statistics.median(values):.0f} [{min(values):.0f}–{max(values):.0f}] (n={len(values)})"
+    return f"{statistics.median(values):.{digits}f} [{min(values):.0f}–{max(values):.0f}] (n={len(values)})"
 
 
 def interval(values: Sequence[float], seed: int = 1, rounds: int = 10_000) -> tuple[float, float]:
