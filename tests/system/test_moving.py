@@ -10,7 +10,7 @@ from tests.system.managers import client, make_network, until
 from vxnet.core import trust
 from vxnet.model.api import NodeUpdate
 from vxnet.model.container import ContainerSpec, NetworkWish
-from vxnet.model.errors import ConflictError
+from vxnet.model.errors import CallerError, ConflictError
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -39,10 +39,19 @@ def test_nodes_go_where_the_managers_are_told_that_they_are(make_lab):
     with pytest.raises(ConflictError, match="is that of node h2"):
         first.update_node("h3", NodeUpdate(advertise_addr=lab["h2"].address))
 
-    # A worker. It finds the manager by itself; the others have to hear where it is.
+    nobodys = ipaddress.ip_address("192.168.56.77")
+    with pytest.raises(CallerError, match="this host does not have the address"):
+        first.update_node("h1", NodeUpdate(advertise_addr=nobodys))
+
+    # A worker. What it is told before it has the address, or by mistake, it waits with.
+    first.update_node("h3", NodeUpdate(advertise_addr=nobodys))
+    until(lambda: "that the host has not (yet)" in lab["h3"].log.read_text(), "it says what it lacks")
+    before = answered(lab["h2"], "a")
+    until(lambda: answered(lab["h2"], "a") > before + 3, "pings go on")
+    # It finds the manager by itself; the others have to hear where it is.
     address = ipaddress.ip_address("192.168.56.113")
-    renumber(lab, "h3", address)
     first.update_node("h3", NodeUpdate(advertise_addr=address))
+    renumber(lab, "h3", address)
     certificate = lab["h3"].root / "var/lib/vxnet/node.crt"
     until(
         lambda: trust.addresses(trust.certificate_from_pem(certificate.read_bytes())) == {address},

@@ -58,6 +58,8 @@ def update(
             hint="there are --availability, --label-add, --label-rm, --role, --advertise-addr and --data-path-addr",
         )
     client.update_node(node_of(client, node), request)
+    if advertise_addr is not None or data_path_addr is not None:
+        click.echo(f"Node {node} goes there as soon as it has the address.", err=True)
     click.echo(node)
 
 

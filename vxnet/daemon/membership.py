@@ -53,6 +53,8 @@ from vxnet.model.store import RestoreRequest, StoreWish
 
 log = structlog.get_logger()
 
+LOOK_S = 0.5
+"""Between two looks whether an address is there."""
 RESTART_S = 60
 """How long others keep the names of a host whose daemon was stopped on purpose: an upgrade takes less."""
 
@@ -371,10 +373,12 @@ class Membership:
     async def _move(self, place: Place) -> None:
         """To the addresses that the managers have for this node: as after a restart, with what runs untouched."""
         try:
+            await self._wait_addressed(place)
             async with self._busy:
                 wanted, local = place.assignment.addresses, self._state.local_node()
-                if self._place is not place or wanted is None or local is None:
+                if self._place is not place or wanted in (None, place.node.addresses) or local is None:
                     return
+                assert wanted is not None
                 node = replace(place.node, advertise_addr=wanted.advertise_addr, data_path_addr=wanted.data_path_addr)
                 incarnation = max(local.row_incarnation, place.gossip.core.author.incarnation) + 1
                 local = replace(local, node=node, row_incarnation=incarnation)
@@ -390,6 +394,19 @@ class Membership:
         finally:
             self._moving = False
 
+    async def _wait_addressed(self, place: Place) -> None:
+        """Until this host has the addresses, or the managers think better of it: so long the node stays where it is."""
+        told = None
+        while self._place is place and (wanted := place.assignment.addresses) not in (None, place.node.addresses):
+            assert wanted is not None
+            lacking = sorted({str(one) for one in (wanted.advertise_addr, wanted.data_path_addr) if not is_own(one)})
+            if not lacking:
+                return
+            if told != wanted:
+                log.warning("the managers have an address for this node that the host has not (yet)", address=lacking)
+                told = wanted
+            await asyncio.sleep(LOOK_S)
+
     async def _exit(self) -> None:
         self._place = None
         await self._stop()
@@ -399,6 +416,17 @@ class Membership:
             self._running.cancel()
             await asyncio.wait([self._running])
             self._running = None
+
+
+def is_own(address: IPAddress) -> bool:
+    """Whether this host has the address, at this moment."""
+    family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((str(address), 0))
+        except OSError:
+            return False
+    return True
 
 
 def check_ports(address: IPAddress) -> None:

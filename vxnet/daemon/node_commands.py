@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from vxnet.core import networks
 from vxnet.daemon import views
-from vxnet.daemon.membership import Membership
+from vxnet.daemon.membership import Membership, is_own
 from vxnet.daemon.services import Services
 from vxnet.model.api import NodeUpdate, NodeView
 from vxnet.model.ca import CaView
 from vxnet.model.cluster import Node, Role
+from vxnet.model.errors import CallerError
 from vxnet.model.gossip import GossipKeyView, GossipView, RotateKeys, Rotation
 
 
@@ -57,7 +58,14 @@ class NodeCommands:
         return await self._membership.manager("gossip rotate-keys").rotate_keys(request)
 
     async def update_node(self, ref: str, update: NodeUpdate) -> Node:
-        return await self._membership.manager("node update").update_node(ref, update)
+        manager = self._membership.manager("node update")
+        if networks.find(ref, manager.nodes(), "node").id == manager.node_id:
+            for address in (update.advertise_addr, update.data_path_addr):
+                if address is not None and not is_own(address):
+                    raise CallerError(
+                        f"this host does not have the address {address}", hint="give it to one of its interfaces first"
+                    )
+        return await manager.update_node(ref, update)
 
     def services(self, command: str) -> Services:
         """Raises :class:`ConflictError` on a worker: ``command`` is a manager's."""
