@@ -111,10 +111,20 @@ def test_compressed_rows_are_no_bomb() -> None:
             decode_content(content)
 
 
-def test_limits_of_a_row(cluster: Cluster) -> None:
+def test_a_row_that_is_too_long_is_refused_with_whose_it_is_and_what_to_do(cluster: Cluster) -> None:
     author = Author("id1", cluster.papers("id1").key, 1)
-    with pytest.raises(CallerError, match="at most 65536"):
-        author.put("applied", "", Applied(versions=tuple(("owner", n, n) for n in range(20_000))))
+    many = tuple(f"alias-{number:05}" for number in range(6000))
+    cases = (
+        (endpoint("10.0.1.2", "web", aliases=many), 'container "web" with its 6000 aliases', "fewer aliases"),
+        (Leases(bytes(70_000), b"", b""), "all the blocks of addresses that this host holds", "fewer networks"),
+        (Applied(versions=tuple((f"{number:025}", 1, 1) for number in range(2500))), "2500 others", "wait"),
+        (Certificate(bytes(70_000)), "certificate", "a bug"),
+    )
+    for value, whose, cure in cases:
+        with pytest.raises(CallerError, match="65536") as caught:
+            author.put("kind", "", value)
+        assert whose in caught.value.message and cure in caught.value.hint
+    assert not author.is_waiting
 
 
 # Merging

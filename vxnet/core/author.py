@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from vxnet.core.rows import Batch, BatchContent, LedgerKey, pack_content, to_be_signed
 from vxnet.model import codec
 from vxnet.model.errors import CallerError
-from vxnet.model.row import Evidence, Row, Value, Version
+from vxnet.model.row import Applied, Endpoint, Evidence, Leases, Row, Value, Version
 
 BATCH_OCTETS = 1100
 """Of one batch, so that it fits into a datagram; a longer row travels alone."""
@@ -22,6 +22,26 @@ TOMBSTONES = 64
 SUPERSEDED = 64
 """So many versions of rows that have newer ones does a floor leave alone: it may get somewhere before the newer ones,
 and must not leave a gap until they come."""
+
+
+def _too_long(id_: str, value: Value | Evidence, octets: int) -> CallerError:
+    match value:
+        case Endpoint(name=name, aliases=aliases):
+            whose = f'container "{name}" with its {len(aliases)} aliases'
+            cure = "give it fewer aliases, or shorter ones"
+        case Leases():
+            whose = "all the blocks of addresses that this host holds"
+            cure = "have containers on fewer networks here: a block that nobody uses goes back after a minute"
+        case Applied(versions=versions):
+            whose = f"what this host answers to {len(versions)} others"
+            cure = "wait until fewer containers start or drain at once"
+        case _:
+            whose, cure = f"{type(value).__name__.lower()} {id_}".rstrip(), "this is a bug: report it"
+    return CallerError(
+        f"the other hosts cannot be told of {whose}: that takes {octets} octets, and one row of the gossip holds"
+        f" {ROW_OCTETS}",
+        hint=cure,
+    )
 
 
 class Author:
@@ -55,7 +75,7 @@ class Author:
         """Whether that is a change. Raises :class:`CallerError` on a row of more than 64 kB."""
         packed = codec.to_wire(value)
         if len(packed) > ROW_OCTETS:
-            raise CallerError(f"a row takes {len(packed)} octets; at most {ROW_OCTETS} are sent")
+            raise _too_long(id_, value, len(packed))
         return self._set((kind, id_), packed)
 
     def is_pending(self, kind: str, id_: str) -> bool:
