@@ -129,7 +129,7 @@ def works(pair: Pair) -> bool:
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.what.replace(" ", "-"))
 def test_is_mended(pair: Pair, damage: Damage) -> None:
-    before = picture(pair)
+    before = picture_at_rest(pair)
     assert inspection(pair) == set()
     damage.do(pair)
     told = inspection(pair)
@@ -146,7 +146,7 @@ def test_is_mended(pair: Pair, damage: Damage) -> None:
 
 def test_everything_at_once(pair: Pair) -> None:
     """Whatever can be done without the rest in its way; then one look mends it all."""
-    before = picture(pair)
+    before = picture_at_rest(pair)
     for damage in DAMAGES:
         if "deleted" not in damage.what and "namespace" not in damage.what:
             try:
@@ -161,7 +161,7 @@ def test_everything_at_once(pair: Pair) -> None:
 
 def test_namespace_is_gone_with_the_daemon(pair: Pair) -> None:
     """Nobody held it: every device, every container's interface on the overlay died with it."""
-    before = picture(pair)
+    before = picture_at_rest(pair)
     pair.h1.stop()
     pair.h1.sh("ip netns del vxnet")
     assert wait_until(lambda: "eth0" not in pair.c1.links())
@@ -190,7 +190,7 @@ def test_a_name_that_is_mounted_out_of_sight(pair: Pair, others: bool) -> None:
 
 
 def test_somebody_elses_namespace_took_the_name(pair: Pair) -> None:
-    before = picture(pair)
+    before = picture_at_rest(pair)
     pair.h1.sh("ip netns del vxnet; ip netns add vxnet")
     assert errors(pair.h1.reconcile(pair.s1)) == []
     assert pair.h1.reconcile(pair.s1) == []
@@ -246,8 +246,22 @@ def picture(pair: Pair) -> dict[str, object]:
     }
 
 
+def forwards(pair: Pair) -> bool:
+    """Whether all ports of h1's bridges do: one that was just made does once the kernel has noticed its carrier, which
+    it does in its own time."""
+    found = [*pair.h1.links("-n", "vxnet").values(), *pair.h1.links().values()]
+    ports = [link["linkinfo"]["info_slave_data"] for link in found if link.get("master")]
+    return all(port["state"] == "forwarding" for port in ports)
+
+
+def picture_at_rest(pair: Pair) -> dict[str, object]:
+    """To compare a later one with: an early one, of ports that do not forward yet, would never come again."""
+    assert wait_until(lambda: forwards(pair))
+    return picture(pair)
+
+
 def settles_to(pair: Pair, before: dict[str, object]) -> bool:
-    """A port that was just made forwards once the kernel has noticed its carrier, which it does in its own time."""
+    """As :func:`forwards`, in the kernel's own time."""
     if wait_until(lambda: picture(pair) == before):
         return True
     assert picture(pair) == before
