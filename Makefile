@@ -21,7 +21,7 @@ export PIP_ROOT_USER_ACTION := ignore
 # An argument of $(call) cannot hold one.
 comma := ,
 
-.PHONY: help demo test test-fast fault-test manager-faults test-vm deb lint bench bench-datapath fuzz sim ext clean
+.PHONY: help demo test test-fast fault-test manager-faults test-vm vagrant-test deb lint bench bench-datapath fuzz sim ext clean
 .DELETE_ON_ERROR:
 
 help:
@@ -29,6 +29,7 @@ help:
 	@echo "make test       every test (root)"
 	@echo "make test-fast  those that take no lab and no patience: under two minutes"
 	@echo "make test-vm    whole virtual machines: Debian 12 with its own kernel and systemd, the package in them (root)"
+	@echo "make vagrant-test   the machines of vagrant/, brought up by emulation if need be (root, a quarter of an hour)"
 	@echo "make deb        the package for Debian 12: build/vxnet_VERSION_ARCH.deb"
 	@echo "make fault-test 500 random damages to the kernel's state and kills of daemons (root, about ten minutes)"
 	@echo "make manager-faults   50 runs of faults of managers and etcd, drawn at random: SEEDS=3 for fewer (root, an hour)"
@@ -55,6 +56,10 @@ manager-faults: $(VENV)/test.stamp ext
 
 test-vm: $(VENV)/test.stamp ext
 	$(ROOTED) $(BIN)/python -m pytest -m "vm or vms" tests/vm
+
+vagrant-test: $(VENV)/test.stamp ext
+	@scripts/packages vagrant
+	$(ROOTED) $(BIN)/python -m pytest -m vagrant tests/vm
 
 deb: $(VENV)/demo.stamp ext
 	@scripts/deb

@@ -29,15 +29,21 @@ def vm_image() -> Image:
 
 
 @pytest.fixture(scope="session")
-def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A disk with this tree's package, vxnet.deb, and the same as a later version, next.deb."""
-    folder = tmp_path_factory.mktemp("media")
+def package() -> Path:
+    """This tree's."""
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     done = subprocess.run([ROOT / "scripts/deb"], **streams, text=True, check=False)  # type: ignore[call-overload]
     assert done.returncode == 0, done.stdout
+    return ROOT / str(done.stdout.split()[-1])
+
+
+@pytest.fixture(scope="session")
+def media(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A disk with this tree's package, vxnet.deb, and the same as a later version, next.deb."""
+    folder = tmp_path_factory.mktemp("media")
     files = folder / "files"
     files.mkdir()
-    shutil.copy(ROOT / done.stdout.split()[-1], files / "vxnet.deb")
+    shutil.copy(package, files / "vxnet.deb")
     tree = folder / "tree"
     subprocess.run(["dpkg-deb", "-R", files / "vxnet.deb", tree], check=True)
     control = tree / "DEBIAN/control"

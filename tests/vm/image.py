@@ -3,6 +3,9 @@
 One pass of mmdebstrap without a kernel package: the cloud kernel has NVMe and ext4 built in, so its unpacked modules
 are enough and no initrd is needed. Name, machine id and address of a machine come on the kernel's command line, so one
 image serves all. Cold about 40 s (and 27 MB for the kernel), afterwards nothing.
+
+libvirt knows no NVMe disk: for its machines there is an initrd with the modules of a virtio one, and an account as
+Vagrant wants it, with the key that everybody has.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ PACKAGES = (
     *("systemd", "systemd-sysv", "udev", "dbus", "kmod", "qemu-guest-agent", "procps", "openssh-server", "sudo"),
     # what vxnet's package depends on, so that `dpkg -i` finds it there
     *("python3", "nftables", "iproute2", "libseccomp2"),
+    # for the initrd
+    "busybox-static",
     # what its tests look with
     *("iputils-ping", "iperf3", "curl", "tcpdump", "bind9-dnsutils"),
 )
@@ -79,30 +84,52 @@ printf '[Service]\nLogLevelMax=warning\n' >"$root/etc/systemd/system/qemu-guest-
 # A machine that lives for minutes needs no housekeeping; each of these costs an emulated second or more.
 for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service \
     fstrim.timer systemd-tmpfiles-clean.timer systemd-timesyncd.service systemd-pstore.service getty@tty1.service \
-    systemd-update-utmp.service systemd-update-utmp-runlevel.service systemd-journal-flush.service ssh.service \
+    systemd-update-utmp.service systemd-update-utmp-runlevel.service systemd-journal-flush.service \
     dev-hugepages.mount dev-mqueue.mount sys-kernel-debug.mount sys-kernel-tracing.mount modprobe@.service \
     sys-fs-fuse-connections.mount systemd-logind.service proc-sys-fs-binfmt_misc.automount systemd-binfmt.service \
     console-getty.service; do
     link /dev/null $unit
 done
+rm "$root/etc/systemd/system/multi-user.target.wants/ssh.service" # with systemd.wants=ssh.service it starts
+chroot "$root" useradd -m -s /bin/bash vagrant
+echo 'vagrant ALL=(ALL) NOPASSWD: ALL' >"$root/etc/sudoers.d/vagrant"
+mkdir -m 700 "$root/home/vagrant/.ssh"
+cp "$2" "$root/home/vagrant/.ssh/authorized_keys"
+chroot "$root" chown -R vagrant: /home/vagrant/.ssh
 mkdir -p "$root/etc/modprobe.d"
 printf 'blacklist %s\n' psmouse pcspkr i2c_piix4 drm bochs >"$root/etc/modprobe.d/vm.conf"
 """
 
 
+INIT = """#!/bin/busybox sh
+mount() { busybox mount "$@"; }
+mount -t devtmpfs dev /dev
+for module in %s; do busybox insmod /$module; done
+while ! mount -t ext4 /dev/vda /root; do busybox sleep 0.1; done
+exec busybox switch_root /root /sbin/init
+"""
+MODULES = (
+    *(f"virtio/{name}" for name in ("virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev")),
+    *("virtio/virtio_pci", "block/virtio_blk"),
+)
+"""In the order in which they need each other."""
+
+
 class Image(NamedTuple):
     disk: Path
     kernel: Path
+    initrd: Path
+    """Of machines whose disk is a virtio one."""
 
 
 def ensure() -> Image:
     """The image, built if there is none of this content or it is too old. Raises CalledProcessError with its log."""
-    content = hashlib.sha256(repr((SUITE, PACKAGES, CUSTOMIZE)).encode()).hexdigest()[:16]
+    content = hashlib.sha256(repr((SUITE, PACKAGES, CUSTOMIZE, INIT, MODULES)).encode()).hexdigest()[:16]
     place = CACHE / content
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        image = Image(place / "disk.ext4", place / "vmlinuz")
+        image = Image(place / "disk.ext4", place / "vmlinuz", place / "initrd")
         if image.kernel.exists() and time.time() - image.kernel.stat().st_mtime < KEEP_DAYS * 86400:
             return image
         for old in CACHE.iterdir():
@@ -123,9 +150,10 @@ def _build(work: Path) -> None:
         *("--variant=minbase", "--mode=root", "--quiet", f"--include={','.join(PACKAGES)}"),
         *(f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("doc", "locale", "man")),
         "--aptopt=Acquire::Languages none",
-        f'--customize-hook=sh {hook} "$1"',
+        f'--customize-hook=sh {hook} "$1" {_vagrants_key()}',
     ]
     _run(["mmdebstrap", *options, SUITE, str(root)])
+    _initrd(root, work / "initrd")
     disk = work / "disk.ext4"
     with disk.open("wb") as file:
         file.truncate(3 << 30)
@@ -134,6 +162,30 @@ def _build(work: Path) -> None:
     (work / "vmlinuz").touch()
     shutil.rmtree(root)
     hook.unlink()
+
+
+def _vagrants_key() -> Path:
+    """The public half of what Vagrant first comes with."""
+    found = next(Path("/usr/share/rubygems-integration").glob("*/gems/vagrant-*/keys/vagrant.pub"), None)
+    assert found is not None, "vagrant is not installed"
+    return found
+
+
+def _initrd(root: Path, initrd: Path) -> None:
+    drivers = next((root / "usr/lib/modules").glob("*")) / "kernel/drivers"
+    modules = {Path(name).name: (drivers / f"{name}.ko").read_bytes() for name in MODULES}
+    busybox = (root / "bin/busybox").read_bytes()
+    data = b"".join(_entry(name, 0o40755, b"") for name in ("bin", "dev", "root"))
+    data += _entry("init", 0o100755, (INIT % " ".join(modules)).encode()) + _entry("bin/busybox", 0o100755, busybox)
+    data += b"".join(_entry(name, 0o100644, content) for name, content in modules.items())
+    initrd.write_bytes(data + _entry("TRAILER!!!", 0, b""))
+
+
+def _entry(name: str, mode: int, content: bytes) -> bytes:
+    """Of a cpio archive, its newc format (Documentation/driver-api/early-userspace/buffer-format.rst)."""
+    fields = (1, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name) + 1, 0)
+    head = b"070701" + b"".join(b"%08X" % field for field in fields) + name.encode() + b"\0"
+    return head + bytes(-len(head) % 4) + content + bytes(-len(content) % 4)
 
 
 def files(folder: Path, disk: Path) -> None:
