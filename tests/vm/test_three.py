@@ -9,6 +9,7 @@ One story in steps, as in test_one. A lab lends its underlay; its own host takes
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ from vxnet.lab import Lab, state
 pytestmark = [pytest.mark.vms, pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(900)]
 
 FETCH = "vxnet exec probe curl -s -m 5 http://web"
+BENCH = "vxnet bench -t 1 -r 1 --format json vm2"
 SETTLE_S = 90.0
 
 
@@ -81,6 +83,34 @@ def test_from_packages_to_a_service(machines: list[Vm], record_property: Callabl
     for vm in machines:
         assert vm.sh("systemctl list-units 'vxnet-*.service' --plain --no-legend").count("running") == 2
         assert vm.sh("vxnet exec probe ping -c 1 -W 5 web").count("1 received") == 1
+
+
+def test_doctor_finds_nothing(machines: list[Vm]) -> None:
+    """No false alarm on machines that are well: with two cards, of which one is the same everywhere, and systemd."""
+    for vm in machines:
+        done = vm.run("vxnet", "doctor", "--format", "json", timeout_s=120)
+        found = [json.loads(line) for line in done.out.splitlines()]
+        assert done.status == 0, done.out
+        assert {one["check"] for one in found} >= {
+            "kernel",
+            "state",
+            "gossip port",
+            "manager port",
+            "data port",
+            "clocks",
+        }
+        assert [one for one in found if one["verdict"] in ("warning", "fault")] == []
+
+
+def test_bench_measures_all_paths(machines: list[Vm]) -> None:
+    vm1, vm2, _ = machines
+    (found,) = [json.loads(line) for line in vm1.sh(BENCH, timeout_s=180).splitlines()]
+    assert [path["path"] for path in found["paths"]] == ["underlay", "kernel", "user space"]
+    for path in found["paths"]:
+        assert path["problem"] == "", path
+        for figure in ("tcp_bits_s", "rtt_us", "udp_packets_s", "connections_s", "ratio"):
+            assert path[figure] > 0, (path, figure)
+    assert "iperf3" not in vm2.sh("ps -eo comm")
 
 
 def test_a_slow_and_lossy_link(machines: list[Vm]) -> None:
