@@ -29,6 +29,8 @@ PACKAGES = (
     *("systemd", "systemd-sysv", "udev", "dbus", "kmod", "qemu-guest-agent", "procps", "openssh-server", "sudo"),
     # what vxnet's package depends on, so that `dpkg -i` finds it there
     *("python3", "nftables", "iproute2", "libseccomp2"),
+    # what a manager's own etcd is
+    "etcd-server",
     # for the initrd
     "busybox-static",
     # what its tests look with
@@ -87,7 +89,7 @@ for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub
     systemd-update-utmp.service systemd-update-utmp-runlevel.service systemd-journal-flush.service \
     dev-hugepages.mount dev-mqueue.mount sys-kernel-debug.mount sys-kernel-tracing.mount modprobe@.service \
     sys-fs-fuse-connections.mount systemd-logind.service proc-sys-fs-binfmt_misc.automount systemd-binfmt.service \
-    console-getty.service; do
+    console-getty.service etcd.service; do
     link /dev/null $unit
 done
 rm "$root/etc/systemd/system/multi-user.target.wants/ssh.service" # with systemd.wants=ssh.service it starts
