@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import os
 import select
+import shutil
 import socket
 import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
@@ -393,3 +396,20 @@ def test_restart_adopts_what_is_there(site: Site) -> None:
     assert site.machine.reconcile(site.state) == []
     settled: HostState = site.state
     assert site.machine.reconcile(settled) == []
+
+
+def test_rules_are_the_same_without_names_of_protocols(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where netbase is not installed there is no /etc/protocols, and nft prints numbers."""
+    site.put_backends(*site.servers)
+    with Netlink(site.client.fd, elements.NETLINK_NETFILTER) as netlink:
+        seen = nft.read(site.client.fd, netlink)
+        assert seen is not None and "l4proto udp" in seen.body
+        program = tmp_path / "nft"
+        hidden = 'test ! -e /etc/protocols || mount --bind /dev/null /etc/protocols; exec "$0" "$@"'
+        program.write_text(f"#!/bin/sh\nexec unshare -m sh -ec '{hidden}' {shutil.which('nft')} \"$@\"\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        assert "l4proto 17" in site.client.sh("nft list table inet vxnet")
+        assert nft.read(site.client.fd, netlink) == seen

@@ -110,9 +110,13 @@ def read(namespace: int, netlink: Netlink) -> Ruleset | None:
     if done.returncode:
         return None
     body = done.stdout.split("\n", 1)[1].rsplit("}", 1)[0]
+    body = _NUMBER.sub(lambda found: f"l4proto {_PROTOCOLS[found[1]]}", body)
     return Ruleset(body, {name: elements.dump(netlink, name) for name in _SET.findall(body)})
 
 
+_PROTOCOLS = {"6": "tcp", "17": "udp"}
+_NUMBER = re.compile(r"l4proto (6|17)\b")
+"""As nft prints them where there is no /etc/protocols: Debian's netbase is not everywhere."""
 _SET = re.compile(r"^\t(?:set|map) (\S+) \{$", re.MULTILINE)
 
 
