@@ -19,7 +19,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tests.perf.measure import mesh_cluster, python, sh, table
-from tests.perf.services import ANSWERS_S, SERVER
+from tests.perf.services import ANSWERS_S
+from tests.system.fetches import SERVER
 from vxnet.lab import Lab
 
 RATE = 500

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from tests.perf.measure import compiled, ms, python, sh, table
+from tests.system.fetches import SERVER
 from vxnet.lab import Lab
 
 RUNS = 7
@@ -60,27 +61,6 @@ while True:
         print(time.monotonic(), *found, flush=True)
         before = found
     time.sleep(0.003)
-"""
-
-# Answers with its host name, ends on SIGTERM once what it was asked is answered.
-SERVER = r"""
-import http.server, signal, socket, sys, threading
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        body = socket.gethostname().encode() + b"\n"
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-    def log_message(self, *args):
-        pass
-class Server(http.server.ThreadingHTTPServer):
-    request_queue_size = 128
-    daemon_threads = False
-server = Server(("", 8080), Handler)
-signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
-server.serve_forever()
-server.server_close()
 """
 
 # Asks RATE times a second through the name, a new connection each, until standard input ends; says what failed.

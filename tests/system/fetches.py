@@ -11,12 +11,12 @@ from vxnet.lab import Lab
 PORT = 8080
 PATIENCE_S = 10
 
-# Answers with its host name.
-SERVER = f"""
-import http.server, socket
+# Answers with its host name, ends on SIGTERM once what it was asked is answered.
+SERVER = rf"""
+import http.server, signal, socket, sys, threading
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        body = socket.gethostname().encode()
+        body = socket.gethostname().encode() + b"\n"
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -25,7 +25,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 class Server(http.server.ThreadingHTTPServer):
     request_queue_size = 128
-Server(("", {PORT}), Handler).serve_forever()
+    daemon_threads = False
+server = Server(("", {PORT}), Handler)
+signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
+server.serve_forever()
+server.server_close()
 """
 
 _ASK = f"""
