@@ -291,6 +291,7 @@ def test_a_hundred_thousand_rows(make_pair: Callable[..., Pair]) -> None:
     rows = {struct.pack(">HI", 0x0200, at): socket.inet_aton(f"192.0.{at % 250}.2") for at in range(100_000)}
     one.forwarder.replace(VNI, rows)
     assert one.forwarder.rows(VNI) == rows
+    one.forwarder.replace(VNI, rows)  # for a moment there are two
     one.forwarder.drop(VNI, list(rows)[::2])
     one.forwarder.put(VNI, {b"\x02\0\0\0\0\0": socket.inet_pton(socket.AF_INET6, "fd00::7")})
     left = dict(list(rows.items())[1::2]) | {b"\x02\0\0\0\0\0": socket.inet_pton(socket.AF_INET6, "fd00::7")}
@@ -301,6 +302,8 @@ def test_a_hundred_thousand_rows(make_pair: Callable[..., Pair]) -> None:
     pid = next(int(line) for line in subprocess.check_output(["pgrep", "-f", str(one.local)], text=True).split())
     status = Path(f"/proc/{pid}/status").read_text()
     assert f"Uid:\t{uvxlan.UID}\t{uvxlan.UID}" in status
+    most_kb = int(status.partition("VmHWM:")[2].split()[0])
+    assert most_kb < 40 << 10
 
 
 def test_the_forwarder_outlives_its_daemon_and_is_found_again(make_pair: Callable[..., Pair]) -> None:
