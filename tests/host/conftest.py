@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.host import uvxlan_rig
 from tests.host.rig import Machine, Pair
+from tests.host.underlay_relay import Relay
+from tests.host.uvxlan_rig import End, Kind, cable
 
 
 @pytest.fixture
@@ -23,3 +27,28 @@ def pair() -> Iterator[Pair]:
     pair.reconcile()
     yield pair
     pair.close()
+
+
+@pytest.fixture
+def make_pair(tmp_path: Path) -> Iterator[Callable[..., uvxlan_rig.Pair]]:
+    """Two hosts with tunnels of these kinds to each other, which are up."""
+    made: list[End] = []
+
+    def make(
+        one: Kind = "user", two: Kind = "user", family: int = 4, queues: int = 1, between: Relay | None = None
+    ) -> uvxlan_rig.Pair:
+        ends = End(1, one, family, tmp_path, queues), End(2, two, family, tmp_path, queues)
+        made.extend(ends)
+        if between is None:
+            cable(ends[0], "eth0", ends[1], "eth0")
+        else:
+            between.join(*ends)
+        for end in ends:
+            end.up()
+        return ends
+
+    try:
+        yield make
+    finally:
+        for end in made:
+            end.close()

@@ -1,23 +1,12 @@
-"""The user-space tunnel: against itself and against the kernel's vxlan, frame by frame, in both directions.
-
-::
-
-    Place one                                 Place two
-    tunnel (TAP or vxlan) ── underlay ── veth ── underlay ── tunnel (TAP or vxlan)
-    192.0.2.1                                 192.0.2.2
-
-There is no bridge: what a test sends and sees on the tunnel's device is what a bridge would.
-"""
+"""The user-space tunnel: against itself and against the kernel's vxlan, frame by frame, in both directions."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import socket
 import struct
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,119 +15,14 @@ from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6
 from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
-from tests.host.throwaway import Place
-from vxnet.host import tap, uvxlan
-from vxnet.host.forwarder import Counters, Forwarder
+from tests.host.uvxlan_rig import MACS, MTU, PORT, VNI, Kind, Pair, octets
+from vxnet.host import uvxlan
+from vxnet.host.forwarder import Counters
 from vxnet.model.errors import HostError
 
 pytestmark = pytest.mark.host
 
-VNI = 70000
-PORT = 4789
-MTU = 1450
-MACS = ("02:00:00:00:00:01", "02:00:00:00:00:02")
 CSRC = Path(__file__).parents[2] / "csrc" / "vxlan"
-
-
-def octets(mac: str) -> bytes:
-    return bytes.fromhex(mac.replace(":", ""))
-
-
-class End(Place):
-    """A host with a tunnel to one other host."""
-
-    def __init__(self, number: int, kind: str, family: int, directory: Path) -> None:
-        super().__init__()
-        self.number, self.kind, self.family = number, kind, family
-        self.directory = directory / str(number)
-        self.directory.mkdir()
-        self.local, self.remote = ((f"192.0.2.{at}" if family == 4 else f"fd00::{at}") for at in (number, 3 - number))
-        self.mac, self.other_mac = MACS[number - 1], MACS[2 - number]
-        self._forwarder: Forwarder | None = None
-
-    @property
-    def forwarder(self) -> Forwarder:
-        assert self._forwarder is not None
-        return self._forwarder
-
-    @property
-    def remote_packed(self) -> bytes:
-        return socket.inet_pton(socket.AF_INET if self.family == 4 else socket.AF_INET6, self.remote)
-
-    def up(self) -> None:
-        for line in (
-            f"link set lo up; ip addr add {self.local}/{24 if self.family == 4 else 64} dev eth0 nodad",
-            "link set eth0 up",
-        ):
-            self.sh(f"ip {line}")
-        if self.kind == "kernel":
-            self.sh(f"ip link add tunnel type vxlan id {VNI} local {self.local} dstport {PORT} nolearning")
-            self.sh(f"bridge fdb replace {self.other_mac} dev tunnel dst {self.remote}")
-            self.sh(f"bridge fdb append 00:00:00:00:00:00 dev tunnel dst {self.remote}")
-        else:
-            setting = uvxlan.Setting(local=self.local, port=PORT, virtual_underlay=True)
-            forwarder = self._forwarder = self.do(uvxlan.ensure, self.directory, setting)
-            made = tap.open_tap(self.fd, "tunnel")
-            forwarder.add(VNI, MTU, made)
-            for descriptor in made.descriptors:
-                os.close(descriptor)
-            forwarder.put(VNI, {octets(self.other_mac): self.remote_packed})
-            forwarder.set_flood(VNI, [self.remote_packed])
-            forwarder.set_peers([self.remote_packed])
-        # Quiet: no neighbour discovery of its own between what a test sends.
-        self.sh("sysctl -qw net.ipv6.conf.tunnel.disable_ipv6=1")
-        self.sh(f"ip link set tunnel address {self.mac} mtu {MTU} up")
-
-    def count(self, name: str) -> int:
-        value = getattr(self.forwarder.counters(), name)
-        assert isinstance(value, int)
-        return value
-
-    def wait_count(self, name: str, least: int) -> None:
-        deadline = time.monotonic() + 10
-        while self.count(name) < least:
-            assert time.monotonic() < deadline, self.forwarder.counters()
-            time.sleep(0.01)
-
-    def raw(self) -> socket.socket:
-        """A packet socket on the tunnel, which sees what came out of it and sends into it."""
-
-        def make() -> socket.socket:
-            made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-            made.bind(("tunnel", 3))
-            made.settimeout(10)
-            return made
-
-        return self.do(make)
-
-    def close(self) -> None:
-        if self._forwarder is not None:
-            self._forwarder.close()
-            uvxlan.stop(self.directory)
-        super().close()
-
-
-Pair = tuple[End, End]
-
-
-@pytest.fixture
-def make_pair(tmp_path: Path) -> Iterator[Callable[..., Pair]]:
-    made: list[End] = []
-
-    def make(one: str = "user", two: str = "user", family: int = 4) -> Pair:
-        ends = End(1, one, family, tmp_path), End(2, two, family, tmp_path)
-        made.extend(ends)
-        # On a machine with a namespace to itself per end, both veths are called eth0.
-        ends[0].sh(f"ip link add eth0 type veth peer name eth0 netns /proc/{os.getpid()}/task/{ends[1].tid}/ns/net")
-        for end in ends:
-            end.up()
-        return ends
-
-    try:
-        yield make
-    finally:
-        for end in made:
-            end.close()
 
 
 def frames() -> dict[str, Packet]:
@@ -173,8 +57,8 @@ def frames() -> dict[str, Packet]:
 
 @pytest.mark.parametrize("kinds", [("user", "user"), ("user", "kernel"), ("kernel", "user")], ids=" to ".join)
 @pytest.mark.parametrize("family", [4, 6])
-def test_every_kind_of_frame_passes(make_pair: Callable[..., Pair], kinds: tuple[str, str], family: int) -> None:
-    one, two = make_pair(*kinds, family)
+def test_every_kind_of_frame_passes(make_pair: Callable[..., Pair], kinds: tuple[Kind, Kind], family: int) -> None:
+    one, two = make_pair(*kinds, family=family)
     with one.raw() as out, two.raw() as into:
         for name, frame in frames().items():
             if name == "torn ip" and "kernel" in kinds:
@@ -185,45 +69,6 @@ def test_every_kind_of_frame_passes(make_pair: Callable[..., Pair], kinds: tuple
                 pass  # the other end's own
             # A VLAN tag may be handed over beside the frame.
             assert seen == sent or seen == sent[:12] + sent[16:], name
-
-
-@pytest.mark.parametrize("kinds", [("user", "user"), ("user", "kernel"), ("kernel", "user")], ids=" to ".join)
-@pytest.mark.parametrize("version", [4, 6])
-def test_a_long_stream_arrives_whole(make_pair: Callable[..., Pair], kinds: tuple[str, str], version: int) -> None:
-    one, two = make_pair(*kinds)
-    addresses = ("10.0.0.1", "10.0.0.2") if version == 4 else ("fd01::1", "fd01::2")
-    for end, address in zip((one, two), addresses, strict=True):
-        end.sh("sysctl -qw net.ipv6.conf.tunnel.disable_ipv6=0")
-        end.sh(f"ip addr add {address}/{24 if version == 4 else 64} dev tunnel nodad")
-    one.sh(f"ip neigh replace {addresses[1]} lladdr {MACS[1]} dev tunnel")
-    two.sh(f"ip neigh replace {addresses[0]} lladdr {MACS[0]} dev tunnel")
-    kind = socket.AF_INET if version == 4 else socket.AF_INET6
-    listener = two.do(socket.create_server, (addresses[1], 0), family=kind)
-    piece = os.urandom(1 << 20)
-    with listener:
-        client = one.do(socket.create_connection, (addresses[1], listener.getsockname()[1]), 10)
-        server, _ = listener.accept()
-        server.settimeout(20)
-        with client, server:
-            total = 40
-            sending = one._thread.submit(lambda: [client.sendall(piece) for _ in range(total)])
-            received = hashlib.sha256()
-            left = total * len(piece)
-            while left:
-                got = server.recv(1 << 20)
-                assert got
-                received.update(got)
-                left -= len(got)
-            sending.result(20)
-    wanted = hashlib.sha256()
-    for _ in range(total):
-        wanted.update(piece)
-    assert received.digest() == wanted.digest()
-    if kinds == ("user", "user"):
-        assert two.count("joined_frames") > 1000
-    for end in (one, two):
-        if end.kind == "user":
-            assert end.count("bad_checksum") == end.count("not_written") == end.count("not_sent") == 0
 
 
 def test_what_is_dropped_is_counted_by_reason(make_pair: Callable[..., Pair]) -> None:
@@ -299,8 +144,7 @@ def test_a_hundred_thousand_rows(make_pair: Callable[..., Pair]) -> None:
     assert one.forwarder.segments()[VNI].rows == 50_001
     one.forwarder.replace(VNI, {})
     assert one.forwarder.rows(VNI) == {}
-    pid = next(int(line) for line in subprocess.check_output(["pgrep", "-f", str(one.local)], text=True).split())
-    status = Path(f"/proc/{pid}/status").read_text()
+    status = Path(f"/proc/{one.forwarders_pid()}/status").read_text()
     assert f"Uid:\t{uvxlan.UID}\t{uvxlan.UID}" in status
     most_kb = int(status.partition("VmHWM:")[2].split()[0])
     assert most_kb < 40 << 10
@@ -309,8 +153,7 @@ def test_a_hundred_thousand_rows(make_pair: Callable[..., Pair]) -> None:
 def test_the_forwarder_outlives_its_daemon_and_is_found_again(make_pair: Callable[..., Pair]) -> None:
     one, two = make_pair()
     one.forwarder.close()
-    same = uvxlan.Setting(local=one.local, port=PORT, virtual_underlay=True)
-    one._forwarder = one.do(uvxlan.ensure, one.directory, same)
+    one.ensure()
     assert one.forwarder.segments() == {VNI: (MTU, True, 1)}
     assert one.forwarder.peers() == {one.remote_packed}
     assert one.forwarder.flood(VNI) == {one.remote_packed}
@@ -320,8 +163,7 @@ def test_the_forwarder_outlives_its_daemon_and_is_found_again(make_pair: Callabl
     with pytest.raises(HostError, match="refused: No such file"):
         one.forwarder.rows(VNI)
     one.forwarder.close()
-    other = uvxlan.Setting(local=one.local, port=PORT + 1)
-    one._forwarder = one.do(uvxlan.ensure, one.directory, other)
+    one.ensure(PORT + 1)
     assert len(list(one.directory.glob("*.sock"))) == 1
     assert one.forwarder.counters() == Counters(*(0,) * 16)
     assert two.forwarder.segments() == {VNI: (MTU, True, 1)}
