@@ -21,7 +21,7 @@ export PIP_ROOT_USER_ACTION := ignore
 # An argument of $(call) cannot hold one.
 comma := ,
 
-.PHONY: help demo test test-fast fault-test manager-faults test-vm vagrant-test deb lint bench bench-datapath fuzz sim ext clean
+.PHONY: help demo test test-fast fault-test manager-faults test-vm vagrant-test deb lint bench bench-datapath fuzz fuzz-vxlan sim ext clean
 .DELETE_ON_ERROR:
 
 help:
@@ -37,6 +37,7 @@ help:
 	@echo "make bench      the figures of docs/performance.md, on this machine (root, a quiet one)"
 	@echo "make bench-datapath   tunnels in user space against the kernel's (root)"
 	@echo "make fuzz       ten minutes of octets that nobody meant, at every decoder of the gossip"
+	@echo "make fuzz-vxlan the same for the tunnel in C, ten minutes each of its parsers, cutter and joiner"
 	@echo "make sim        the gossip in virtual time, up to 10,000 nodes: tables of docs/performance.md (an hour or two)"
 	@echo "                SIM='NAME… [--seed N] [--hours N]' for some of them: .venv/bin/python -m tests.sim --help"
 	@echo "make ext        compile the C again"
@@ -76,6 +77,10 @@ lint: $(VENV)/test.stamp ext
 # Ten minutes on one core; FUZZ="--seconds 60 packet" for less.
 fuzz: $(VENV)/test.stamp
 	$(BIN)/python -m tests.fuzz $(FUZZ)
+
+# Ten minutes of the processor's time for each target; FUZZ="--seconds 60 join" for less.
+fuzz-vxlan: $(VENV)/test.stamp
+	$(BIN)/python -m tests.fuzz.vxlan $(FUZZ)
 
 fault-test: $(VENV)/test.stamp ext
 	VXNET_FAULTS=$(or $(FAULTS),500) $(ROOTED) $(BIN)/python -m pytest tests/system/test_faults.py -o log_cli=true

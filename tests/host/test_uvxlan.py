@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import struct
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,8 +20,6 @@ from vxnet.host.forwarder import Counters
 from vxnet.model.errors import HostError
 
 pytestmark = pytest.mark.host
-
-CSRC = Path(__file__).parents[2] / "csrc" / "vxlan"
 
 
 def frames() -> dict[str, Packet]:
@@ -174,14 +171,3 @@ def test_a_taken_port_is_said(make_pair: Callable[..., Pair], tmp_path: Path) ->
     with pytest.raises(HostError, match="Address already in use"):
         one.do(uvxlan.ensure, one.directory, uvxlan.Setting(local=one.local, port=PORT))
     assert list(one.directory.iterdir()) == []
-
-
-@pytest.mark.slow
-def test_parsers_with_torn_input_and_cutting_with_joining(tmp_path: Path, seed: int) -> None:
-    flags = ["-std=c11", "-D_GNU_SOURCE", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    sources = [CSRC / f"{name}.c" for name in ("packet", "cut", "join", "toobig", "command", "fdb")]
-    harness = Path(__file__).parent / "uvxlan_fuzz.c"
-    subprocess.run(["gcc", *flags, f"-I{CSRC}", "-o", tmp_path / "fuzz", harness, *sources], check=True)
-    done = subprocess.run([tmp_path / "fuzz", str(seed), "10000"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) == 10000, "every frame that was cut is whole again"
