@@ -154,10 +154,14 @@ static void begin(struct join_flow *flow, void *tap, uint32_t hash, uint8_t *fra
 	append(flow, frame, packet);
 }
 
-/* Data and nothing special: no padding, no flag but ACK and PSH, no urgent pointer. */
+/* Data and nothing special: no padding, no flag but ACK and PSH, no urgent pointer; and IPv4's own checksum holds, which
+ * is made anew for what was joined. */
 static bool joinable(const uint8_t *frame, size_t size, const struct packet *packet, const struct join_rules *rules)
 {
 	if (packet->end != size || packet->payload >= packet->end || packet->payload > HEADERS_MAX)
+		return false;
+	if (packet->version == 4 &&
+	    checksum_fold(checksum_add(frame + packet->l3, (size_t)(packet->l4 - packet->l3), 0)) != 0)
 		return false;
 	const uint8_t *l4 = frame + packet->l4;
 	if (packet->protocol == IPPROTO_UDP)
