@@ -35,7 +35,7 @@ help:
 	@echo "make manager-faults   50 runs of faults of managers and etcd, drawn at random: SEEDS=3 for fewer (root, an hour)"
 	@echo "make lint       ruff, mypy --strict, C compiled with warnings as errors"
 	@echo "make bench      the figures of docs/performance.md, on this machine (root, a quiet one)"
-	@echo "make bench-datapath   tunnels in user space against the kernel's (root)"
+	@echo "make bench-datapath   tunnels in user space against the kernel's, and beside other people's (root)"
 	@echo "make fuzz       ten minutes of octets that nobody meant, at every decoder of the gossip"
 	@echo "make fuzz-vxlan the same for the tunnel in C, ten minutes each of its parsers, cutter and joiner"
 	@echo "make sim        the gossip in virtual time, up to 10,000 nodes: tables of docs/performance.md (an hour or two)"
@@ -86,7 +86,7 @@ fault-test: $(VENV)/test.stamp ext
 	VXNET_FAULTS=$(or $(FAULTS),500) $(ROOTED) $(BIN)/python -m pytest tests/system/test_faults.py -o log_cli=true
 
 bench-datapath: $(VENV)/test.stamp ext
-	$(ROOTED) $(BIN)/python -m tests.perf datapath
+	$(ROOTED) $(BIN)/python -m tests.perf datapath datapath_peers
 
 bench: $(VENV)/test.stamp ext
 	$(ROOTED) $(BIN)/python -m tests.perf

@@ -14,6 +14,7 @@ BENCHES = (
     "name_latency",
     "throughput",
     "datapath",
+    "datapath_peers",
     "dns",
     "vips",
     "mesh",

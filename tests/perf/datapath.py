@@ -12,7 +12,7 @@ import json
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -31,14 +31,15 @@ OFFLOADS = "tso gso tx-udp-segmentation tx-udp_tnl-segmentation tx-udp_tnl-csum-
 
 
 def iperf3(lab: Lab, place: Place, *flags: str) -> dict[str, dict[str, float]]:
-    argv = [*place.enter, "iperf3", "-c", place.server, "-t", str(SECONDS), "-J", *flags]
+    argv = [*place.enter, "iperf3", "-c", place.server, "-J", *flags]
     end = json.loads(lab.run(place.host, argv, check=True).stdout)["end"]
     assert isinstance(end, dict)
     return end
 
 
-def gigabits(streams: int) -> Callable[[Lab, Place], float]:
-    return lambda lab, place: iperf3(lab, place, "-P", str(streams))["sum_received"]["bits_per_second"] / 1e9
+def gigabits(streams: int, seconds: int) -> Callable[[Lab, Place], float]:
+    flags = ("-t", str(seconds), "-P", str(streams))
+    return lambda lab, place: iperf3(lab, place, *flags)["sum_received"]["bits_per_second"] / 1e9
 
 
 def program(name: str) -> str:
@@ -46,10 +47,21 @@ def program(name: str) -> str:
     return str(PROGRAMS.absolute() / name)
 
 
-def kilopackets(lab: Lab, place: Place) -> float:
+def programs() -> None:
+    """Compiles them."""
+    PROGRAMS.mkdir(exist_ok=True)
+    for name in ("echo", "blast"):
+        compiled(name, PROGRAMS)
+
+
+def kilopackets(seconds: int) -> Callable[[Lab, Place], float]:
     """Received, of 64 octets each."""
-    argv = [*place.enter, program("blast"), "send", place.server, BLAST_PORT, str(SECONDS)]
-    return float(lab.run(place.host, argv, check=True).stdout)
+
+    def measure(lab: Lab, place: Place) -> float:
+        argv = [*place.enter, program("blast"), "send", place.server, BLAST_PORT, str(seconds)]
+        return float(lab.run(place.host, argv, check=True).stdout)
+
+    return measure
 
 
 def rtt_us(lab: Lab, place: Place) -> float:
@@ -57,11 +69,16 @@ def rtt_us(lab: Lab, place: Place) -> float:
     return float(lab.run(place.host, argv, check=True).stdout)
 
 
+def into_server(lab: Lab) -> tuple[str, ...]:
+    """On h2."""
+    pid = json.loads(sh(lab, "h2", "vxnet inspect server"))[0]["pid"]
+    return ("nsenter", "--net", "-t", str(pid))
+
+
 @contextmanager
-def serving(lab: Lab, *argv: str) -> Iterator[None]:
+def serving(lab: Lab, host: str, *argv: str) -> Iterator[None]:
     """Beside iperf3's server."""
-    pid = str(json.loads(sh(lab, "h2", "vxnet inspect server"))[0]["pid"])
-    child = lab.popen("h2", ["nsenter", "--net", "-t", pid, *argv], stdout=subprocess.DEVNULL)
+    child = lab.popen(host, argv, stdout=subprocess.DEVNULL)
     try:
         yield
     finally:
@@ -70,16 +87,19 @@ def serving(lab: Lab, *argv: str) -> Iterator[None]:
 
 
 RTT = ("RTT, p50", "µs", rtt_us)
-MEASURES: Sequence[tuple[str, str, Callable[[Lab, Place], float]]] = (
-    ("TCP × 1", "Gb/s", gigabits(1)),
-    ("TCP × 4", "Gb/s", gigabits(4)),
-    ("UDP 64 octets", "kpps", kilopackets),
-    RTT,
-)
 
 
-def offloads(lab: Lab, on: bool) -> None:
-    for host in lab.hosts:
+def measures(seconds: int) -> Sequence[tuple[str, str, Callable[[Lab, Place], float]]]:
+    return (
+        ("TCP × 1", "Gb/s", gigabits(1, seconds)),
+        ("TCP × 4", "Gb/s", gigabits(4, seconds)),
+        ("UDP 64 octets", "kpps", kilopackets(seconds)),
+        RTT,
+    )
+
+
+def offloads(lab: Lab, hosts: Iterable[str], on: bool) -> None:
+    for host in hosts:
         switches = " ".join(f"{name} {'on' if on else 'off'}" for name in OFFLOADS.split())
         sh(lab, host, f"ethtool -K eth1 {switches} >/dev/null")
 
@@ -107,9 +127,7 @@ def without_spinning(lab: Lab) -> None:
 
 
 def main() -> None:
-    PROGRAMS.mkdir(exist_ok=True)
-    for name in ("echo", "blast"):
-        compiled(name, PROGRAMS)
+    programs()
     with (
         Lab(hosts=2, datapath=["kernel"]) as kernel,
         Lab(hosts=2, datapath=["userspace"]) as user,
@@ -117,13 +135,16 @@ def main() -> None:
     ):
         places = [(lab, make_by_vxnet(lab)) for lab in (kernel, user)]
         for lab, _ in places:
-            servers.enter_context(serving(lab, "taskset", "-c", "1", program("echo"), "serve", ECHO_PORT))
-            servers.enter_context(serving(lab, program("blast"), "serve", BLAST_PORT))
+            enter = into_server(lab)
+            echo = ("taskset", "-c", "1", program("echo"), "serve", ECHO_PORT)
+            servers.enter_context(serving(lab, "h2", *enter, *echo))
+            servers.enter_context(serving(lab, "h2", *enter, program("blast"), "serve", BLAST_PORT))
         rows = []
         for underlay, on in (("without segmentation offload", False), ("veth", True)):
             for lab, _ in places:
-                offloads(lab, on)
-            rows += [row(f"{what}, {underlay}", unit, turns(places, measure)) for what, unit, measure in MEASURES]
+                offloads(lab, lab.hosts, on)
+            for what, unit, measure in measures(SECONDS):
+                rows.append(row(f"{what}, {underlay}", unit, turns(places, measure)))
         idle = idle_percent(user)
         without_spinning(user)
         what, unit, measure = RTT
