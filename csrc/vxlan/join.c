@@ -231,6 +231,22 @@ void joiner_add(struct joiner *joiner, void *tap, const struct join_rules *rules
 	deliver_whole(joiner, tap, &plain, frame, size);
 }
 
+bool joiner_add_uncut(struct joiner *joiner, void *tap, const struct join_rules *rules, uint8_t *frame, size_t size,
+		      size_t part)
+{
+	if (!rules->virtual || part > UINT16_MAX)
+		return false;
+	struct packet packet = packet_parse(frame, size);
+	if (packet.protocol != IPPROTO_UDP || packet.end != size || load16(frame + packet.l4 + 4) != size - packet.l4 ||
+	    verify(frame, &packet, rules) != CHECKSUM_PARTIAL)
+		return false;
+	struct virtio_net_hdr header = { .gso_type = gso_type(&packet), .gso_size = (uint16_t)part };
+	ask_checksum(&header, frame, &packet, packet.end - packet.l4);
+	joiner_flush(joiner);	/* what came before goes before */
+	deliver_whole(joiner, tap, &header, frame, size);
+	return true;
+}
+
 void joiner_flush(struct joiner *joiner)
 {
 	for (int at = 0; at < joiner->used; at++) {

@@ -55,6 +55,10 @@ struct joiner {
 
 /* One frame for `tap`; `frame` is borrowed until the next flush. */
 void joiner_add(struct joiner *joiner, void *tap, const struct join_rules *rules, uint8_t *frame, size_t size);
+/* Likewise a frame of UDP that its sender left uncut over a virtual underlay, to be cut into `part` octets of payload
+ * each. False: it is none, and nothing was done. */
+bool joiner_add_uncut(struct joiner *joiner, void *tap, const struct join_rules *rules, uint8_t *frame, size_t size,
+		      size_t part);
 void joiner_flush(struct joiner *joiner);
 
 #endif

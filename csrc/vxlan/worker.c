@@ -183,6 +183,21 @@ static void receive_frame(struct receiver *receiver, uint8_t *datagram, size_t s
 	joiner_add(&receiver->joiner, segment, &segment->rules, datagram + VXLAN_HEADER, size - VXLAN_HEADER);
 }
 
+/* A kernel's tunnel over a virtual underlay: one frame that is to be cut, and the kernel says `part` of it as if it were
+ * several that it had joined. Whether it is such a one. */
+static bool receive_uncut(struct receiver *receiver, uint8_t *datagram, size_t size, size_t part)
+{
+	if (size < VXLAN_HEADER + ETHERNET_HEADER || !(datagram[0] & 0x08))
+		return false;
+	struct segment *segment = table_find(receiver->worker.table, load32(datagram + 4) >> 8);
+	if (segment == NULL || !joiner_add_uncut(&receiver->joiner, segment, &segment->rules, datagram + VXLAN_HEADER,
+						 size - VXLAN_HEADER, part))
+		return false;
+	receiver->worker.counters.received_frames++;
+	receiver->worker.counters.received_octets += size - VXLAN_HEADER;
+	return true;
+}
+
 static struct address source(const struct receiver *receiver, const union endpoint *from)
 {
 	struct address address = { { 0 } };
@@ -234,6 +249,8 @@ static bool receive_batch(struct receiver *receiver)
 			receiver->worker.counters.unknown_source += part == 0 ? 1 : (size + part - 1) / part;
 			continue;
 		}
+		if (part < size && receive_uncut(receiver, receiver->buffers[at], size, part))
+			continue;
 		for (size_t from_octet = 0; from_octet < size; from_octet += part) {
 			size_t left = size - from_octet;
 			receive_frame(receiver, receiver->buffers[at] + from_octet, left < part ? left : part);
