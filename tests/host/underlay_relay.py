@@ -14,7 +14,7 @@ import random
 import select
 import socket
 import threading
-from collections import deque
+from collections import Counter, deque
 from typing import Final, NamedTuple
 
 from tests.host.throwaway import Place
@@ -40,13 +40,13 @@ CLEAN: Final = Fate()
 
 
 class Relay(Place):
-    """``came``, ``passed``: VXLAN packets from an end, and to an end; by its name."""
+    """``came``, ``passed``: VXLAN packets from an end, and to an end; by its name, and by the IP protocol inside."""
 
     def __init__(self, rng: random.Random) -> None:
         super().__init__()
         self.fate = CLEAN
-        self.came = {"one": 0, "two": 0}
-        self.passed = {"one": 0, "two": 0}
+        self.came: dict[str, Counter[int]] = {"one": Counter(), "two": Counter()}
+        self.passed: dict[str, Counter[int]] = {"one": Counter(), "two": Counter()}
         self._rng = rng
         self._held: dict[str, deque[tuple[int, bytes]]] = {"one": deque(), "two": deque()}
         self._stop = threading.Event()
@@ -61,6 +61,11 @@ class Relay(Place):
             self._cards[name] = self.do(_card, name)
         self._loop = threading.Thread(target=self._run)
         self._loop.start()
+
+    @property
+    def holds(self) -> bool:
+        """Whether there are packets that wait to be overtaken."""
+        return any(self._held.values())
 
     def _run(self) -> None:
         other = {"one": "two", "two": "one"}
@@ -86,25 +91,26 @@ class Relay(Place):
         if not _is_vxlan(frame):
             self._cards[to].send(frame)
             return
-        self.came[name] += 1
-        fate, chance = self.fate, self._rng.random
+        self.came[name][_protocol(frame)] += 1
+        now, fate, chance = self.came[name].total(), self.fate, self._rng.random
         if chance() >= fate.lost:
             if chance() < fate.held:
-                self._held[to].append((self.came[name] + self._rng.randint(1, OVERTAKING), frame))
+                self._held[to].append((now + self._rng.randint(1, OVERTAKING), frame))
             else:
                 self._send(to, frame)
             if chance() < fate.doubled:
                 self._send(to, frame)
-        self._release(to, everything=False, now=self.came[name])
+        self._release(to, everything=False, now=now)
 
     def _release(self, to: str, *, everything: bool, now: int = 0) -> None:
         held = self._held[to]
         while held and (everything or held[0][0] <= now):
-            self._send(to, held.popleft()[1])
+            self._send(to, held[0][1])
+            held.popleft()
 
     def _send(self, to: str, frame: bytes) -> None:
         self._cards[to].send(frame)
-        self.passed[to] += 1
+        self.passed[to][_protocol(frame)] += 1
 
     def close(self) -> None:
         self._stop.set()
@@ -126,3 +132,8 @@ def _card(name: str) -> socket.socket:
 def _is_vxlan(frame: bytes) -> bool:
     """Over IPv4, to its port; the underlay is of that family here."""
     return frame[12:14] == b"\x08\0" and frame[23] == socket.IPPROTO_UDP and frame[36:38] == PORT.to_bytes(2)
+
+
+def _protocol(frame: bytes) -> int:
+    """Of what is inside, if that is IPv4."""
+    return frame[73] if frame[62:64] == b"\x08\0" else 0
