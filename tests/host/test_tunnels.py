@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
+from tests.host.damages import DAMAGES, Damage, assert_mended, inside
 from tests.host.rig import VNI, Kind, Machine, Pair, addresses, errors, wait_until
 from vxnet.host import uvxlan
 from vxnet.host.forwarder import Forwarder
@@ -91,6 +92,65 @@ def test_rows_and_peers_that_somebody_changed_come_back(pair: Pair) -> None:
         told.remove(VNI)
     assert f"add link vx{VNI}" in spoken(pair.h1.reconcile(pair.s1))
     assert pair.c1.reaches("10.0.16.3")
+
+
+ALIKE = {
+    *("bridge row deleted", "bridge row on another port", "own container's row deleted", "neighbour deleted"),
+    *("IPv6 neighbour deleted", "neighbour altered", "neighbour too many", "tunnel is no port"),
+    *("container's port is no port", "flags of the tunnel port", "tunnel deleted", "tunnel down", "bridge deleted"),
+    *("bridge down", "bridge's own settings", "MTU of the tunnel", "MTU of the bridge", "namespace's name"),
+    "an element of it",
+}
+"""Of the damages that a host whose tunnel is the kernel's is mended of: those that the tunnel has a part in."""
+
+
+def tell(what: Callable[[Forwarder, Pair], None]) -> Callable[[Pair], None]:
+    def say(pair: Pair) -> None:
+        with forwarder(pair.h1) as told:
+            what(told, pair)
+
+    return say
+
+
+def server(pair: Pair) -> bytes:
+    return bytes.fromhex(pair.d1.mac().replace(":", ""))
+
+
+STRANGER = bytes((192, 168, 9, 99))
+OWN_DAMAGES = [
+    Damage("tunnel row deleted", tell(lambda told, pair: told.drop(VNI, [server(pair)])), 1, seen=False),
+    Damage("tunnel row altered", tell(lambda told, pair: told.put(VNI, {server(pair): STRANGER})), 1, seen=False),
+    Damage(
+        "tunnel row too many", tell(lambda told, pair: told.put(VNI, {bytes(5) + b"\x09": STRANGER})), 1, seen=False
+    ),
+    Damage("flood row deleted", tell(lambda told, pair: told.set_flood(VNI, [])), 1, seen=False),
+    Damage(
+        "flood row too many", tell(lambda told, pair: told.set_flood(VNI, [pair.v2.packed, STRANGER])), 1, seen=False
+    ),
+    Damage("peer deleted", tell(lambda told, pair: told.set_peers([])), 1, seen=False),
+    Damage("peer too many", tell(lambda told, pair: told.set_peers([pair.v2.packed, STRANGER])), 1, seen=False),
+    Damage("ownership mark", inside("ip link set vx65536 alias somebody"), None),
+    Damage("segment removed", tell(lambda told, pair: told.remove(VNI)), None),
+    Damage(
+        "tunnel that is the kernel's",
+        inside("ip link del vx65536; ip link add vx65536 type vxlan id 1 dstport 0"),
+        None,
+    ),
+    Damage(
+        "tunnel made anew by hand",
+        inside("ip link del vx65536; ip tuntap add mode tap name vx65536; ip link set vx65536 up"),
+        None,
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [*(damage for damage in DAMAGES if damage.what in ALIKE), *OWN_DAMAGES],
+    ids=lambda damage: damage.what.replace(" ", "-"),
+)
+def test_is_mended(pair: Pair, damage: Damage) -> None:
+    assert_mended(pair, damage)
 
 
 def test_a_remote_that_moves_is_a_row_that_is_replaced(pair: Pair) -> None:

@@ -131,6 +131,9 @@ def incompatible(wish: Wish, link: Link) -> str:
             return "has its socket in the wrong namespace"
         # Learning alone can be switched while the tunnel is in use.
         return ", ".join(name for name in links.differing(wish.data, link.data, "vxlan") if name != _LEARNING)
+    if wish.kind == "tun" and link.alias != wish.alias:
+        # Nothing else tells the forwarder's TAP from one that somebody made in its place, which leads nowhere.
+        return "is somebody else's"
     return ""
 
 

@@ -18,6 +18,7 @@ from vxnet.host.nft import Ruleset
 from vxnet.host.rows import to_carry
 from vxnet.host.sandbox import Sides
 from vxnet.host.steps import Step, mend, mend_port, present
+from vxnet.host.tunnels import split
 from vxnet.host.vips import Services
 from vxnet.model.address import MAC
 from vxnet.model.host import DATAPATH_NAMESPACE, INGRESS_LINK, Change, HostState, Sandbox, host_bridges
@@ -125,15 +126,16 @@ def _sandbox(one: Sandbox, sides: Sides, services: Services, gateways: tuple[MAC
 
 
 def _rows(state: HostState, netlink: Netlink, found: Mapping[str, Link]) -> list[Change]:
-    """Of the kernel's tunnels: what one in user space knows it tells its daemon alone."""
+    """The kernel's: what a tunnel in user space knows it tells its daemon alone."""
     carried = to_carry(state, found)
-    kernels = {segment.vni for segment in state.segments if segment.kind == "kernel"}
-    tunnels = {one.home.tunnel: one.home.bridge for vni, one in carried.items() if vni in kernels}
+    tunnels = {one.home.tunnel: one.home.bridge for one in carried.values()}
     learners = {carried[one.vni].home.tunnel for one in state.segments if one.foreign and one.vni in carried}
-    wanted = {key: value for vni, one in carried.items() if vni in kernels for key, value in one.rows().items()}
+    taps = {carried[one.vni].home.tunnel for one in state.segments if one.kind == "userspace" and one.vni in carried}
+    wanted = {key: value for one in carried.values() for key, value in one.rows().items()}
     there = neighbours.dump(netlink, tunnels, learners)
     names = {link.ifindex: link.name for link in found.values()}
-    return neighbours.apply(netlink, neighbours.difference(wanted, there), wanted, there, names)
+    kernels, _forwarders = split(neighbours.difference(wanted, there), taps)
+    return neighbours.apply(netlink, kernels, wanted, there, names)
 
 
 def _foot(state: HostState, sides: Sides) -> list[Change]:
