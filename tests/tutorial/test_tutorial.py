@@ -20,9 +20,10 @@ pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.fixture
-def lab() -> Iterator[None]:
+def lab(request: pytest.FixtureRequest) -> Iterator[None]:
+    """``request.param``: options of ``lab up``."""
     try:
-        subprocess.run([*VXNET, "lab", "up", "--name", LAB, "--hosts", "4", "--no-join"], check=True)
+        subprocess.run([*VXNET, "lab", "up", "--name", LAB, "--hosts", "4", "--no-join", *request.param], check=True)
         yield
     finally:
         subprocess.run([*VXNET, "lab", "down", "--name", LAB], check=False)
@@ -32,6 +33,11 @@ def on(host: str, command: str, *, terminal: bool) -> list[str]:
     return [*VXNET, "lab", "exec", "--name", LAB, host, "--", "sh", "-c", command]
 
 
-@pytest.mark.parametrize("page", ["tutorial.md", "tutorial.zh.md"])
+@pytest.mark.parametrize(
+    ("page", "lab"),
+    [("tutorial.md", ["--datapath", "h2=userspace"]), ("tutorial.zh.md", [])],
+    ids=["with-both-kinds-of-tunnels", "zh"],
+    indirect=["lab"],
+)
 def test_the_tutorial(lab: None, page: str) -> None:
     Typist(on).type((DOCS / page).read_text())
