@@ -27,7 +27,7 @@ class Member:
     def __init__(self, name, directory, address, members):
         self.name, self.directory, self.address = name, directory, address
         self.endpoint = etcd_url(address, CLIENT_PORT)
-        self._argv = etcd.argv(directory, name, address, members, new=True, token="test")
+        self._argv = etcd.argv(directory, name, address, members, new=True, token="test", listed=True)
         self._process = None
 
     def start(self):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -27,16 +27,24 @@ OWN = StoreMember(id=2, name="h2", peers=("https://192.0.2.2:2380",))
 class Process(EtcdProcess):
     """It has data."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, runs: bool = False) -> None:
         super().__init__(directory)
         (directory / "data" / "member").mkdir(parents=True)
+        self.runs, self.listed = runs, False
         self.started = False
 
     def pid(self) -> int | None:
-        return None
+        return 1 if self.runs else None
 
-    def start(self, arguments: object) -> None:
-        self.started = True
+    def refuses(self) -> bool:
+        return self.listed
+
+    def stop(self) -> None:
+        self.runs = False
+
+    def start(self, arguments: Sequence[str]) -> None:
+        self.started = self.runs = True
+        self.listed = any("crl-file" in word for word in arguments)
 
 
 class Etcd:
@@ -144,3 +152,29 @@ async def test_one_without_a_vote_does_not_go_on_alone(tmp_path: Path, monkeypat
             StoreAccess(endpoints=("a", "b"), managed=True)
         )
     assert process.has_data and not process.started
+
+
+async def test_one_of_an_earlier_version_is_started_again_once_there_is_a_list_of_revoked_certificates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is it given one that is empty: etcd reads that as no list, and lets nobody in."""
+
+    async def members_of(etcd: Etcd) -> list[StoreMember]:
+        return [*OTHERS, OWN]
+
+    monkeypatch.setattr(members, "Etcd", Etcd)
+    monkeypatch.setattr(members, "members_of", members_of)
+    access = StoreAccess(endpoints=("a",), managed=True)
+    for runs in (True, False):
+        process = Process(tmp_path / f"etcd-{runs}", runs=runs)
+        member = EtcdMember(process, "h2", ipaddress.ip_address("192.0.2.2"), "n2")
+        await member.ensure(access)
+        assert process.started != runs and not process.listed
+        assert not (process.directory / "revoked.crl").exists()
+        process.started = False
+        await member.ensure(replace(access, revoked=b"list"))
+        assert process.started and process.listed
+        assert (process.directory / "revoked.crl").read_bytes() == b"list"
+        process.started = False
+        await member.ensure(replace(access, revoked=b"list"))
+        assert not process.started

@@ -101,9 +101,14 @@ class EtcdMember:
         return alone
 
     async def ensure(self, access: StoreAccess) -> None:
-        """It runs, and is a member. Raises what is in the way; then it is to be tried again."""
+        """It runs, and is a member, and lets nobody in whose certificate was revoked. Raises what is in the way; then
+        it is to be tried again.
+        """
         if await asyncio.to_thread(self._process.pid) is not None:
-            return
+            if not access.revoked or await asyncio.to_thread(self._process.refuses):
+                return
+            log.info("etcd is started again: it knows no revoked certificates", name=self._name)
+            await asyncio.to_thread(self._process.stop)
         etcd = Etcd(access)
         try:
             if self._process.has_data:
@@ -136,7 +141,8 @@ class EtcdMember:
                 if refused != (revoked := manager.electors.revoked()):
                     await self._refuse(manager, learned)
                     refused = revoked
-                await self.ensure(etcd.access)
+                assert manager.access is not None
+                await self.ensure(replace(etcd.access, revoked=manager.access.revoked))
                 members = await members_of(etcd)
                 await self._take_part(etcd, members)
                 await self._learn(etcd, members, manager, learned)
@@ -197,7 +203,10 @@ class EtcdMember:
             raise ConflictError("this node is no manager any more: etcd is not for it")
 
     async def _start(self, access: StoreAccess, members: dict[str, str], *, new: bool, alone: bool = False) -> None:
-        arguments = host_etcd.argv(self._process.directory, self._name, self._address, members, new=new, token="vxnet")
+        arguments = host_etcd.argv(
+            self._process.directory, self._name, self._address, members, new=new, token="vxnet",
+            listed=bool(access.revoked),
+        )  # fmt: skip
         flags = ["--force-new-cluster"] if alone else []
         await asyncio.to_thread(self._process.prepare, access.ca, access.certificate, access.key, access.revoked)
         await asyncio.to_thread(self._process.start, [*arguments, *flags])

@@ -24,6 +24,7 @@ from vxnet.model.store import CLIENT_PORT, PEER_PORT, etcd_url
 
 UNIT = "vxnet-etcd.service"
 STOP_S = 10.0
+_LIST = "revoked.crl"
 KEPT_REVISIONS = 10_000
 """Behind that a watch gets a snapshot; older ones are compacted away every five minutes."""
 LOG_LIMIT = 8 << 20
@@ -33,8 +34,12 @@ _NOT_LOADED = 5
 """systemctl's status for a unit that is not there: a member that has ended is collected, and so stopped already."""
 
 
-def argv(directory: Path, name: str, address: str, members: Mapping[str, str], *, new: bool, token: str) -> list[str]:
-    """etcd with mTLS on both its ports; ``members``: their peer URLs by name. ``new``: nobody has begun yet."""
+def argv(
+    directory: Path, name: str, address: str, members: Mapping[str, str], *, new: bool, token: str, listed: bool
+) -> list[str]:
+    """etcd with mTLS on both its ports; ``members``: their peer URLs by name. ``new``: nobody has begun yet.
+    ``listed``: there is a list of revoked certificates; told of one that it cannot read, etcd lets nobody in.
+    """
     tls = {"cert-file": "member.crt", "key-file": "member.key", "trusted-ca-file": "ca.crt"}
     options = {
         "name": name,
@@ -52,7 +57,7 @@ def argv(directory: Path, name: str, address: str, members: Mapping[str, str], *
         "log-level": "error",
         **{option: str(directory / file) for option, file in tls.items()},
         **{f"peer-{option}": str(directory / file) for option, file in tls.items()},
-        **{f"{port}-crl-file": str(directory / "revoked.crl") for port in ("client", "peer")},
+        **{f"{port}-crl-file": str(directory / _LIST) for port in ("client", "peer") if listed},
     }
     flags = ["--client-cert-auth", "--peer-client-cert-auth"]
     return ["etcd", *flags, *(f"--{option}={value}" for option, value in options.items())]
@@ -70,7 +75,7 @@ class EtcdProcess:
         return (self.directory / "data" / "member").is_dir()
 
     def prepare(self, ca: bytes, certificate: bytes, key: bytes, revoked: bytes) -> None:
-        """Its certificates, PEM, and the list of those that are refused, DER."""
+        """Its certificates, PEM, and the list of those that are refused, DER; empty: there is none yet."""
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             (self.directory / "data").mkdir(mode=0o700, exist_ok=True)
@@ -80,14 +85,15 @@ class EtcdProcess:
                 path.write_bytes(content)
         except OSError as error:
             raise HostError(f"cannot write in {self.directory}: {error.strerror}") from error
-        self.refuse(revoked)
+        if revoked:
+            self.refuse(revoked)
 
     def refuse(self, revoked: bytes) -> None:
         """Connections from now on with certificates on this list. One that is there is whole at any time."""
         try:
-            fresh = self.directory / "revoked.crl.new"
+            fresh = self.directory / f"{_LIST}.new"
             fresh.write_bytes(revoked)
-            fresh.replace(self.directory / "revoked.crl")
+            fresh.replace(self.directory / _LIST)
         except OSError as error:
             raise HostError(f"cannot write in {self.directory}: {error.strerror}") from error
 
@@ -135,6 +141,15 @@ class EtcdProcess:
             if f"--data-dir={self.directory / 'data'}".encode() in words:
                 return pid
         return None
+
+    def refuses(self) -> bool:
+        """Whether the process that runs looks at the list of :meth:`refuse`: one that was started before there was one,
+        by an earlier version, does not.
+        """
+        wanted = f"={self.directory / _LIST}".encode()
+        with contextlib.suppress(OSError):
+            return any(word.endswith(wanted) for word in Path(f"/proc/{self.pid()}/cmdline").read_bytes().split(b"\0"))
+        return False
 
     def stop(self) -> None:
         if systemd.runs_daemon():
