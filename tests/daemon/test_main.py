@@ -1,16 +1,17 @@
-"""The daemon's last words."""
+"""The daemon's first look at what it shall be, and its last words."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from vxnet.daemon import main as daemon
+from vxnet.daemon.config import Config
 from vxnet.model.errors import HostError
 
 
@@ -25,16 +26,20 @@ def end_with(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     async def fail() -> None:
         raise error
 
-    async def serve(*_: object) -> None:
+    async def serve(_config: Config, _socket: Path) -> None:
         async with asyncio.TaskGroup() as outer, asyncio.TaskGroup() as inner:
             outer.create_task(asyncio.sleep(60))
             inner.create_task(fail())
 
+    serve_as(serve, monkeypatch)
+    return daemon.main(config_path=tmp_path / "none.toml")
+
+
+def serve_as(serve: Callable[[Config, Path], Awaitable[None]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(daemon, "_serve", serve)
     monkeypatch.setattr(daemon, "_only_one", _alone)
     monkeypatch.setattr(daemon, "_set_up_logging", lambda level: None)
-    return daemon.main(config_path=tmp_path / "none.toml")
 
 
 def test_a_refusal_out_of_any_task_is_one_line(tmp_path, monkeypatch, capsys):
@@ -46,3 +51,17 @@ def test_a_refusal_out_of_any_task_is_one_line(tmp_path, monkeypatch, capsys):
 def test_a_bug_is_a_traceback(tmp_path, monkeypatch):
     with pytest.raises(ExceptionGroup):
         end_with(RuntimeError("a bug"), tmp_path, monkeypatch)
+
+
+def test_what_the_tunnels_are_is_said_in_the_file_or_when_called(tmp_path, monkeypatch):
+    seen = []
+
+    async def serve(config: Config, _socket: Path) -> None:
+        seen.append((config.datapath, config.log_level))
+
+    serve_as(serve, monkeypatch)
+    file = tmp_path / "vxnet.toml"
+    file.write_text('datapath = "kernel"\nlog-level = "debug"\n')
+    assert daemon.main(config_path=file) == 0
+    assert daemon.main(config_path=file, datapath="userspace") == 0
+    assert seen == [("kernel", "debug"), ("userspace", "debug")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -41,6 +42,7 @@ def test_containers_of_both_kinds_of_hosts_talk(mixed: Session) -> None:
     assert "the kernel's" in mixed.say("h1", "vxnet info")
     shown = {row["name"]: row["tags"]["datapath"] for row in mixed.json("h1", "vxnet gossip --format json")["members"]}
     assert shown == {"h1": "kernel", "h2": "userspace", "h3": "userspace"}
+    assert {host: mixed.json("h1", f"vxnet node inspect {host}")[0]["datapath"] for host in HOSTS} == shown
 
     # The forwarder is nobody's child: a dead daemon takes nothing with it, and the next one adopts it.
     before = forwarders(mixed, "h2")
@@ -65,6 +67,43 @@ def test_a_host_changes_its_kind_while_it_talks(mixed: Session) -> None:
         assert len(ping.unanswered(250)) <= 50, "a second, at 50 packets a second"
         assert len(forwarders(mixed, "h3")) == (kind == "userspace")
         assert mixed.inside("h3", "on-h3", "ping -c1 -W2 on-h2").returncode == 0
+
+
+REFUSED = """
+import runpy, sys
+from vxnet.host import facts
+whole = facts.tunnel_wish
+facts.tunnel_wish = lambda segment, port: whole(segment, port)._replace(data={"IFLA_VXLAN_ID": 1 << 24})
+sys.argv = ["vxnet", "daemon"]
+runpy.run_module("vxnet", run_name="__main__")
+"""
+"""A daemon whose kernel refuses it the vxlan device that it tries (one with a VNI of 25 bits): as near to a kernel
+without such devices as this one comes."""
+
+
+def test_a_kernel_without_vxlan_and_more_queues(make_lab: Callable[..., Lab]) -> None:
+    session = Session(make_lab(hosts=2, daemon_argv=[sys.executable, "-c", REFUSED]))
+    lab = session.lab
+    session.network("blue")
+    for host in HOSTS[:2]:
+        session.container(host, f"on-{host}", "blue")
+    eventually(lambda: session.inside("h1", "on-h1", "ping -c1 -W1 on-h2").returncode == 0)
+    for host in HOSTS[:2]:
+        told = session.json(host, "vxnet info --format json")
+        assert told["datapath"] == "userspace"
+        assert [line for line in told["warnings"] if "the kernel has no vxlan devices (" in line and "modprobe" in line]
+        assert session.json("h1", f"vxnet node inspect {host}")[0]["datapath"] == "userspace"
+    assert "tunnels are in user space: the kernel has no vxlan devices" in session.say("h1", "vxnet info 2>&1")
+    assert "tunnels are in user space: the kernel has no vxlan devices" in lab["h1"].log.read_text()
+
+    # Another forwarder with two pairs of threads takes the place of the one with one.
+    before = forwarders(session, "h2")
+    session.say("h2", "echo 'queues = 2' >>/etc/vxnet/vxnet.toml")
+    lab.kill("h2", daemon=True)
+    lab.start("h2")
+    eventually(lambda: session.inside("h1", "on-h1", "ping -c1 -W1 on-h2").returncode == 0)
+    assert len(forwarders(session, "h2")) == 1 and forwarders(session, "h2") != before
+    assert '"numqueues":2' in session.datapath("h2", "ip -d -j link show type tun")
 
 
 @pytest.mark.parametrize("wish", ["h9=userspace", "fast", "h1="])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -18,16 +19,21 @@ from vxnet.model.errors import VxnetError
 @click.option(
     "--config", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Default: /etc/vxnet/vxnet.toml."
 )
+@click.option(
+    "--datapath",
+    type=click.Choice(["auto", "kernel", "userspace"]),
+    help="What the tunnels are, whatever FILE says; auto: in user space only where the kernel has no VXLAN.",
+)
 @click.pass_obj
-def daemon(client: Client, config: Path | None) -> None:
+def daemon(client: Client, config: Path | None, datapath: Literal["auto", "kernel", "userspace"] | None) -> None:
     """Be this host's agent, in the foreground, until SIGTERM."""
     from vxnet.daemon import main
 
     socket_path = Path(client.socket_path)
     if config is None:
-        status = main.main(socket_path=socket_path)
+        status = main.main(socket_path=socket_path, datapath=datapath)
     else:
-        status = main.main(socket_path=socket_path, config_path=config)
+        status = main.main(socket_path=socket_path, config_path=config, datapath=datapath)
     raise click.exceptions.Exit(status)
 
 

@@ -170,7 +170,7 @@ class Agent(ContainerCommands, NodeCommands):
         tunnel = await asyncio.to_thread(choose_tunnel, config.datapath)
         if tunnel.reason:
             log.warning("tunnels are in user space: the kernel has no vxlan devices", reason=tunnel.reason)
-        facts = replace(await asyncio.to_thread(observe_host), datapath=tunnel.kind)
+        facts = replace(await asyncio.to_thread(observe_host), datapath=tunnel.kind, datapath_reason=tunnel.reason)
         if facts.missing:
             raise HostError(f"this host lacks what vxnet needs: {'; '.join(facts.missing)}")
         with FastNames() as fast:
@@ -305,7 +305,12 @@ class Agent(ContainerCommands, NodeCommands):
             await self._look_at_host()
 
     async def _look_at_host(self) -> None:
-        self._facts = replace(await asyncio.to_thread(observe_host), datapath=self._facts.datapath)
+        before = self._facts
+        self._facts = replace(
+            await asyncio.to_thread(observe_host),
+            datapath=before.datapath,
+            datapath_reason=before.datapath_reason,
+        )
         self._resolver.set_upstreams(self._facts.nameservers)
         self._membership.facts_changed()
         self._reconciler.wake()
@@ -331,6 +336,7 @@ class Agent(ContainerCommands, NodeCommands):
             datapath=self._facts.datapath,
             warnings=(
                 *info.warnings,
+                *views.host_warnings(self._facts),
                 *self._paths.warnings(),
                 *self._containers.ports.warnings(),
                 *self._way_out.warnings(),

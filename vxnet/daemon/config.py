@@ -39,6 +39,8 @@ from vxnet.model.errors import CallerError
 
 CONFIG_PATH = Path("/etc/vxnet/vxnet.toml")
 
+Datapath = Literal["auto", "kernel", "userspace"]
+
 
 class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
     subnet: IPNetwork | None = None
@@ -67,7 +69,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     advertise_addr: str = ""
     data_path_addr: str = ""
     metrics_addr: str = ""
-    datapath: Literal["auto", "kernel", "userspace"] = "auto"
+    datapath: Datapath = "auto"
     gateway: GatewayConfig = GatewayConfig()
     firewall: FirewallConfig = FirewallConfig()
     userspace: UserspaceConfig = UserspaceConfig()

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+from msgspec.structs import replace
 
 from vxnet import __version__
 from vxnet.cluster.api import serve_unix
@@ -40,12 +41,19 @@ the ten thousand and are no garbage: with Python's 700 objects, half the time of
 at the middle-aged, which nothing interrupts, takes 20 ms with four of the young, and 80 with twenty."""
 
 
-def main(*, config_path: Path = configuration.CONFIG_PATH, socket_path: Path = RUN_DIRECTORY / "vxnet.sock") -> int:
-    """Run until SIGTERM or SIGINT. Returns the exit status."""
+def main(
+    *,
+    config_path: Path = configuration.CONFIG_PATH,
+    socket_path: Path = RUN_DIRECTORY / "vxnet.sock",
+    datapath: configuration.Datapath | None = None,
+) -> int:
+    """Run until SIGTERM or SIGINT. ``datapath``: whatever the file says. Returns the exit status."""
     try:
         if os.geteuid() != 0:
             raise CallerError("the daemon needs root: it builds network devices and namespaces", hint="use sudo")
         config = configuration.load(config_path)
+        if datapath is not None:
+            config = replace(config, datapath=datapath)
         _set_up_logging(config.log_level)
         with _only_one(RUN_DIRECTORY):
             gc.set_threshold(*GARBAGE)

@@ -165,14 +165,24 @@ def local_network(record: Network, state: HostState, facts: HostFacts, container
     )
 
 
+def host_warnings(facts: HostFacts) -> tuple[str, ...]:
+    if not facts.datapath_reason:
+        return ()
+    cure = 'after `modprobe vxlan`, restart vxnetd; datapath = "userspace" in vxnet.toml if they shall stay as they are'
+    return (f"tunnels are in user space: the kernel has no vxlan devices ({facts.datapath_reason}); {cure}",)
+
+
 def nodes(place: Place, manager: Manager) -> tuple[NodeView, ...]:
-    status = {member.id: STATUS[member.status] for member in place.members()}
+    members = place.members()
+    status = {member.id: STATUS[member.status] for member in members}
+    datapaths = {member.id: member.tags.get("datapath", "") for member in members}
     return tuple(
         NodeView(
             node=node,
             status="ready" if node.id == place.node.id else status.get(node.id, "unknown"),
             self=node.id == place.node.id,
             leader=node.id == manager.leader,
+            datapath=datapaths.get(node.id, ""),
         )
         for node in manager.nodes()
     )

@@ -217,6 +217,8 @@ class NodeView(Record, frozen=True, kw_only=True):
     status: MemberStatus
     self: bool = False
     leader: bool = False
+    datapath: str = ""
+    """What its tunnels are, as it says in the gossip; empty while it is not met there."""
 
 
 class EndpointView(Record, frozen=True, kw_only=True):

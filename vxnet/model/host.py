@@ -254,6 +254,8 @@ class HostFacts(Record, frozen=True, kw_only=True):
     """Of its programs, but those from which the kernel gives clients theirs."""
     datapath: TunnelKind = "kernel"
     """What this host's tunnels are."""
+    datapath_reason: str = ""
+    """Why they are not the kernel's although that was to be tried."""
     ipv6: bool = False
     """It is not switched off here."""
     missing: tuple[str, ...] = ()
