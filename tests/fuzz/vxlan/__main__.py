@@ -26,7 +26,7 @@ DEFAULT_S = 600
 INPUT_LIMIT = 8192
 """Octets."""
 MEMORY_MB = 1024
-HANG_S = 60
+HANG_S = 900
 """For one input, of any time: the process may well be stopped for long."""
 FLAGS = (
     *("-std=c11", "-D_GNU_SOURCE=", "-O1", "-g", "-Wall", "-Wextra", "-Wconversion", "-Werror"),
