@@ -11,6 +11,8 @@
 #include "toobig.h"
 
 enum { UDP_HEADER = 8, IPV4_HEADER = 20, IPV6_HEADER = 40, VXLAN_VNI_VALID = 0x08 };
+/* Of a piece: while no earlier packet's error was found, and in any case. Errors read at once: more than fit the queue. */
+enum { TRIES_SILENT = 3, TRIES = 64, ERRORS = 4096 };
 
 static void set_endpoint(const struct outbox *outbox, const struct address *vtep, union endpoint *to)
 {
@@ -31,11 +33,18 @@ static socklen_t endpoint_size(const struct outbox *outbox)
 	return outbox->family == AF_INET ? sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6);
 }
 
-/* Empties the socket's error queue. The path's MTU, if a message of our own did not fit it, else 0. */
-static uint32_t read_errors(struct outbox *outbox, int fd)
+static uint32_t outer_headers(const struct outbox *outbox)
 {
-	uint32_t mtu = 0;
-	for (int turn = 0; turn < 64; turn++) {
+	return (outbox->family == AF_INET ? IPV4_HEADER : IPV6_HEADER) + UDP_HEADER + VXLAN_HEADER;
+}
+
+/* Empties the socket's error queue; whether there was anything. `mtu`: the path's, if a message of our own did not fit it,
+ * else 0. */
+static bool read_errors(struct outbox *outbox, int fd, uint32_t *mtu)
+{
+	bool found = false;
+	*mtu = 0;
+	for (int turn = 0; turn < ERRORS; turn++) {
 		union {
 			struct cmsghdr header;
 			uint8_t room[512];
@@ -52,20 +61,21 @@ static uint32_t read_errors(struct outbox *outbox, int fd)
 			    !(at->cmsg_level == SOL_IPV6 && at->cmsg_type == IPV6_RECVERR))
 				continue;
 			memcpy(&error, CMSG_DATA(at), sizeof(error));
+			found = true;
 			if (error.ee_errno == EMSGSIZE)
-				mtu = error.ee_info;
+				*mtu = error.ee_info;
 			else
 				outbox->counters->unreachable++;
 		}
 	}
-	return mtu;
+	return found;
 }
 
 /* A piece that is longer than the path: its sender learns of it, or it goes in fragments. */
 static void send_too_big(struct outbox *outbox, struct message *message, const struct iovec *piece, uint32_t mtu)
 {
 	size_t headers = piece[0].iov_len - VXLAN_HEADER, size = headers + piece[1].iov_len;
-	uint32_t outer = (outbox->family == AF_INET ? IPV4_HEADER : IPV6_HEADER) + UDP_HEADER + VXLAN_HEADER;
+	uint32_t outer = outer_headers(outbox);
 	if (size > sizeof(outbox->whole))
 		return;
 	memcpy(outbox->whole, (const uint8_t *)piece[0].iov_base + VXLAN_HEADER, headers);
@@ -92,18 +102,21 @@ static void send_apart(struct outbox *outbox, struct lane *lane, struct message 
 		struct iovec *piece = &lane->vectors[at * 2];
 		struct msghdr header = { .msg_name = &message->to, .msg_namelen = endpoint_size(outbox),
 					 .msg_iov = piece, .msg_iovlen = 2 };
-		/* The first try may only deliver the error of an earlier packet. */
-		for (int turn = 0; turn < 3; turn++) {
-			if (sendmsg(lane->fd, &header, 0) >= 0)
-				break;
+		size_t octets = piece[0].iov_len - VXLAN_HEADER + piece[1].iov_len + outer_headers(outbox);
+		/* A try may only deliver the error of an earlier packet, and of those there may be many: one VTEP that
+		 * nobody is at must not cost the others' frames. */
+		for (int turn = 1; sendmsg(lane->fd, &header, 0) < 0; turn++) {
 			int reason = errno;
-			uint32_t mtu = read_errors(outbox, lane->fd);
-			if (reason == EMSGSIZE) {
+			uint32_t mtu;
+			bool earlier = read_errors(outbox, lane->fd, &mtu);
+			if (reason == EMSGSIZE && (mtu == 0 || octets > mtu)) {
 				send_too_big(outbox, message, piece, mtu);
 				break;
 			}
-			if (turn == 2)
+			if (turn == TRIES || (turn >= TRIES_SILENT && !earlier)) {
 				outbox->counters->not_sent++;
+				break;
+			}
 		}
 	}
 }
