@@ -158,6 +158,16 @@ def test_what_is_wrong_is_named(check: str, changes: Mapping[str, Any], verdict:
     assert status(findings) == {"fault": 4, "warning": 3, "note": 0}[verdict] or status(findings) == 4
 
 
+def test_another_version_is_no_fault() -> None:
+    """Of the daemon: its plan would be other rules to this command. Of a manager: it may not try all ports."""
+    unplanned = (Change(verb="replace", object="nft table inet vxnet"),)
+    found = judge(WELL._replace(version="2", unplanned=unplanned, **peer(version="2")))
+    assert {one.check for one in found if one.verdict != "ok"} == {"daemon"}
+    assert "state" not in {one.check for one in found}
+    earlier = judge(WELL._replace(**peer(version="0", there=hears("etcd-client", "etcd-peer"))))
+    assert {one.verdict for one in earlier} == {"ok"}
+
+
 def test_an_input_chain_is_blamed() -> None:
     (found,) = [
         one for one in judge(WELL._replace(chains=(INPUT,), **peer(here=hears("udp")))) if one.verdict == "fault"

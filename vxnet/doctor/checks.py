@@ -37,7 +37,10 @@ def daemon(patient: Patient) -> Iterator[Finding]:
         yield finding("daemon", "fault", f"it does not answer: {patient.silence}", advice)
     elif patient.info.version != patient.version:
         found = f"it is vxnet {patient.info.version}, and this command is {patient.version}"
-        yield finding("daemon", "warning", found, "`systemctl restart vxnetd`: containers and traffic go on meanwhile")
+        advice = (
+            "`systemctl restart vxnetd`: containers and traffic go on meanwhile; until then `state` is not compared"
+        )
+        yield finding("daemon", "warning", found, advice)
     else:
         yield finding("daemon", "ok", f"vxnet {patient.info.version} answers")
 
@@ -89,6 +92,8 @@ def state(patient: Patient) -> Iterator[Finding]:
     for change in diagnosis.refused[:SHOWN]:
         found = f"the kernel refuses to {change.verb} {change.object}: {change.error}"
         yield finding("state", "fault", found, "take away what is in its way; it is tried again every 30 s")
+    if patient.info is not None and patient.info.version != patient.version:
+        return  # `daemon` says so: the same plan may be other rules to another version
     words = [f"{change.verb} {change.object}" for change in patient.unplanned]
     if words:
         found = f"the kernel is not as planned, to be done: {listed(words)}"

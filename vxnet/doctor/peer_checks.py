@@ -107,13 +107,15 @@ def etcd_ports(patient: Patient) -> Iterator[Finding]:
     bad = False
     ports: tuple[tuple[int, Heard], ...] = ((CLIENT_PORT, "etcd-client"), (PEER_PORT, "etcd-peer"))
     for peer in managers:
+        # An earlier version does not try these ports.
+        tries = peer.version == patient.version or any(word in peer.there for _, word in ports)
         for port, word in ports:
             if word not in peer.here:
                 bad = True
                 found = f"{port}/tcp of the manager {peer.name} ({peer.address}) takes no connection from here"
                 advice = f"let {port}/tcp in on {peer.name} from managers; does its etcd run? /var/lib/vxnet/etcd/log"
                 yield finding("etcd ports", "fault", found + _blame(patient, "output"), advice)
-            if word not in peer.there:
+            if tries and word not in peer.there:
                 bad = True
                 found = f"{port}/tcp of this manager takes no connection from {peer.name} ({peer.address})"
                 advice = f"let {port}/tcp in on this host from managers"
