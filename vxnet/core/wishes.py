@@ -360,4 +360,5 @@ def _read(key: str, value: bytes) -> Any:
     try:
         return from_json(value, kind)
     except ValueError as error:
-        raise HostError(f"record {key} of the store cannot be read ({error})", hint="restore a backup") from error
+        hint = "if a newer vxnet wrote it, install that again; else restore a backup"
+        raise HostError(f"record {key} of the store cannot be read ({error})", hint=hint) from error

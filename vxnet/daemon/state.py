@@ -310,8 +310,8 @@ class StateDirectory:
             raise HostError(f"cannot read {path}: {error.strerror}") from error
         except ValueError as error:
             raise HostError(
-                f"{path} is damaged ({error})",
-                hint=f"restore it from a backup, or move {path} away",
+                f"{path} is damaged, or of another version of vxnet ({error})",
+                hint=f"install the version that wrote it, restore it from a backup, or move {path} away",
             ) from error
 
     def _remove(self, name: str) -> None:
