@@ -110,7 +110,7 @@ class Cluster:
         number = self._checks
         self._everywhere(lambda host: f"vxnet run -d --name c{number}-{host} --network net -- sleep infinity")
         reached = [
-            f"until getent hosts c{number}-{one}; do sleep 0.1; done; ping -c 2 -W 5 c{number}-{one}" for one in HOSTS
+            f"until getent hosts c{number}-{one}; do sleep 0.1; done; ping -c 1 -W 5 c{number}-{one}" for one in HOSTS
         ]
         self._everywhere(
             lambda host: f"timeout {DEADLINE_S} vxnet exec c{number}-{host} sh -e -c '{'; '.join(reached)}'"
@@ -185,8 +185,9 @@ def test_host_by_host_there_and_back_and_there_again(make_cluster: Callable[...,
         cluster.exchange("newer", "h3")
         cluster.exchange("newer", "h1")
         assert cluster.standing() == before
-        # The store is the newer one's now, and is to be the older one's again.
+        # What is the newer one's now is to be the older one's again.
         session.network("of-newer")
+        session.container("h2", "young", "net", "sh -c 'echo born; exec sleep infinity'")
         # And back: the manager first.
         cluster.exchange("older", "h1")
         cluster.check()
@@ -194,6 +195,9 @@ def test_host_by_host_there_and_back_and_there_again(make_cluster: Callable[...,
         cluster.exchange("older", "h3")
         cluster.exchange("older", "h2")
         assert cluster.standing() == before
+        assert cluster.say("older", "h2", "vxnet logs young") == "born\n"
+        for host, name, target in (("h2", "young", "b"), ("h3", "b", "young")):
+            assert session.inside(host, name, f"ping -c 1 -W 5 {target}").returncode == 0
         # Once more, the manager first.
         cluster.exchange("newer", "h1")
         cluster.check()
@@ -216,6 +220,7 @@ def test_two_managers_of_two_versions(make_cluster: Callable[..., Cluster]) -> N
     managers = HOSTS[:2]
     for host in managers:
         versions.stop(cluster.lab, host)
+    for host in managers:
         session.say(host, "kill -KILL $(cat /var/lib/vxnet/etcd/pid)")
     for host in managers:
         versions.start(cluster.lab, host, cluster.versions["newer"])
