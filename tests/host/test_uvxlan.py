@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import struct
 from collections.abc import Callable
@@ -164,6 +165,17 @@ def test_the_forwarder_outlives_its_daemon_and_is_found_again(make_pair: Callabl
     assert len(list(one.directory.glob("*.sock"))) == 1
     assert one.forwarder.counters() == Counters(*(0,) * 16)
     assert two.forwarder.segments() == {VNI: (MTU, True, 1)}
+
+
+def test_it_may_hold_more_files_than_the_daemon(make_pair: Callable[..., Pair]) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, soft), hard))
+    try:
+        one, _two = make_pair("user", "kernel")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    limits = Path(f"/proc/{one.forwarders_pid()}/limits").read_text()
+    assert limits.partition("Max open files")[2].split()[:2] == [str(hard), str(hard)]
 
 
 def test_a_taken_port_is_said(make_pair: Callable[..., Pair], tmp_path: Path) -> None:

@@ -10,11 +10,13 @@ import random
 import socket
 import struct
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.host.uvxlan_rig import End, Kind, Pair, give_addresses, stream
+from tests.host.uvxlan_rig import End, Kind, Pair, Talker, give_addresses, stream
 
 pytestmark = pytest.mark.host
 
@@ -48,6 +50,40 @@ def test_300_megabytes_to_open_vswitch_and_back(make_pair: Callable[..., Pair]) 
     stream(one, two, 4, PIECES)
     stream(two, one, 4, PIECES)
     one.assert_nothing_refused()
+
+
+@pytest.mark.parametrize("kinds", PAIRS[:2], ids=" and ".join)
+def test_segments_with_the_same_addresses(make_pair: Callable[..., Pair], kinds: tuple[Kind, Kind]) -> None:
+    """At the same time, with the same ports: what is joined is of one segment."""
+    one, two = make_pair(*kinds)
+    pairs: list[tuple[Talker, Talker]] = [(one, two)]
+    with ExitStack() as stack:
+        for vni in (1, (1 << 24) - 1):
+            pairs.append((one.segment(vni), two.segment(vni)))
+            for talker in pairs[-1]:
+                stack.callback(talker.close)
+        for pair in pairs:
+            give_addresses(pair, 4)
+        threads = stack.enter_context(ThreadPoolExecutor(len(pairs)))
+        for source in (0, 1):
+            ends = [threads.submit(stream, pair[source], pair[1 - source], 4, 10, port=5000) for pair in pairs]
+            for end in ends:
+                end.result()
+    one.assert_nothing_refused()
+    two.assert_nothing_refused()
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_stream_over_a_path_that_is_too_narrow(make_pair: Callable[..., Pair], version: int) -> None:
+    one, two = make_pair()
+    give_addresses((one, two), version)
+    for end in (one, two):
+        end.sh("ip link set eth0 mtu 1400")
+    stream(one, two, version, 10)
+    stream(two, one, version, 10)
+    assert one.count("too_big") > 0
+    narrowed = one.run("ip", f"-{version}", "route", "get", two.address(version))
+    assert f"mtu {1400 - 50}" in narrowed, narrowed
 
 
 @pytest.mark.parametrize("kinds", PAIRS[:2], ids=" and ".join)

@@ -41,8 +41,22 @@ def octets(mac: str) -> bytes:
     return bytes.fromhex(mac.replace(":", ""))
 
 
-class End(Place):
-    """A host with a tunnel to one other host."""
+class Talker(Place):
+    """One of two that talk through a tunnel."""
+
+    number: int
+
+    def address(self, version: int) -> str:
+        """In the tunnel."""
+        return f"10.0.0.{self.number}" if version == 4 else f"fd01::{self.number}"
+
+    @property
+    def mac(self) -> str:
+        return MACS[self.number - 1]
+
+
+class End(Talker):
+    """A host with a tunnel to one other host, through which it talks."""
 
     def __init__(self, number: int, kind: Kind, family: int, directory: Path, queues: int) -> None:
         super().__init__()
@@ -51,7 +65,7 @@ class End(Place):
         self.directory.mkdir()
         self.local, self.remote = ((f"192.0.2.{at}" if family == 4 else f"fd00::{at}") for at in (number, 3 - number))
         self.mtu = MTU if family == 4 else MTU - 20
-        self.mac, self.other_mac = MACS[number - 1], MACS[2 - number]
+        self.other_mac = MACS[2 - number]
         self._forwarder: Forwarder | None = None
         self._switch: OpenVSwitch | None = None
 
@@ -63,10 +77,6 @@ class End(Place):
     @property
     def remote_packed(self) -> bytes:
         return socket.inet_pton(socket.AF_INET if self.family == 4 else socket.AF_INET6, self.remote)
-
-    def address(self, version: int) -> str:
-        """In the tunnel."""
-        return f"10.0.0.{self.number}" if version == 4 else f"fd01::{self.number}"
 
     def up(self) -> None:
         self.sh("ip link set lo up; ip link set eth0 up")
@@ -81,9 +91,12 @@ class End(Place):
             self.sh(f"bridge fdb append 00:00:00:00:00:00 dev tunnel dst {self.remote}")
         elif self.kind == "user":
             self._fill(self.ensure())
+        self._raise(self)
+
+    def _raise(self, where: Place) -> None:
         # Quiet: no neighbour discovery of its own between what a test sends.
-        self.sh("sysctl -qw net.ipv6.conf.tunnel.disable_ipv6=1")
-        self.sh(f"ip link set tunnel address {self.mac} mtu {self.mtu} up")
+        where.sh("sysctl -qw net.ipv6.conf.tunnel.disable_ipv6=1")
+        where.sh(f"ip link set tunnel address {self.mac} mtu {self.mtu} up")
 
     def ensure(self, port: int = PORT) -> Forwarder:
         setting = uvxlan.Setting(local=self.local, port=port, queues=self.queues, virtual_underlay=True)
@@ -91,13 +104,32 @@ class End(Place):
         return self._forwarder
 
     def _fill(self, forwarder: Forwarder) -> None:
-        made = tap.open_tap(self.fd, "tunnel", self.queues)
-        forwarder.add(VNI, self.mtu, made)
+        self._add(VNI, self)
+        forwarder.set_peers([self.remote_packed])
+
+    def _add(self, vni: int, where: Place) -> None:
+        made = tap.open_tap(where.fd, "tunnel", self.queues)
+        self.forwarder.add(vni, self.mtu, made)
         for descriptor in made.descriptors:
             os.close(descriptor)
-        forwarder.put(VNI, {octets(self.other_mac): self.remote_packed})
-        forwarder.set_flood(VNI, [self.remote_packed])
-        forwarder.set_peers([self.remote_packed])
+        self.forwarder.put(vni, {octets(self.other_mac): self.remote_packed})
+        self.forwarder.set_flood(vni, [self.remote_packed])
+
+    def segment(self, vni: int) -> Talker:
+        """Another one of this host, with the same addresses: who talks through it sees nothing else. The caller's to
+        close."""
+        talker = Talker()
+        talker.number = self.number
+        if self.kind == "user":
+            self._add(vni, talker)
+        else:
+            namespace = f"/proc/{os.getpid()}/task/{talker.tid}/ns/net"
+            self.sh(
+                f"ip link add tunnel netns {namespace} type vxlan id {vni} local {self.local} dstport {PORT} nolearning"
+            )
+            talker.sh(f"bridge fdb replace {self.other_mac} dev tunnel dst {self.remote}")
+        self._raise(talker)
+        return talker
 
     def forwarders_pid(self) -> int:
         """Of the process with this place's network namespace and the forwarder's user."""
@@ -159,7 +191,7 @@ def cable(one: Place, name: str, other: Place, other_name: str) -> None:
     one.sh(f"ip link add {name} type veth peer name {other_name} netns /proc/{os.getpid()}/task/{other.tid}/ns/net")
 
 
-def give_addresses(pair: Pair, version: int) -> None:
+def give_addresses(pair: tuple[Talker, Talker], version: int) -> None:
     """Addresses in the tunnel, and each other's MAC, for which nobody need ask."""
     for end, other in (pair, pair[::-1]):
         end.sh(
@@ -169,14 +201,14 @@ def give_addresses(pair: Pair, version: int) -> None:
         )
 
 
-def stream(source: End, sink: End, version: int, pieces: int, *, flows: int = 1) -> None:
+def stream(source: Talker, sink: Talker, version: int, pieces: int, *, flows: int = 1, port: int = 0) -> None:
     """Through the tunnel, by TCP: ``pieces`` of random octets over each connection, all at a time. Every octet that
     arrives is compared with the one that was sent.
     """
     family = socket.AF_INET if version == 4 else socket.AF_INET6
     piece = os.urandom(PIECE)
     with ExitStack() as stack:
-        listener = stack.enter_context(sink.do(socket.create_server, (sink.address(version), 0), family=family))
+        listener = stack.enter_context(sink.do(socket.create_server, (sink.address(version), port), family=family))
         listener.settimeout(PATIENCE_S)
         threads = stack.enter_context(ThreadPoolExecutor(2 * flows))
         ends: list[Future[int]] = []

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -123,6 +124,9 @@ def main(argv: list[str]) -> int:
             options.send[queue * LANES + lane] = sockets[-1].fileno()
         sockets.append(_sending(family, setting, _PMTUDISC_DONT))
         options.loose[queue] = sockets[-1].fileno()
+    # A TAP is a descriptor, and there may be more networks than a program is usually let have files.
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     if os.fork():
         return 0
     os.setsid()
