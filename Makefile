@@ -38,7 +38,7 @@ help:
 	@echo "make bench-datapath   tunnels in user space against the kernel's, and beside other people's (root)"
 	@echo "make fuzz       ten minutes of octets that nobody meant, at every decoder of the gossip"
 	@echo "make fuzz-vxlan the same for the tunnel in C, ten minutes each of its parsers, cutter and joiner"
-	@echo "make soak-vxlan two tunnels in C with 20 minutes of mixed traffic under ASan and UBSan (root)"
+	@echo "make soak-vxlan tunnels in C under ASan and UBSan: twice 20 minutes of mixed traffic (root)"
 	@echo "make sim        the gossip in virtual time, up to 10,000 nodes: tables of docs/performance.md (an hour or two)"
 	@echo "                SIM='NAME… [--seed N] [--hours N]' for some of them: .venv/bin/python -m tests.sim --help"
 	@echo "make ext        compile the C again"
@@ -83,8 +83,10 @@ fuzz: $(VENV)/test.stamp
 fuzz-vxlan: $(VENV)/test.stamp
 	$(BIN)/python -m tests.fuzz.vxlan $(FUZZ)
 
+# Between socketpairs, then between real TAPs; SECONDS=60 for less.
 soak-vxlan: $(VENV)/test.stamp ext
 	VXNET_SOAK_S=$(or $(SECONDS),1200) $(ROOTED) $(BIN)/python -m pytest -s tests/host/test_uvxlan_fuzz.py -k "two_forwarders and IPv4 and address"
+	$(ROOTED) $(BIN)/python -m tests.host.uvxlan_soak --seconds $(or $(SECONDS),1200)
 
 fault-test: $(VENV)/test.stamp ext
 	VXNET_FAULTS=$(or $(FAULTS),500) $(ROOTED) $(BIN)/python -m pytest tests/system/test_faults.py -o log_cli=true
