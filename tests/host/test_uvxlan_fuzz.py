@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc" / "vxlan"
 SOAK_S = float(os.environ.get("VXNET_SOAK_S", "3"))
 """Of traffic for each pair of forwarders: `make soak-vxlan` takes 20 minutes."""
+PAIR = ("pair", "ends", "changes", "traffic")
 FLAGS = ("-std=c11", "-D_GNU_SOURCE=", "-O1", "-g", "-fno-sanitize-recover=all", f"-I{CSRC}")
 
 
@@ -47,13 +49,13 @@ def test_the_coverage_guided_form_finds_nothing(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def pair_program(tmp_path_factory: pytest.TempPathFactory) -> functools._lru_cache_wrapper[Path]:
+def pair_program(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Builds uvxlan_pair.c for a choice of sanitizers, once."""
 
     @functools.cache
     def build(sanitizers: str) -> Path:
         target = tmp_path_factory.mktemp("pair") / "pair"
-        sources = [*CSRC.glob("*.c"), *(Path(__file__).parent / f"uvxlan_{name}.c" for name in ("pair", "traffic"))]
+        sources = [*CSRC.glob("*.c"), *(Path(__file__).parent / f"uvxlan_{name}.c" for name in PAIR)]
         flags = [*FLAGS, "-Wall", "-Wextra", "-Wconversion", "-Werror", f"-fsanitize={sanitizers}"]
         subprocess.run(["gcc", *flags, "-o", target, *sources, "-lpthread"], check=True)
         return target
@@ -64,7 +66,7 @@ def pair_program(tmp_path_factory: pytest.TempPathFactory) -> functools._lru_cac
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
 @pytest.mark.parametrize(("family", "queues"), [(4, 1), (6, 2)], ids=["IPv4, one queue", "IPv6, two queues"])
 def test_two_forwarders_with_mixed_traffic_while_all_changes(
-    pair_program: functools._lru_cache_wrapper[Path], sanitizers: str, family: int, queues: int, seed: int
+    pair_program: Callable[[str], Path], sanitizers: str, family: int, queues: int, seed: int
 ) -> None:
     """Nothing is lost, changed, out of order in its flow or stuck, and the sanitizer has nothing to say: see
     uvxlan_pair.c."""
