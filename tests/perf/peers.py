@@ -145,7 +145,7 @@ cat >config.yml <<end
 pki: {{ca: ca.crt, cert: {number}.crt, key: {number}.key}}
 static_host_map: {{10.77.0.{other}: ["{peer}:4242"]}}
 lighthouse: {{am_lighthouse: false}}
-listen: {{host: {own}, port: 4242, batch: BATCH, read_buffer: 16777216, write_buffer: 16777216}}
+listen: {{host: {own}, port: 4242, read_buffer: 16777216, write_buffer: 16777216}}
 routines: ROUTINES
 cipher: aes
 tun: {{dev: nebula, mtu: 1440, tx_queue: 5000}}
@@ -157,7 +157,7 @@ setsid nebula -config config.yml >log 2>&1 </dev/null &
 """
 
 
-def _nebula(routines: int, batch: int) -> Peer:
+def _nebula(routines: int) -> Peer:
     def start(sides: Sequence[Side]) -> None:
         sides[0].sh("mkdir /run/nebula; cd /run/nebula; nebula-cert ca -name bench")
         for side in sides:
@@ -166,7 +166,7 @@ def _nebula(routines: int, batch: int) -> Peer:
         for name in ("ca.crt", "2.crt", "2.key"):
             sides[1].file(f"/run/nebula/{name}").write_text(sides[0].file(f"/run/nebula/{name}").read_text())
         for side in sides:
-            side.sh(_NEBULA.replace("BATCH", str(batch)).replace("ROUTINES", str(routines)))
+            side.sh(_NEBULA.replace("ROUTINES", str(routines)))
         for side in sides:
             # The last that it does to its TUN is a route with an MTU.
             side.move_in("nebula", "ip route show dev nebula 2>/dev/null | grep mtu")
@@ -225,8 +225,7 @@ PEERS = {
     "ovs": _ovs("type=afxdp-nonpmd options:xdp-mode=native"),
     "ovs-pmd": _ovs("type=afxdp options:xdp-mode=native", "pmd-cpu-mask=3", "pmd-maxsleep=50"),
     "ovs-packet": _ovs("type=system", "userspace-tso-enable=true"),
-    "nebula": _nebula(2, 64),
-    "nebula-1": _nebula(1, 64),
-    "nebula-256": _nebula(2, 256),
+    "nebula": _nebula(1),
+    "nebula-2": _nebula(2),
     "tinc": Peer("tincd", ("tinc",), 1450, _start_tinc, _settle_tinc),
 }
