@@ -184,3 +184,13 @@ def test_without_segments_there_is_no_forwarder(pair: Pair) -> None:
     assert "delete user-space tunnel: its forwarder" in spoken(pair.h1.reconcile(HostState()))
     assert wait_until(lambda: not Path(f"/proc/{pid}/exe").exists())
     assert pair.h1.do(lambda: list(uvxlan.DIRECTORY.iterdir())) == []
+
+
+def test_one_of_several_segments_is_given_up(pair: Pair) -> None:
+    one = pair.s1.segments[0]
+    both = replace(pair.s1, segments=(one, replace(one, vni=VNI + 1, remotes=())))
+    assert f"add link vx{VNI + 1}" in spoken(pair.h1.reconcile(both))
+    assert spoken(pair.h1.reconcile(pair.s1)) == [f"delete link vx{VNI + 1}", f"delete link br{VNI + 1}"]
+    with forwarder(pair.h1) as told:
+        assert told.segments().keys() == {VNI}
+    assert pair.c1.reaches("10.0.16.3")

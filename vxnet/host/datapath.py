@@ -276,15 +276,22 @@ class Datapath:
         self, segments: Sequence[Segment], port: int, found: dict[str, Link]
     ) -> tuple[list[Change], Collection[int]]:
         """What is in user space needs one, what is not must not have one; the VNIs that it holds. The port is one
-        tunnel's or the other's: the kernel's are deleted first, and taken out of ``found``.
+        tunnel's or the other's: the kernel's are deleted first, and taken out of ``found``. So are TAPs that are not
+        wanted: all at once they go a hundred times faster than one after the other as the forwarder closes them.
         """
         ours = [segment for segment in segments if segment.kind == "userspace"]
-        if not ours:
-            return self.tunnels.stop(), ()
-        kernels = [link for link in found.values() if link.kind == "vxlan" and link.alias.startswith(MARK)]
-        changes = delete_links(self.netlink, kernels) if kernels else []
-        for link in kernels:
+        wanted = {tunnel_name(segment.vni) for segment in ours}
+        doomed = [
+            link
+            for link in found.values()
+            if link.alias.startswith(MARK)
+            and ((link.kind == "vxlan" and ours) or (link.kind == "tun" and link.name not in wanted))
+        ]
+        changes = delete_links(self.netlink, doomed) if doomed else []
+        for link in doomed:
             del found[link.name]
+        if not ours:
+            return changes + self.tunnels.stop(), ()
         held = self.tunnels.ensure(ours, port)
         self.tunnels.keep_only([segment.vni for segment in ours])
         return changes, held

@@ -359,14 +359,14 @@ class Kernel:
 
     def _remove_datapath(self) -> list[Change]:
         self.events.unfollow()
-        stopped = self._datapath.tunnels.stop()
         namespace = netns.adopt_named(DATAPATH_NAMESPACE)
-        changes: list[Change] = stopped
+        changes: list[Change] = []
         if namespace is not None:
             # By hand, as the namespace may outlive its name in somebody's shell, and its VNIs with it.
             with Netlink(namespace) as netlink:
                 changes += datapath.clear(netlink)
             os.close(namespace)
+        changes += self._datapath.tunnels.stop()
         self._datapath.close()
         if netns.remove_name(DATAPATH_NAMESPACE):
             changes.append(Change(verb="delete", object=f"network namespace {DATAPATH_NAMESPACE}"))
