@@ -231,6 +231,22 @@ void joiner_add(struct joiner *joiner, void *tap, const struct join_rules *rules
 	deliver_whole(joiner, tap, &plain, frame, size);
 }
 
+/* For a TAP that takes no joined UDP. */
+static void deliver_cut(struct joiner *joiner, void *tap, const struct virtio_net_hdr *asked, uint8_t *frame, size_t size)
+{
+	struct virtio_net_hdr plain = { .flags = VIRTIO_NET_HDR_F_DATA_VALID };
+	uint8_t headers[HEADERS_MAX];
+	struct cutter cutter;
+	struct piece piece;
+	if (cutter_begin(&cutter, asked, frame, size) < 0)
+		return;
+	while (cutter_next(&cutter, headers, &piece)) {
+		struct iovec vectors[3] = { { &plain, sizeof(plain) }, { headers, piece.headers },
+					    { (void *)(uintptr_t)piece.part, piece.size } };
+		joiner->deliver(joiner->context, tap, vectors, 3);
+	}
+}
+
 bool joiner_add_uncut(struct joiner *joiner, void *tap, const struct join_rules *rules, uint8_t *frame, size_t size,
 		      size_t part)
 {
@@ -241,9 +257,13 @@ bool joiner_add_uncut(struct joiner *joiner, void *tap, const struct join_rules 
 	    verify(frame, &packet, rules) != CHECKSUM_PARTIAL)
 		return false;
 	struct virtio_net_hdr header = { .gso_type = gso_type(&packet), .gso_size = (uint16_t)part };
-	ask_checksum(&header, frame, &packet, packet.end - packet.l4);
 	joiner_flush(joiner);	/* what came before goes before */
-	deliver_whole(joiner, tap, &header, frame, size);
+	if (rules->udp) {
+		ask_checksum(&header, frame, &packet, packet.end - packet.l4);
+		deliver_whole(joiner, tap, &header, frame, size);
+	} else {
+		deliver_cut(joiner, tap, &header, frame, size);
+	}
 	return true;
 }
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.host.uvxlan_rig import End, Kind, Pair, Talker, give_addresses, stream
+from tests.host.uvxlan_rig import VNI, End, Kind, Pair, Talker, give_addresses, stream
 
 pytestmark = pytest.mark.host
 
@@ -97,6 +97,16 @@ def test_more_queues(make_pair: Callable[..., Pair], kinds: tuple[Kind, Kind]) -
     for source, sink in ((one, two), (two, one)):
         stream(source, sink, 4, 5, flows=12)
     one.assert_nothing_refused()
+    two.assert_nothing_refused()
+
+
+@pytest.mark.parametrize("joins", [True, False])
+def test_udp_that_the_kernels_tunnel_left_uncut(make_pair: Callable[..., Pair], joins: bool) -> None:
+    """Also into a TAP that takes no joined UDP (before Linux 6.2)."""
+    one, two = make_pair("kernel", "user")
+    give_addresses((one, two), 4)
+    two.forwarder.set_mtu(VNI, two.mtu, udp_joins=joins)
+    datagrams(one, two)
     two.assert_nothing_refused()
 
 
