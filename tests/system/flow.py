@@ -1,13 +1,17 @@
-"""1,000 datagrams a second between two containers, numbered, and which of them did not come."""
+"""What goes between two containers meanwhile: 1,000 numbered datagrams a second, and which of them did not come; or one
+connection of iperf3.
+"""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final
 
 from tests.system.operator import Session, eventually
+from vxnet.lab import Lab
 
 RATE_HZ = 1000
 PORT = 7007
@@ -103,3 +107,33 @@ class Flows:
         for found in self.stop():
             assert found["lost"] == [], f"{len(found['lost'])} of {found['sent']} lost, first {found['lost'][:5]}"
             assert found["sent"] >= RATE_HZ, found
+
+
+class Stream:
+    """One TCP connection of iperf3 to a server that listens, 4 Mbit/s, from when this is made until :meth:`end`.
+
+    ``enter`` is what leads from the host into a container.
+    """
+
+    _REPORT_S: Final = 30.0
+
+    def __init__(self, lab: Lab, host: str, enter: Sequence[str], address: str) -> None:
+        self._run = lambda script: lab.run(host, [*enter, "sh", "-c", script]).returncode == 0
+        script = f"echo $$ >/run/stream; exec iperf3 -J -c {address} -t 0 -b 4M"
+        self._child = lab.popen(host, [*enter, "sh", "-c", script], stdout=subprocess.PIPE, text=True)
+        eventually(lambda: self._run('ss -Htn state established "( dport = :5201 )" | grep -q .'))
+
+    def end(self) -> list[int]:
+        """Octets that were sent in each whole second. It was one connection, and has not broken."""
+        assert self._run("kill -TERM $(cat /run/stream)")
+        report = json.loads(self._child.communicate(timeout=self._REPORT_S)[0])
+        assert report["error"] == "interrupt - the client has terminated"
+        assert len(report["start"]["connected"]) == 1
+        *octets, _last = (interval["sum"]["bytes"] for interval in report["intervals"])
+        assert len(octets) > 5
+        return octets
+
+    def kill(self) -> None:
+        """After a test that failed. Harmless if it has ended."""
+        self._child.kill()
+        self._child.communicate()

@@ -13,7 +13,6 @@ and rows), the manager's store is read and written by both, and services are sca
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from typing import Any, Literal
 import pytest
 
 from tests.system import versions
+from tests.system.flow import Stream
 from tests.system.operator import Session, eventually
 from tests.system.versions import Version
 from vxnet.lab import Lab, daemons
@@ -38,35 +38,6 @@ Age = Literal["older", "newer"]
 
 SERVER = "python3 -m http.server 8080"
 UPDATE = "vxnet service update --force --update-parallelism 0 --update-monitor 100ms"
-
-
-class Stream:
-    """One TCP connection of iperf3, from when this is made until :meth:`stop`."""
-
-    def __init__(self, lab: Lab, host: str, enter: list[str], address: str) -> None:
-        self._run = lambda script: lab.run(host, [*enter, "sh", "-c", script]).returncode == 0
-        script = f"echo $$ >/run/stream; exec iperf3 -J -c {address} -t 0 -b 4M"
-        self._child = lab.popen(host, [*enter, "sh", "-c", script], stdout=subprocess.PIPE, text=True)
-        eventually(lambda: self._run('ss -Htn state established "( dport = :5201 )" | grep -q .'))
-
-    def stop(self) -> dict[str, Any]:
-        """iperf3's report."""
-        assert self._run("kill -TERM $(cat /run/stream)")
-        out, _ = self._child.communicate(timeout=DEADLINE_S)
-        return dict(json.loads(out))
-
-    def close(self) -> None:
-        """Also after a test that failed. Harmless if it has ended."""
-        self._child.kill()
-        self._child.communicate()
-
-    def breaks_nowhere(self) -> None:
-        """Ends it; it was one connection, which no second passed without."""
-        found = self.stop()
-        assert found["error"] == "interrupt - the client has terminated"
-        assert len(found["start"]["connected"]) == 1
-        octets = [interval["sum"]["bytes"] for interval in found["intervals"]]
-        assert len(octets) > 5 and all(octets[:-1]), octets
 
 
 class Cluster:
@@ -177,7 +148,7 @@ def test_host_by_host_there_and_back_and_there_again(make_cluster: Callable[...,
             Stream(cluster.lab, "x1", [], str(cluster.lab["h2"].address)),
         ]
         for stream in streams:
-            stack.callback(stream.close)
+            stack.callback(stream.kill)
         before = cluster.standing()
         # Workers first, the manager last.
         cluster.exchange("newer", "h2")
@@ -207,7 +178,7 @@ def test_host_by_host_there_and_back_and_there_again(make_cluster: Callable[...,
         for host in HOSTS:
             assert "mended: 0" in session.say(host, "vxnet info")
         for stream in streams:
-            stream.breaks_nowhere()
+            assert all(octets := stream.end()), octets
 
 
 def test_two_managers_of_two_versions(make_cluster: Callable[..., Cluster]) -> None:
