@@ -25,12 +25,13 @@ from tests.system import versions
 from tests.system.flow import Stream
 from tests.system.operator import Session, eventually
 from tests.system.versions import Version
+from vxnet.host import uvxlan
 from vxnet.lab import Lab, daemons
 from vxnet.model.errors import UnavailableError
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(300)]
 
-OLDER = os.environ.get("VXNET_OLDER", "576777e")
+OLDER = os.environ.get("VXNET_OLDER", "576777ee615c")
 """The first commit with all that is exchanged here: services, routing mesh, tunnels in user space, several managers."""
 DEADLINE_S = 30.0
 HOSTS = ("h1", "h2", "h3")
@@ -115,10 +116,14 @@ class Cluster:
                 out, _ = child.communicate(timeout=2 * DEADLINE_S)
                 assert child.returncode == 0, f"{host}, {self.ages}: {out}"
 
+    def tunnel(self) -> str:
+        """Process id of h3's forwarder, which has a user of its own; empty: there is none."""
+        return self.session.run("h3", f"pgrep -u {uvxlan.UID}").stdout.strip()
+
     def standing(self) -> dict[str, Any]:
         """What an exchange of daemons is to leave as it is: processes, and a service's task."""
         found: dict[str, Any] = {name: self.session.pid(host, name) for host, name in (("h2", "a"), ("h3", "b"))}
-        found["tunnel"] = self.session.say("h3", "pgrep -f vxnet.host.uvxla[n]")
+        found["tunnel"] = self.tunnel()
         found["kept"] = [task["id"] for task in self.session.tasks("kept")]
         return found
 
@@ -182,8 +187,10 @@ def test_host_by_host_there_and_back_and_there_again(make_cluster: Callable[...,
 
 
 def test_two_managers_of_two_versions(make_cluster: Callable[..., Cluster]) -> None:
-    """Both write to one etcd, which neither ends, and which shuts nobody out for what the older one did not know."""
-    cluster = make_cluster(managers=2)
+    """Both write to one etcd, which neither ends, and which shuts nobody out for what the older one did not know. The
+    older one takes over a tunnel in user space that the newer one started.
+    """
+    cluster = make_cluster(managers=2, datapath=["h3=userspace"])
     session = cluster.session
     session.network("net")
     session.service("web", "--network net --replicas 3 -p 8080:8080", SERVER)
@@ -201,6 +208,12 @@ def test_two_managers_of_two_versions(make_cluster: Callable[..., Cluster]) -> N
     for host in managers:
         eventually(lambda host=host: session.run(host, "pgrep -f 'etcd .*client-crl-fil[e]'").returncode == 0)  # type: ignore[misc]
     etcd = {host: session.say(host, "cat /var/lib/vxnet/etcd/pid") for host in managers}
+    cluster.exchange("newer", "h3")
+    started = cluster.tunnel()
+    session.say("h3", f"kill -KILL {started}")
+    eventually(lambda: cluster.tunnel() not in ("", started))
+    started = cluster.tunnel()
+    cluster.exchange("older", "h3")
     for host in ("h2", "h1"):
         cluster.exchange("older", host)
         for one in managers:
@@ -212,3 +225,4 @@ def test_two_managers_of_two_versions(make_cluster: Callable[..., Cluster]) -> N
             cluster.check()
         cluster.exchange("newer", host)
     assert {host: session.say(host, "cat /var/lib/vxnet/etcd/pid") for host in managers} == etcd
+    assert cluster.tunnel() == started
