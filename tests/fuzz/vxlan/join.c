@@ -11,6 +11,7 @@ enum {
 	FLUSH = 0x10,		/* first */
 	SHORTER = 0x20,		/* by one octet */
 	LENGTHS = 0x40,		/* made right */
+	UNCUT = 0x80,		/* an octet follows: into how long parts it is to be cut */
 };
 
 enum { FRAMES = 200, DF = 0x4000 };
@@ -175,7 +176,7 @@ static uint8_t *take(struct run *run, const uint8_t **data, size_t *left, uint8_
 	return made;
 }
 
-/* u8 rules, then u8 control with u16 size and a frame each. */
+/* u8 rules, then u8 control with u16 size and a frame each, and what control asks for. */
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	static struct joiner joiner;
@@ -199,7 +200,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		came->copy = exact(came->frame, came->size);
 		came->tap = (control & TAP) != 0;
 		run.count++;
-		joiner_add(&joiner, &run.taps[came->tap], &rules, came->frame, came->size);
+		int *tap = &run.taps[came->tap];
+		if (control & UNCUT && size > 0) {
+			size_t part = 1 + *data++;
+			size--;
+			if (joiner_add_uncut(&joiner, tap, &rules, came->frame, came->size, part)) {
+				assert(run.virtual && came->done);
+				continue;
+			}
+		}
+		joiner_add(&joiner, tap, &rules, came->frame, came->size);
 	}
 	joiner_flush(&joiner);
 	for (int at = 0; at < run.count; at++) {

@@ -11,7 +11,7 @@ from scapy.packet import Packet, Raw
 
 _NEEDS_CHECKSUM, _TCP4, _TCP6, _UDP = 1, 1, 4, 5
 """Of virtio_net_hdr (linux/virtio_net.h): a flag, and kinds of what is to be cut."""
-_FOLLOW, _CHECKSUMS, _PARTIAL, _TAP, _SHORTER, _LENGTHS = 0x01, 0x02, 0x04, 0x08, 0x20, 0x40
+_FOLLOW, _CHECKSUMS, _PARTIAL, _TAP, _SHORTER, _LENGTHS, _UNCUT = 0x01, 0x02, 0x04, 0x08, 0x20, 0x40, 0x80
 """tests/fuzz/vxlan/join.c."""
 _SEGMENT, _REMOVE, _PUT, _DROP, _STAGE, _COMMIT, _FLOOD, _PEERS, _SEGMENTS, _ROWS = range(1, 11)
 
@@ -59,6 +59,7 @@ def _join() -> list[bytes]:
         record = struct.pack(">H", len(frame)) + frame
         for rules in range(8):
             made.append(bytes((rules, _CHECKSUMS)) + record + follow + bytes((_FOLLOW | _CHECKSUMS | _SHORTER,)))
+            made.append(bytes((rules, _CHECKSUMS | _PARTIAL | _UNCUT)) + record + bytes((30,)) + follow)
             # IPv4's checksum no longer holds: what was joined must not have a good one.
             made.append(bytes((rules, _CHECKSUMS)) + record + bytes((_FOLLOW,)) * 3)
             made.append(bytes((rules, _CHECKSUMS | _PARTIAL | _LENGTHS)) + record + follow + bytes((_TAP,)) + record)
