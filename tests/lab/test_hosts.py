@@ -10,6 +10,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -172,6 +173,21 @@ def test_timeout_kills_the_program(plain: Lab) -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         plain.run("h1", ["sleep", "1001"], timeout_s=0.2)
     assert plain.run("h1", ["pgrep", "-f", "sleep 1001"]).returncode == 1
+
+
+def test_interrupt_ends_the_program(plain: Lab) -> None:
+    """And nobody is left unreaped: the host could not be ended before that."""
+
+    def interrupt() -> None:
+        wait_until(lambda: bool(plain.run("h1", ["pgrep", "-x", "tail"]).stdout))
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        plain.run("h1", ["tail", "-f", "/dev/null"])
+    thread.join()
+    assert plain.run("h1", ["ps", "-C", "tail", "-o", "stat="]).stdout == ""
 
 
 def test_what_popen_starts_is_the_program_itself(plain: Lab) -> None:

@@ -159,6 +159,7 @@ class Lab:
                 stdout, stderr = child.communicate(input, timeout=timeout_s)
             except BaseException:
                 child.kill()
+                child.wait()  # on Ctrl-C, `with` alone does not; a host ends only when all of its own are reaped
                 raise
         if check and child.returncode:
             error = subprocess.CalledProcessError(child.returncode, list(argv), stdout, stderr)
