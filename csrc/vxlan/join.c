@@ -13,13 +13,13 @@ static uint8_t *checksum_field(uint8_t *frame, const struct packet *packet)
 	return frame + packet->l4 + (packet->protocol == IPPROTO_TCP ? 16 : 6);
 }
 
-static enum checksum verify(uint8_t *frame, const struct packet *packet, const struct join_rules *rules)
+static enum checksum verify(uint8_t *frame, const struct packet *packet)
 {
 	uint32_t length = packet->end - packet->l4;
 	uint64_t pseudo = checksum_pseudo(frame, packet, length);
 	uint16_t field, partial = (uint16_t)~checksum_fold(pseudo);
 	memcpy(&field, checksum_field(frame, packet), 2);
-	if (rules->virtual && field == partial)
+	if (field == partial)
 		return CHECKSUM_PARTIAL;
 	if (packet->protocol == IPPROTO_UDP && field == 0)
 		return CHECKSUM_NONE;
@@ -55,9 +55,9 @@ static void push_out(struct joiner *joiner, struct join_flow *flow)
 	const struct packet *packet = &flow->packet;
 	struct virtio_net_hdr header = { .flags = VIRTIO_NET_HDR_F_DATA_VALID };
 	struct iovec vectors[2 + JOIN_PARTS] = { { &header, sizeof(header) }, { flow->headers, packet->payload } };
+	uint32_t length = (uint32_t)(packet->payload - packet->l4) + flow->payload;
 	if (flow->frames > 1) {
 		uint8_t *ip = flow->headers + packet->l3;
-		uint32_t length = (uint32_t)(packet->payload - packet->l4) + flow->payload;
 		if (packet->version == 4) {
 			store16(ip + 2, (uint16_t)(packet->l4 - packet->l3 + length));
 			memset(ip + 10, 0, 2);
@@ -68,11 +68,12 @@ static void push_out(struct joiner *joiner, struct join_flow *flow)
 		}
 		if (packet->protocol == IPPROTO_UDP)
 			store16(flow->headers + packet->l4 + 4, (uint16_t)length);
-		ask_checksum(&header, flow->headers, packet, length);
 		header.gso_type = gso_type(packet);
 		header.gso_size = (uint16_t)flow->part;
 		joiner->joined += flow->frames - 1u;
 	}
+	if (flow->frames > 1 || flow->partial)
+		ask_checksum(&header, flow->headers, packet, length);
 	memcpy(vectors + 2, flow->parts, flow->frames * sizeof(flow->parts[0]));
 	joiner->deliver(joiner->context, flow->tap, vectors, 2 + flow->frames);
 	flow->frames = 0;
@@ -150,6 +151,7 @@ static void begin(struct join_flow *flow, void *tap, uint32_t hash, uint8_t *fra
 	flow->sequence = packet->protocol == IPPROTO_TCP ? load32(frame + packet->l4 + 4) : 0;
 	flow->frames = 0;
 	flow->closed = false;
+	flow->partial = false;
 	memcpy(flow->headers, frame, packet->payload);
 	append(flow, frame, packet);
 }
@@ -177,7 +179,7 @@ static void deliver_partial(struct joiner *joiner, void *tap, const struct join_
 	struct virtio_net_hdr header = { 0 };
 	ask_checksum(&header, frame, packet, packet->end - packet->l4);
 	uint32_t headers = (uint32_t)(packet->payload - packet->l3);
-	if (packet->end - packet->l3 > rules->mtu && packet->protocol == IPPROTO_TCP && headers < rules->mtu) {
+	if (rules->virtual && packet->end - packet->l3 > rules->mtu && packet->protocol == IPPROTO_TCP && headers < rules->mtu) {
 		header.gso_type = gso_type(packet);
 		header.gso_size = (uint16_t)(rules->mtu - headers);
 	}
@@ -193,7 +195,7 @@ void joiner_add(struct joiner *joiner, void *tap, const struct join_rules *rules
 		return;
 	}
 	uint32_t hash = packet_hash(frame, size, &packet);
-	enum checksum checksum = verify(frame, &packet, rules);
+	enum checksum checksum = verify(frame, &packet);
 	struct join_flow *flow = NULL, *unused = NULL;
 	for (int at = 0; at < joiner->used && flow == NULL; at++) {
 		if (joiner->flows[at].frames == 0)
@@ -201,9 +203,12 @@ void joiner_add(struct joiner *joiner, void *tap, const struct join_rules *rules
 		else if (same_flow(&joiner->flows[at], tap, hash, frame, &packet))
 			flow = &joiner->flows[at];
 	}
-	bool fits = checksum == CHECKSUM_GOOD && joinable(frame, size, &packet, rules);
+	bool partial = checksum == CHECKSUM_PARTIAL;
+	bool fits = (checksum == CHECKSUM_GOOD || (partial && packet.end - packet.l3 <= rules->mtu)) &&
+		    joinable(frame, size, &packet, rules);
 	if (flow != NULL && fits && may_follow(flow, frame, &packet)) {
 		append(flow, frame, &packet);
+		flow->partial |= partial;
 		return;
 	}
 	if (flow != NULL)
@@ -218,9 +223,10 @@ void joiner_add(struct joiner *joiner, void *tap, const struct join_rules *rules
 			push_out(joiner, flow);
 		}
 		begin(flow, tap, hash, frame, &packet);
+		flow->partial = partial;
 		return;
 	}
-	if (checksum == CHECKSUM_PARTIAL) {
+	if (partial) {
 		deliver_partial(joiner, tap, rules, frame, size, &packet);
 		return;
 	}
@@ -254,7 +260,7 @@ bool joiner_add_uncut(struct joiner *joiner, void *tap, const struct join_rules 
 		return false;
 	struct packet packet = packet_parse(frame, size);
 	if (packet.protocol != IPPROTO_UDP || packet.end != size || load16(frame + packet.l4 + 4) != size - packet.l4 ||
-	    verify(frame, &packet, rules) != CHECKSUM_PARTIAL)
+	    verify(frame, &packet) != CHECKSUM_PARTIAL)
 		return false;
 	struct virtio_net_hdr header = { .gso_type = gso_type(&packet), .gso_size = (uint16_t)part };
 	joiner_flush(joiner);	/* what came before goes before */

@@ -5,7 +5,10 @@
  *   TAP     virtio_net_hdr | headers | part part rest |              virtio_net_hdr | other flow |
  *
  * Joined are only frames that cutting would give back: the same headers but for lengths, identification, sequence and
- * checksums, all of one size but a shorter last. Their checksums are verified first. A frame that does not fit pushes out
+ * checksums, all of one size but a shorter last. Their checksums are verified first. (A field with the pseudo header's sum
+ * alone means that the sender left the rest to a card, and there was none: virtual machines of one computer do that to each
+ * other, see virtio's NEEDS_CSUM. It is left to the next card again. A damaged frame looks like that once in 65,536 times,
+ * as often as a checksum misses damage anyhow.) A frame that does not fit pushes out
  * what is held of its flow, and so the order within a flow stays. Nothing is copied but headers: what came is borrowed
  * until joiner_flush. Pure, but for the call that delivers. */
 #ifndef VXNET_VXLAN_JOIN_H
@@ -23,9 +26,8 @@
 /* What a TAP takes, and what may be believed. */
 struct join_rules {
 	bool udp;	/* UDP may be joined (TUN_F_USO4 and _USO6 were accepted) */
-	bool virtual;	/* The underlay is memory of this machine: a checksum field with the pseudo header's sum alone means
-			 * that the sender left the rest to a card that there is none of, and the payload is believed. */
-	uint16_t mtu;	/* Of the segment: where to cut what came uncut over such an underlay. */
+	bool virtual;	/* The underlay is memory of this machine, in which frames that a card was to cut arrive uncut. */
+	uint16_t mtu;	/* Of the segment: where to cut those. */
 };
 
 struct join_flow {
@@ -37,6 +39,7 @@ struct join_flow {
 	uint32_t sequence;	/* TCP: of the next */
 	uint16_t frames;
 	bool closed;		/* nothing may follow */
+	bool partial;		/* a checksum of it is yet to be filled in */
 	uint8_t headers[HEADERS_MAX];
 	struct iovec parts[JOIN_PARTS];
 };

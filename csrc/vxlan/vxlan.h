@@ -24,7 +24,7 @@ struct vxlan_options {
 	int send[VXLAN_QUEUES_MAX * VXLAN_LANES];	/* UDP, bound to this host's VTEP; blocking, PMTUDISC_DO, RECVERR */
 	int loose[VXLAN_QUEUES_MAX];	/* the same without PMTUDISC: for packets that may be fragmented */
 	int spin_us;			/* longest busy wait before a thread sleeps; 0: none */
-	int virtual_underlay;		/* see join.h: believe unfilled checksums */
+	int virtual_underlay;		/* see join.h: frames may arrive uncut */
 };
 
 /* Counted since the start, over all queues. */

@@ -35,9 +35,17 @@ def make_pair(tmp_path: Path) -> Iterator[Callable[..., uvxlan_rig.Pair]]:
     made: list[End] = []
 
     def make(
-        one: Kind = "user", two: Kind = "user", family: int = 4, queues: int = 1, between: Relay | None = None
+        one: Kind = "user",
+        two: Kind = "user",
+        *,
+        family: int = 4,
+        queues: int = 1,
+        between: Relay | None = None,
+        virtual_underlay: bool = True,
     ) -> uvxlan_rig.Pair:
-        ends = End(1, one, family, tmp_path, queues), End(2, two, family, tmp_path, queues)
+        kinds = enumerate((one, two), 1)
+        first, second = (End(number, kind, family, tmp_path, queues, virtual_underlay) for number, kind in kinds)
+        ends = first, second
         made.extend(ends)
         if between is None:
             cable(ends[0], "eth0", ends[1], "eth0")

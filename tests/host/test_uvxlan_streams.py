@@ -100,6 +100,22 @@ def test_more_queues(make_pair: Callable[..., Pair], kinds: tuple[Kind, Kind]) -
     two.assert_nothing_refused()
 
 
+@pytest.mark.parametrize("version", [4, 6])
+def test_between_virtual_machines_of_one_computer(make_pair: Callable[..., Pair], version: int) -> None:
+    """Whose cards cut, and leave checksums to each other, as there is no wire on which a frame could be damaged."""
+    one, two = make_pair("kernel", "user", virtual_underlay=False)
+    give_addresses((one, two), version)
+    one.sh("ethtool -K eth0 tso off tx-udp_tnl-segmentation off tx-udp_tnl-csum-segmentation off")
+    one.sh("ethtool -K eth0 tx-udp-segmentation off")
+    stream(one, two, version, 20)
+    stream(two, one, version, 20)
+    if version == 4:
+        datagrams(one, two)
+        datagrams(two, one)
+    assert two.count("joined_frames") > 10_000
+    two.assert_nothing_refused()
+
+
 @pytest.mark.parametrize("joins", [True, False])
 def test_udp_that_the_kernels_tunnel_left_uncut(make_pair: Callable[..., Pair], joins: bool) -> None:
     """Also into a TAP that takes no joined UDP (before Linux 6.2)."""

@@ -58,9 +58,12 @@ class Talker(Place):
 class End(Talker):
     """A host with a tunnel to one other host, through which it talks."""
 
-    def __init__(self, number: int, kind: Kind, family: int, directory: Path, queues: int) -> None:
+    def __init__(
+        self, number: int, kind: Kind, family: int, directory: Path, queues: int, virtual_underlay: bool = True
+    ) -> None:
         super().__init__()
         self.number, self.kind, self.family, self.queues = number, kind, family, queues
+        self._virtual_underlay = virtual_underlay
         self.directory = directory / str(number)
         self.directory.mkdir()
         self.local, self.remote = ((f"192.0.2.{at}" if family == 4 else f"fd00::{at}") for at in (number, 3 - number))
@@ -99,7 +102,9 @@ class End(Talker):
         where.sh(f"ip link set tunnel address {self.mac} mtu {self.mtu} up")
 
     def ensure(self, port: int = PORT) -> Forwarder:
-        setting = uvxlan.Setting(local=self.local, port=port, queues=self.queues, virtual_underlay=True)
+        setting = uvxlan.Setting(
+            local=self.local, port=port, queues=self.queues, virtual_underlay=self._virtual_underlay
+        )
         self._forwarder = self.do(uvxlan.ensure, self.directory, setting)
         return self._forwarder
 
