@@ -129,6 +129,53 @@ def test_killed_daemon(vm: Vm, lab: Lab) -> None:
     assert lost == 0, f"{lost} of {sent}"
 
 
+def restart(vm: Vm) -> None:
+    vm.sh("systemctl restart vxnetd")
+    vm.wait(lambda: vm.sh("systemctl is-active vxnetd"), "vxnetd", 60)
+
+
+@pytest.mark.vms  # more than a minute that `make test` saves
+def test_a_kernel_that_has_no_vxlan(vm: Vm, lab: Lab) -> None:
+    """First the operator wants it so, then the module is not to be had; and the kernel's tunnel comes back with it. A
+    TAP of Linux 6.1 takes no joined UDP, and between the two ends is a card (virtio), not memory.
+    """
+
+    def fetch_both_ways() -> None:
+        """8 MB through the tunnel, twice."""
+        sums = {side: say("head -c 8M /dev/urandom >/tmp/sent; sha256sum </tmp/sent") for side, say in ends.items()}
+        assert ends["box"]("curl -s http://web:82/sent | sha256sum") == sums["web"]
+        assert ends["web"]("curl -s http://box:82/sent | sha256sum") == sums["box"]
+
+    def in_web(script: str) -> str:
+        return vm.sh(f"vxnet exec web sh -c '{script}'")
+
+    def in_box(script: str) -> str:
+        return lab.run("h1", ["vxnet", "exec", "box", "sh", "-c", script], check=True).stdout
+
+    ends = {"web": in_web, "box": in_box}
+    for say in ends.values():
+        say("python3 -m http.server 82 --directory /tmp >/dev/null 2>&1 &")
+    vm.sh("""sed -i '1i datapath = "userspace"' /etc/vxnet/vxnet.toml""")
+    restart(vm)
+    vm.wait(lambda: "in user space" in vm.sh("vxnet info"), "tunnels in user space", 30)
+    vm.wait(lambda: vm.sh("ip -n vxnet -o link show type tun"), "a TAP", 30)
+    fetch_both_ways()
+
+    vm.sh("sed -i 1d /etc/vxnet/vxnet.toml; echo install vxlan /bin/false >/etc/modprobe.d/vxlan.conf; rmmod vxlan")
+    restart(vm)
+    vm.wait(lambda: "the kernel has no vxlan devices (" in vm.sh("vxnet info 2>&1"), "the warning", 30)
+    logged = vm.sh("journalctl -u vxnetd -b -p warning -q -o cat")
+    assert "tunnels are in user space: the kernel has no vxlan devices" in logged
+    assert json.loads(vm.sh("vxnet node inspect self"))[0]["datapath"] == "userspace"
+    assert "1 received" in vm.sh("vxnet exec web ping -c 1 -W 5 box")
+
+    vm.sh("rm /etc/modprobe.d/vxlan.conf")
+    restart(vm)
+    vm.wait(lambda: "the kernel's" in vm.sh("vxnet info"), "the kernel's tunnels", 30)
+    vm.wait(lambda: vm.sh("vxnet exec web ping -c 1 -W 2 box"), "an answer", 30)
+    assert vm.sh("ip -n vxnet -o link show type tun") == ""
+
+
 @pytest.mark.vms  # a minute that `make test` saves
 def test_upgrade(vm: Vm, lab: Lab) -> None:
     """And back: no packet is lost, and a connection of iperf3 lives through both ways."""
