@@ -355,9 +355,9 @@ static int start_queue(struct forwarder *forwarder, int queue)
 	struct receiver *receiver = forwarder->receivers[queue] = map(sizeof(*receiver));
 	if (sender == NULL || receiver == NULL)
 		return -ENOMEM;
-	sender->frames = map(SEND_FRAMES * FRAME_ROOM);
+	sender->room = map(SEND_ROOM);
 	receiver->buffers = map(RECEIVE_MESSAGES * FRAME_ROOM);
-	if (sender->frames == NULL || receiver->buffers == NULL)
+	if (sender->room == NULL || receiver->buffers == NULL)
 		return -ENOMEM;
 	struct outbox *outbox = &sender->outbox;
 	outbox->family = options->family;
@@ -376,6 +376,8 @@ static int start_queue(struct forwarder *forwarder, int queue)
 	if (!failed && epoll_ctl(receiver->worker.epoll, EPOLL_CTL_ADD, receiver->fd, &event) < 0)
 		failed = -errno;
 	if (!failed)
+		failed = workers_pair(sender, receiver);
+	if (!failed)
 		failed = start(forwarder, &sender->worker, sender_run, sender);
 	if (!failed)
 		failed = start(forwarder, &receiver->worker, receiver_run, receiver);
@@ -393,8 +395,8 @@ static void release(struct forwarder *forwarder)
 		struct sender *sender = forwarder->senders[queue];
 		struct receiver *receiver = forwarder->receivers[queue];
 		if (sender != NULL) {
-			if (sender->frames != NULL)
-				munmap(sender->frames, SEND_FRAMES * FRAME_ROOM);
+			if (sender->room != NULL)
+				munmap(sender->room, SEND_ROOM);
 			if (sender->worker.epoll > 0)
 				close(sender->worker.epoll);
 			munmap(sender, sizeof(*sender));
@@ -431,7 +433,9 @@ int vxlan_run(const struct vxlan_options *options)
 		failed = serve(forwarder);
 	uint64_t one = 1;
 	if (forwarder->stop >= 0)
-		(void)!write(forwarder->stop, &one, sizeof(one));	/* nobody reads it, so it wakes all */
+		(void)!write(forwarder->stop, &one, sizeof(one));	/* nobody reads it, so it wakes all that wait for events */
+	for (int at = 0; at < forwarder->started; at += 2)
+		duty_end(forwarder->senders[at / 2]);
 	for (int at = 0; at < forwarder->started; at++)
 		pthread_join(worker_at(forwarder, at)->thread, NULL);
 	release(forwarder);

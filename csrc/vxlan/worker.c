@@ -11,13 +11,22 @@
 
 #include "toobig.h"
 
-enum { EVENTS = 32, VAIN_MAX = 8, TAP_TURN = 64 };
+enum { EVENTS = 32, TAP_TURN = 64, RECEIVE_TURN = 8, FRAME_ALIGN = 64 };
+enum { VAIN_MAX = 8 };
+enum { FULL_PERCENT = 85, LITTLE_PERCENT = 25 };
+#define FULL_PERIOD_NS 10000000u	/* a core that is full so long: the other thread helps */
+#define LITTLE_PERIOD_NS 100000000u	/* of little to do: it goes to sleep again */
+
+static uint64_t clock_ns(clockid_t clock)
+{
+	struct timespec now;
+	clock_gettime(clock, &now);
+	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
 
 static uint64_t now_ns(void)
 {
-	struct timespec now;
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+	return clock_ns(CLOCK_MONOTONIC);
 }
 
 void worker_lock(struct worker *worker)
@@ -32,29 +41,103 @@ void worker_unlock(struct worker *worker)
 	pthread_mutex_unlock(&worker->lock);
 }
 
-static int wait_events(struct worker *worker, struct epoll_event events[EVENTS])
+/* Waiting */
+
+static int spin(struct worker *worker, struct epoll_event events[EVENTS], uint64_t began)
 {
 	struct patience *patience = &worker->patience;
-	int ready = epoll_wait(worker->epoll, events, EVENTS, 0);
-	if (ready != 0 || patience->limit_ns == 0)
-		return ready != 0 ? ready : epoll_wait(worker->epoll, events, EVENTS, -1);
-	uint64_t began = now_ns();
-	if (patience->vain < VAIN_MAX) {
-		do {
-			sched_yield();
-			ready = epoll_wait(worker->epoll, events, EVENTS, 0);
-		} while (ready == 0 && now_ns() - began < patience->limit_ns);
+	do {
+		sched_yield();
+		int ready = epoll_wait(worker->epoll, events, EVENTS, 0);
 		if (ready != 0) {
 			patience->vain = 0;
 			return ready;
 		}
-		patience->vain++;
-		began = now_ns();
-	}
-	ready = epoll_wait(worker->epoll, events, EVENTS, -1);
+	} while (now_ns() - began < patience->limit_ns);
+	patience->vain++;
+	return 0;
+}
+
+static int sleep_long(struct worker *worker, struct epoll_event events[EVENTS])
+{
+	struct patience *patience = &worker->patience;
+	uint64_t began = now_ns();
+	int ready = epoll_wait(worker->epoll, events, EVENTS, -1);
 	if (now_ns() - began < patience->limit_ns && patience->vain > 0)
 		patience->vain--;
 	return ready;
+}
+
+static int wait_events(struct worker *worker, struct epoll_event events[EVENTS])
+{
+	struct patience *patience = &worker->patience;
+	uint64_t began = now_ns();
+	int ready = 0;
+	if (patience->limit_ns > 0) {
+		ready = epoll_wait(worker->epoll, events, EVENTS, 0);
+		if (ready != 0)
+			return ready;
+		if (patience->vain < VAIN_MAX)
+			ready = spin(worker, events, began);
+	}
+	if (ready == 0)
+		ready = sleep_long(worker, events);
+	worker->meter.waited_ns += now_ns() - began;
+	return ready;
+}
+
+/* The share of a core, in percent, that the calling thread's work took in the period that ends now; -1: it lasts on.
+ * Work is neither waiting, be it busy, nor standing in line for a core: the less of what both clocks say. */
+static int worked_percent(struct meter *meter, uint64_t period_ns)
+{
+	uint64_t now = now_ns(), whole = now - meter->began_ns;
+	if (whole < period_ns)
+		return -1;
+	uint64_t cpu = clock_ns(CLOCK_THREAD_CPUTIME_ID), ran = cpu - meter->began_cpu_ns;
+	uint64_t not_waited = whole > meter->waited_ns ? whole - meter->waited_ns : 0;
+	bool first = meter->began_ns == 0;
+	*meter = (struct meter){ .began_ns = now, .began_cpu_ns = cpu };
+	return first ? -1 : (int)((ran < not_waited ? ran : not_waited) * 100 / whole);
+}
+
+/* Who empties the TAPs */
+
+static int watch_taps(const struct sender *sender, int operation, uint32_t events)
+{
+	struct epoll_event event = { .events = events, .data.u64 = EVENT_TAPS };
+	return epoll_ctl(sender->duty.both, operation, sender->worker.epoll, &event) < 0 ? -errno : 0;
+}
+
+/* Who had them may still be at it: both do it under the sender's lock. */
+static void duty_give(struct sender *sender, bool own)
+{
+	struct duty *duty = &sender->duty;
+	pthread_mutex_lock(&duty->lock);
+	if (duty->own != own && watch_taps(sender, EPOLL_CTL_MOD, own ? 0 : EPOLLIN) == 0) {
+		duty->own = own;
+		pthread_cond_signal(&duty->taken);
+	}
+	pthread_mutex_unlock(&duty->lock);
+}
+
+/* Until the sender's thread has the TAPs; false: it ends. */
+static bool duty_wait(struct duty *duty)
+{
+	pthread_mutex_lock(&duty->lock);
+	while (!duty->own && !duty->stop)
+		pthread_cond_wait(&duty->taken, &duty->lock);
+	bool goes_on = !duty->stop;
+	pthread_mutex_unlock(&duty->lock);
+	return goes_on;
+}
+
+void duty_end(struct sender *sender)
+{
+	struct duty *duty = &sender->duty;
+	pthread_mutex_lock(&duty->lock);
+	duty->stop = true;
+	pthread_cond_signal(&duty->taken);
+	pthread_mutex_unlock(&duty->lock);
 }
 
 /* Sending */
@@ -93,23 +176,28 @@ static void flush(struct sender *sender)
 {
 	outbox_flush(&sender->outbox);
 	sender->used = 0;
+	sender->frames = 0;
 }
 
 static void drain_tap(struct sender *sender, struct segment *segment)
 {
-	int tap = segment->taps[sender->worker.queue];
-	for (int turn = 0; turn < TAP_TURN; turn++) {
-		if (sender->used == SEND_FRAMES)
+	int tap = segment->taps[sender->worker.queue], turn = 0;
+	for (; turn < TAP_TURN; turn++) {
+		/* Not first the look that finds nothing: it would cost the one frame of a round trip a microsecond. */
+		if (sender->frames >= sender->usual || SEND_ROOM - sender->used < FRAME_ROOM)
 			flush(sender);
-		uint8_t *frame = sender->frames[sender->used];
+		uint8_t *frame = sender->room + sender->used;
 		struct virtio_net_hdr asked;
 		struct iovec vectors[2] = { { &asked, sizeof(asked) }, { frame, FRAME_ROOM } };
 		ssize_t size = readv(tap, vectors, 2);
 		if (size < (ssize_t)sizeof(asked))
-			return;	/* empty, or gone: the control thread will say */
-		sender->used++;
-		send_frame(sender, segment, &asked, frame, (size_t)size - sizeof(asked));
+			break;	/* empty, or gone: the control thread will say */
+		size_t octets = (size_t)size - sizeof(asked);
+		send_frame(sender, segment, &asked, frame, octets);
+		sender->used += (octets + FRAME_ALIGN - 1) / FRAME_ALIGN * FRAME_ALIGN;
+		sender->frames++;
 	}
+	sender->usual = turn > 0 ? turn : 1;
 }
 
 static void tell_too_big(void *context, uint32_t vni, const uint8_t *frame, size_t size, uint32_t mtu)
@@ -126,28 +214,40 @@ static void tell_too_big(void *context, uint32_t vni, const uint8_t *frame, size
 		sender->worker.counters.not_written++;
 }
 
+/* Whether there is a word to stop among the events of the sender's epoll. */
+static bool send_ready(struct sender *sender, const struct epoll_event events[EVENTS], int ready)
+{
+	struct worker *worker = &sender->worker;
+	bool stop = false;
+	worker_lock(worker);
+	for (int at = 0; at < ready; at++) {
+		if (events[at].data.u64 == EVENT_STOP) {
+			stop = true;
+			continue;
+		}
+		/* Looked up again: it may have gone since. */
+		struct segment *segment = table_find(worker->table, (uint32_t)events[at].data.u64);
+		if (segment != NULL)
+			drain_tap(sender, segment);
+	}
+	flush(sender);
+	worker_unlock(worker);
+	return stop;
+}
+
 void *sender_run(void *argument)
 {
 	struct sender *sender = argument;
 	struct worker *worker = &sender->worker;
-	sender->outbox.too_big = tell_too_big;
-	sender->outbox.context = sender;
-	for (bool stop = false; !stop;) {
+	for (bool stop = false; !stop && duty_wait(&sender->duty);) {
 		struct epoll_event events[EVENTS];
 		int ready = wait_events(worker, events);
-		worker_lock(worker);
-		for (int at = 0; at < ready; at++) {
-			if (events[at].data.u64 == EVENT_STOP) {
-				stop = true;
-				continue;
-			}
-			/* Looked up again: it may have gone since. */
-			struct segment *segment = table_find(worker->table, (uint32_t)events[at].data.u64);
-			if (segment != NULL)
-				drain_tap(sender, segment);
+		stop = send_ready(sender, events, ready);
+		int worked = worked_percent(&worker->meter, LITTLE_PERIOD_NS);
+		if (worked >= 0 && worked < LITTLE_PERCENT) {
+			duty_give(sender, false);
+			worker->meter = (struct meter){ 0 };
 		}
-		flush(sender);
-		worker_unlock(worker);
 	}
 	return NULL;
 }
@@ -263,24 +363,56 @@ static bool receive_batch(struct receiver *receiver)
 	return count == RECEIVE_MESSAGES;
 }
 
+static void empty_taps(struct sender *sender)
+{
+	struct epoll_event events[EVENTS];
+	int ready = epoll_wait(sender->worker.epoll, events, EVENTS, 0);
+	if (ready > 0)
+		send_ready(sender, events, ready);
+}
+
+/* Whether there is a word to stop. */
+static bool receive_ready(struct receiver *receiver, const struct epoll_event events[EVENTS], int ready)
+{
+	bool stop = false;
+	for (int at = 0; at < ready; at++) {
+		if (events[at].data.u64 == EVENT_STOP) {
+			stop = true;
+		} else if (events[at].data.u64 == EVENT_TAPS) {
+			empty_taps(receiver->sender);
+		} else {
+			worker_lock(&receiver->worker);
+			for (int turn = 0; turn < RECEIVE_TURN && receive_batch(receiver); turn++)
+				;
+			worker_unlock(&receiver->worker);
+		}
+	}
+	return stop;
+}
+
+int workers_pair(struct sender *sender, struct receiver *receiver)
+{
+	sender->outbox.too_big = tell_too_big;
+	sender->outbox.context = sender;
+	receiver->joiner.deliver = write_tap;
+	receiver->joiner.context = receiver;
+	receiver->sender = sender;
+	pthread_mutex_init(&sender->duty.lock, NULL);
+	pthread_cond_init(&sender->duty.taken, NULL);
+	sender->duty.both = receiver->worker.epoll;
+	return watch_taps(sender, EPOLL_CTL_ADD, EPOLLIN);
+}
+
 void *receiver_run(void *argument)
 {
 	struct receiver *receiver = argument;
 	struct worker *worker = &receiver->worker;
-	receiver->joiner.deliver = write_tap;
-	receiver->joiner.context = receiver;
 	for (bool stop = false; !stop;) {
 		struct epoll_event events[EVENTS];
 		int ready = wait_events(worker, events);
-		worker_lock(worker);
-		for (int at = 0; at < ready; at++) {
-			if (events[at].data.u64 == EVENT_STOP)
-				stop = true;
-			else
-				for (int turn = 0; turn < TAP_TURN && receive_batch(receiver); turn++)
-					;
-		}
-		worker_unlock(worker);
+		stop = receive_ready(receiver, events, ready);
+		if (worked_percent(&worker->meter, FULL_PERIOD_NS) >= FULL_PERCENT)
+			duty_give(receiver->sender, true);
 	}
 	return NULL;
 }

@@ -19,7 +19,7 @@ from pathlib import Path
 from tests.perf.measure import compiled, interval, sh, table
 from tests.perf.throughput import Place, make_by_vxnet
 from vxnet.host import uvxlan
-from vxnet.lab import Lab
+from vxnet.lab import Lab, state
 
 TURNS = 15
 SECONDS = 2
@@ -27,7 +27,7 @@ ECHOES = 4000
 ECHO_PORT, BLAST_PORT = "7007", "7008"
 PROGRAMS = Path("build")
 IDLE_S = 20
-OFFLOADS = "tso gso tx-udp-segmentation tx-udp_tnl-segmentation tx-udp_tnl-csum-segmentation"
+SEGMENTATION = "tso gso tx-udp-segmentation tx-udp_tnl-segmentation tx-udp_tnl-csum-segmentation"
 
 
 def iperf3(lab: Lab, place: Place, *flags: str) -> dict[str, dict[str, float]]:
@@ -99,9 +99,17 @@ def measures(seconds: int) -> Sequence[tuple[str, str, Callable[[Lab, Place], fl
 
 
 def offloads(lab: Lab, hosts: Iterable[str], on: bool) -> None:
+    """Segmentation offload of the hosts' cards. Without it they join what they receive, as the driver of any card does;
+    veth does so only where the other end, the switch's port, has no TSO either."""
+    cards, ports = (
+        " ".join(f"{name} {'on' if on else 'off'}" for name in names.split()) for names in (SEGMENTATION, "tso")
+    )
+    underlay = state.load(lab.name).underlay
+    assert underlay is not None
     for host in hosts:
-        switches = " ".join(f"{name} {'on' if on else 'off'}" for name in OFFLOADS.split())
-        sh(lab, host, f"ethtool -K eth1 {switches} >/dev/null")
+        sh(lab, host, f"ethtool -K eth1 {cards} gro {'off' if on else 'on'} >/dev/null")
+        switch = ["nsenter", "--net", "-t", str(underlay.pid)]
+        subprocess.run([*switch, "ethtool", "-K", host, *ports.split()], check=True, stdout=subprocess.DEVNULL)
 
 
 def idle_percent(lab: Lab) -> float:
