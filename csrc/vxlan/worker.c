@@ -13,7 +13,7 @@
 
 enum { EVENTS = 32, TAP_TURN = 64, RECEIVE_TURN = 8, FRAME_ALIGN = 64 };
 enum { VAIN_MAX = 8 };
-enum { FULL_PERCENT = 85, LITTLE_PERCENT = 25 };
+enum { FULL_PERCENT = 85, LITTLE_PERCENT = 25, IN_LINE_PERCENT = 55 };
 #define FULL_PERIOD_NS 10000000u	/* a core that is full so long: the other thread helps */
 #define LITTLE_PERIOD_NS 100000000u	/* of little to do: it goes to sleep again */
 
@@ -86,18 +86,23 @@ static int wait_events(struct worker *worker, struct epoll_event events[EVENTS])
 	return ready;
 }
 
-/* The share of a core, in percent, that the calling thread's work took in the period that ends now; -1: it lasts on.
- * Work is neither waiting, be it busy, nor standing in line for a core: the less of what both clocks say. */
+/* The share of the period that ends now in which the calling thread worked, in percent; -1: the period lasts on. Waiting
+ * is no work, be it busy. Nor is standing in line for a core: a thread that had about half of one worked for so long
+ * as it ran. It may seem to run less than it works, where the kernel does not count the time of interrupts as its own. */
 static int worked_percent(struct meter *meter, uint64_t period_ns)
 {
 	uint64_t now = now_ns(), whole = now - meter->began_ns;
 	if (whole < period_ns)
 		return -1;
 	uint64_t cpu = clock_ns(CLOCK_THREAD_CPUTIME_ID), ran = cpu - meter->began_cpu_ns;
-	uint64_t not_waited = whole > meter->waited_ns ? whole - meter->waited_ns : 0;
+	uint64_t worked = whole > meter->waited_ns ? whole - meter->waited_ns : 0;
 	bool first = meter->began_ns == 0;
 	*meter = (struct meter){ .began_ns = now, .began_cpu_ns = cpu };
-	return first ? -1 : (int)((ran < not_waited ? ran : not_waited) * 100 / whole);
+	if (first)
+		return -1;
+	if (ran * 100 / whole < IN_LINE_PERCENT && ran < worked)
+		worked = ran;
+	return (int)(worked * 100 / whole);
 }
 
 /* Who empties the TAPs */
