@@ -173,7 +173,7 @@ static bool joinable(const uint8_t *frame, size_t size, const struct packet *pac
 
 /* A frame whose checksum was left to a card that there is none of. One that is longer than the segment's MTU was left
  * uncut too, and where to cut it is known for TCP alone. */
-static void deliver_partial(struct joiner *joiner, void *tap, const struct join_rules *rules, uint8_t *frame, size_t size,
+static void deliver_partial(struct joiner *joiner, void *tap, const struct join_rules *rules, uint8_t *frame,
 			    const struct packet *packet)
 {
 	struct virtio_net_hdr header = { 0 };
@@ -183,7 +183,8 @@ static void deliver_partial(struct joiner *joiner, void *tap, const struct join_
 		header.gso_type = gso_type(packet);
 		header.gso_size = (uint16_t)(rules->mtu - headers);
 	}
-	deliver_whole(joiner, tap, &header, frame, size);
+	/* Without padding: whoever fills in the checksum sums up to the end of the frame. */
+	deliver_whole(joiner, tap, &header, frame, packet->end);
 }
 
 void joiner_add(struct joiner *joiner, void *tap, const struct join_rules *rules, uint8_t *frame, size_t size)
@@ -227,7 +228,7 @@ void joiner_add(struct joiner *joiner, void *tap, const struct join_rules *rules
 		return;
 	}
 	if (partial) {
-		deliver_partial(joiner, tap, rules, frame, size, &packet);
+		deliver_partial(joiner, tap, rules, frame, &packet);
 		return;
 	}
 	if (checksum == CHECKSUM_GOOD)

@@ -60,6 +60,8 @@ def _join() -> list[bytes]:
         for rules in range(8):
             made.append(bytes((rules, _CHECKSUMS)) + record + follow + bytes((_FOLLOW | _CHECKSUMS | _SHORTER,)))
             made.append(bytes((rules, _CHECKSUMS | _PARTIAL | _UNCUT)) + record + bytes((30,)) + follow)
+            padded = struct.pack(">H", len(frame) + 9) + frame + b"\x01" * 9
+            made.append(bytes((rules, _CHECKSUMS | _PARTIAL)) + padded)
             # IPv4's checksum no longer holds: what was joined must not have a good one.
             made.append(bytes((rules, _CHECKSUMS)) + record + bytes((_FOLLOW,)) * 3)
             made.append(bytes((rules, _CHECKSUMS | _PARTIAL | _LENGTHS)) + record + follow + bytes((_TAP,)) + record)
