@@ -195,8 +195,12 @@ static void drain_tap(struct sender *sender, struct segment *segment)
 		struct virtio_net_hdr asked;
 		struct iovec vectors[2] = { { &asked, sizeof(asked) }, { frame, FRAME_ROOM } };
 		ssize_t size = readv(tap, vectors, 2);
-		if (size < (ssize_t)sizeof(asked))
-			break;	/* empty, or gone: the control thread will say */
+		if (size < (ssize_t)sizeof(asked)) {
+			/* Empty; or its device was deleted, and then it would be ready for ever. */
+			if (size >= 0 || (errno != EAGAIN && errno != EINTR))
+				(void)epoll_ctl(sender->worker.epoll, EPOLL_CTL_DEL, tap, NULL);
+			break;
+		}
 		size_t octets = (size_t)size - sizeof(asked);
 		send_frame(sender, segment, &asked, frame, octets);
 		sender->used += (octets + FRAME_ALIGN - 1) / FRAME_ALIGN * FRAME_ALIGN;

@@ -6,6 +6,7 @@ import os
 import resource
 import socket
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -183,3 +184,17 @@ def test_a_taken_port_is_said(make_pair: Callable[..., Pair], tmp_path: Path) ->
     with pytest.raises(HostError, match="Address already in use"):
         one.do(uvxlan.ensure, one.directory, uvxlan.Setting(local=one.local, port=PORT))
     assert list(one.directory.iterdir()) == []
+
+
+def test_a_tap_that_was_taken_away_keeps_no_thread_busy(make_pair: Callable[..., Pair]) -> None:
+    """Until the daemon has made another, its descriptor is ready for ever, and nothing can be read of it."""
+    one, _two = make_pair()
+    tasks = Path(f"/proc/{one.forwarders_pid()}/task")
+    one.sh("ip link del tunnel")
+    quiet, deadline = 0, time.monotonic() + 20
+    while quiet < 50:
+        states = [stat.read_text().rpartition(")")[2].split()[0] for stat in tasks.glob("*/stat")]
+        quiet = quiet + 1 if set(states) == {"S"} else 0
+        assert time.monotonic() < deadline, states
+        time.sleep(0.005)
+    assert set(one.forwarder.segments()) == {VNI}
