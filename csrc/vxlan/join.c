@@ -13,17 +13,20 @@ static uint8_t *checksum_field(uint8_t *frame, const struct packet *packet)
 	return frame + packet->l4 + (packet->protocol == IPPROTO_TCP ? 16 : 6);
 }
 
-static enum checksum verify(uint8_t *frame, const struct packet *packet)
+/* A frame with padding is summed even if it looks partial: it is short, and as a partial one it would lose the padding. */
+static enum checksum verify(uint8_t *frame, size_t size, const struct packet *packet)
 {
 	uint32_t length = packet->end - packet->l4;
 	uint64_t pseudo = checksum_pseudo(frame, packet, length);
 	uint16_t field, partial = (uint16_t)~checksum_fold(pseudo);
 	memcpy(&field, checksum_field(frame, packet), 2);
-	if (field == partial)
+	if (field == partial && packet->end == size)
 		return CHECKSUM_PARTIAL;
 	if (packet->protocol == IPPROTO_UDP && field == 0)
 		return CHECKSUM_NONE;
-	return checksum_fold(checksum_add(frame + packet->l4, length, pseudo)) == 0 ? CHECKSUM_GOOD : CHECKSUM_BAD;
+	if (checksum_fold(checksum_add(frame + packet->l4, length, pseudo)) == 0)
+		return CHECKSUM_GOOD;
+	return field == partial ? CHECKSUM_PARTIAL : CHECKSUM_BAD;
 }
 
 static uint8_t gso_type(const struct packet *packet)
@@ -196,7 +199,7 @@ void joiner_add(struct joiner *joiner, void *tap, const struct join_rules *rules
 		return;
 	}
 	uint32_t hash = packet_hash(frame, size, &packet);
-	enum checksum checksum = verify(frame, &packet);
+	enum checksum checksum = verify(frame, size, &packet);
 	struct join_flow *flow = NULL, *unused = NULL;
 	for (int at = 0; at < joiner->used && flow == NULL; at++) {
 		if (joiner->flows[at].frames == 0)
@@ -261,7 +264,7 @@ bool joiner_add_uncut(struct joiner *joiner, void *tap, const struct join_rules 
 		return false;
 	struct packet packet = packet_parse(frame, size);
 	if (packet.protocol != IPPROTO_UDP || packet.end != size || load16(frame + packet.l4 + 4) != size - packet.l4 ||
-	    verify(frame, &packet) != CHECKSUM_PARTIAL)
+	    verify(frame, size, &packet) != CHECKSUM_PARTIAL)
 		return false;
 	struct virtio_net_hdr header = { .gso_type = gso_type(&packet), .gso_size = (uint16_t)part };
 	joiner_flush(joiner);	/* what came before goes before */
