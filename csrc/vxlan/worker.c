@@ -11,7 +11,7 @@
 
 #include "toobig.h"
 
-enum { EVENTS = 32, TAP_TURN = 64, RECEIVE_TURN = 8, FRAME_ALIGN = 64 };
+enum { EVENTS = 32, TAP_TURN = 64, RECEIVE_TURN = 8, FRAME_ALIGN = 64, LONG_OCTETS = 16384 };
 enum { VAIN_MAX = 8 };
 enum { FULL_PERCENT = 85, LITTLE_PERCENT = 25, IN_LINE_PERCENT = 55 };
 #define FULL_PERIOD_NS 10000000u	/* a core that is full so long: the other thread helps */
@@ -188,8 +188,10 @@ static void drain_tap(struct sender *sender, struct segment *segment)
 {
 	int tap = segment->taps[sender->worker.queue], turn = 0;
 	for (; turn < TAP_TURN; turn++) {
-		/* Not first the look that finds nothing: it would cost the one frame of a round trip a microsecond. */
-		if (sender->frames >= sender->usual || SEND_ROOM - sender->used < FRAME_ROOM)
+		/* Not first the look that finds nothing: it would cost the one frame of a round trip a microsecond. But
+		 * long frames wait for each other: what one leaves of its last message, the next fills. */
+		if ((sender->frames >= sender->usual && sender->used < LONG_OCTETS) ||
+		    SEND_ROOM - sender->used < FRAME_ROOM)
 			flush(sender);
 		uint8_t *frame = sender->room + sender->used;
 		struct virtio_net_hdr asked;

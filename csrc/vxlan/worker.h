@@ -17,7 +17,7 @@
 #include "vxlan.h"
 
 #define FRAME_ROOM 65664	/* 64 KiB and headers */
-#define SEND_ROOM (4 * FRAME_ROOM)	/* for the frames of a batch, one behind the other: little enough to stay in a cache */
+#define SEND_ROOM (8 * FRAME_ROOM)	/* for the frames of a batch, one behind the other: little enough to stay in a cache */
 #define RECEIVE_MESSAGES 8
 
 /* How long to look again and again before sleeping: a sleeping thread costs a wake-up of tens of microseconds, a busy one
