@@ -25,6 +25,8 @@ from vxnet.model.codec import to_json
 from vxnet.model.errors import ConflictError, UnavailableError
 from vxnet.model.store import CLIENT_PORT, PEER_PORT, etcd_url
 
+pytestmark = pytest.mark.slow
+
 DEADLINE_S = 30
 NOBODY = "127.0.0.9"
 

@@ -19,7 +19,7 @@ from vxnet.model.errors import CallerError, UnavailableError
 
 DEADLINE_S = 30
 # A TLS handshake with a frozen member that is given up is left to the garbage collector by CPython 3.11's asyncio.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
 _PREFIXES = itertools.count()
 
 

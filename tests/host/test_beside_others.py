@@ -25,7 +25,7 @@ from tests.host.throwaway import Place, wire
 from vxnet.host.kernel import Kernel
 from vxnet.model.host import HostState
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.slow]
 
 PORT = 4789
 ODD_TYPE = 0x88B5

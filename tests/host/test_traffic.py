@@ -165,6 +165,7 @@ def test_way_out_is_masqueraded(pair: Pair) -> None:
     assert peer[0] == str(pair.v1)
 
 
+@pytest.mark.slow
 def test_gateway_ports_are_isolated_and_closed(pair: Pair) -> None:
     c2 = Container(4)
     try:

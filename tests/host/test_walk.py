@@ -23,7 +23,7 @@ from vxnet.host.addresses import PROTOCOL
 from vxnet.model.address import IPAddress, IPNetwork
 from vxnet.model.host import GatewayBridge, HostState, Remote, Sandbox, Segment
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.slow]
 
 LOCAL, OTHER, THIRD = addresses("192.168.9.1", "192.168.9.2", "192.168.9.3")
 VNIS = (65536, 65537)
