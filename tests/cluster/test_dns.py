@@ -248,10 +248,13 @@ async def test_tcp_hangs_up_on_the_silent(resolver: Resolver, port: int, monkeyp
     reader, writer = await asyncio.open_connection("127.0.0.11", port)
     writer.write(framed(question("web"))[:5])
     async with asyncio.timeout(DEADLINE_S):
-        assert await reader.read() == b""
+        # Octets that the server had not come to read are answered with a reset (RFC 2525, section 2.17).
+        with contextlib.suppress(ConnectionResetError):
+            assert await reader.read() == b""
     assert resolver.statistics()["tcp_errors"] == 1
     writer.close()
-    await writer.wait_closed()
+    with contextlib.suppress(ConnectionResetError):
+        await writer.wait_closed()
 
 
 async def test_connections_accepted_together_end_apart(resolver: Resolver, port: int) -> None:
