@@ -17,15 +17,14 @@ import time
 from pathlib import Path
 from types import FrameType
 
+from tests.fuzz import libfuzzer
+
 PLACE = Path("build/fuzz")
 DEFAULT_S = 600
 INPUT_LIMIT = 4096
 """Octets."""
-MEMORY_MB = 1024
 HANG_S = 10
 """Of processor time for one input: the process may well be stopped for longer."""
-STUCK_S = 900
-"""… and of any time, for a loop in C."""
 
 
 def one(name: str, seconds: int) -> int:
@@ -44,18 +43,7 @@ def one(name: str, seconds: int) -> int:
         target.run(data)
         signal.setitimer(signal.ITIMER_PROF, 0)
 
-    corpus = PLACE / name
-    corpus.mkdir(parents=True, exist_ok=True)
-    for number, seed in enumerate(target.seeds):
-        (corpus / f"seed-{number}").write_bytes(seed)
-    options = [
-        f"-max_len={INPUT_LIMIT}",
-        f"-rss_limit_mb={MEMORY_MB}",
-        f"-timeout={STUCK_S}",
-        f"-artifact_prefix={PLACE}/{name}-",
-        "-print_final_stats=1",
-    ]
-    atheris.Setup([sys.argv[0], *options, str(corpus)], run)
+    atheris.Setup([sys.argv[0], *libfuzzer.options(PLACE, name, INPUT_LIMIT, target.seeds)], run)
     atheris.Fuzz()
     return 0
 
@@ -87,8 +75,8 @@ def main() -> int:
     from tests.fuzz.targets import TARGETS
 
     names = options.targets or list(TARGETS)
-    if unknown := set(names) - set(TARGETS):
-        print(f"no such target: {', '.join(sorted(unknown))}; there are {', '.join(TARGETS)}", file=sys.stderr)
+    if wrong := libfuzzer.unknown(names, list(TARGETS)):
+        print(wrong, file=sys.stderr)
         return 2
     failed = []
     for name in names:
@@ -106,20 +94,9 @@ def main() -> int:
         before = _children_cpu_s()
         with log.open("wb") as output:
             done = subprocess.run(words, stdout=output, stderr=subprocess.STDOUT, check=False)
-        lines = log.read_text(errors="replace").splitlines()
-        figures = {key: value for line in lines if line.startswith("stat::") for key, value in [line[6:].split(":")]}
-        covered = next((line for line in reversed(lines) if "cov:" in line), "")
-        cov = covered.partition("cov: ")[2].split(" ")[0]
-        runs, memory = (figures.get(key, "?").strip() for key in ("number_of_executed_units", "peak_rss_mb"))
-        end = "FAILED" if done.returncode else ""
-        cpu_s = _children_cpu_s() - before
-        print(
-            f"{name:14} {runs:>10} inputs {cov:>6} branches {memory:>5} MB {cpu_s:>5.0f} s of CPU  {end}".rstrip(),
-            flush=True,
-        )
+        libfuzzer.report(name, done.returncode, _children_cpu_s() - before, log)
         if done.returncode:
             failed.append(name)
-            print(*lines[-40:], sep="\n", file=sys.stderr)
     return 1 if failed else 0
 
 

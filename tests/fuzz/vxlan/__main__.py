@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+from tests.fuzz import libfuzzer
 from tests.fuzz.vxlan.seeds import SEEDS
 
 HERE = Path(__file__).parent
@@ -25,9 +25,6 @@ PLACE = Path("build/fuzz/vxlan")
 DEFAULT_S = 600
 INPUT_LIMIT = 8192
 """Octets."""
-MEMORY_MB = 1024
-HANG_S = 900
-"""For one input, of any time: the process may well be stopped for long."""
 FLAGS = (
     *("-std=c11", "-D_GNU_SOURCE=", "-O1", "-g", "-Wall", "-Wextra", "-Wconversion", "-Werror"),
     *("-fno-sanitize-recover=all", f"-I{CSRC}"),
@@ -58,23 +55,14 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICKS_A_SECOND
 
 
-def fuzz(name: str, seconds: float) -> tuple[int, float, list[str]]:
-    """Exit status, processor time and libFuzzer's words."""
-    program, corpus, log = build(name), PLACE / name, PLACE / f"{name}.log"
-    corpus.mkdir(exist_ok=True)
-    for number, seed in enumerate(SEEDS[name]()):
-        (corpus / f"seed-{number}").write_bytes(seed)
-    options = [
-        f"-max_len={INPUT_LIMIT}",
-        f"-rss_limit_mb={MEMORY_MB}",
-        f"-timeout={HANG_S}",
-        f"-artifact_prefix={PLACE}/{name}-",
-        "-print_final_stats=1",
-        # Long inputs from the start, as the seeds are.
-        "-len_control=0",
-    ]
+def fuzz(name: str, seconds: float) -> bool:
+    """Whether nothing was found."""
+    program, log = build(name), PLACE / f"{name}.log"
+    options = libfuzzer.options(PLACE, name, INPUT_LIMIT, SEEDS[name]())
+    # Long inputs from the start, as the seeds are.
+    options.insert(0, "-len_control=0")
     with log.open("wb") as output:
-        process = subprocess.Popen([program, *options, corpus], stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen([program, *options], stdout=output, stderr=subprocess.STDOUT)
         told, used = False, 0.0
         # Until it is waited for, its entry in /proc stays.
         while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
@@ -84,7 +72,9 @@ def fuzz(name: str, seconds: float) -> tuple[int, float, list[str]]:
                 told = True
             time.sleep(0.1)
         used = cpu_s(process.pid)
-    return process.wait(), used, log.read_text(errors="replace").splitlines()
+    status = process.wait()
+    libfuzzer.report(name, status, used, log)
+    return status == 0
 
 
 def main() -> int:
@@ -92,28 +82,14 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=DEFAULT_S, help="for each target")
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=", ".join(SEEDS))
     options = parser.parse_args()
-    if unknown := set(options.targets) - set(SEEDS):
-        print(f"no such target: {', '.join(sorted(unknown))}; there are {', '.join(SEEDS)}", file=sys.stderr)
+    if wrong := libfuzzer.unknown(options.targets, list(SEEDS)):
+        print(wrong, file=sys.stderr)
         return 2
     if shutil.which("clang") is None:
         print("clang is not here: scripts/packages test, or apt-get install clang libclang-rt-14-dev", file=sys.stderr)
         return 2
-    failed = False
-    for name in options.targets or SEEDS:
-        status, used_s, lines = fuzz(name, options.seconds)
-        covered = [found[1] for line in lines if (found := re.search(r"\bcov: (\d+)", line))] or ["?"]
-        figures = dict(re.findall(r"^stat::(\w+): *(\d+)", "\n".join(lines), re.MULTILINE))
-        runs, memory = figures.get("number_of_executed_units", "?"), figures.get("peak_rss_mb", "?")
-        end = "FAILED" if status else ""
-        print(
-            f"{name:8} {runs:>10} inputs {covered[0]:>5} → {covered[-1]:>5} branches {memory:>5} MB "
-            f"{used_s:>5.0f} s of CPU  {end}".rstrip(),
-            flush=True,
-        )
-        if status:
-            failed = True
-            print(*lines[-60:], sep="\n", file=sys.stderr)
-    return int(failed)
+    clean = [fuzz(name, options.seconds) for name in options.targets or SEEDS]
+    return 0 if all(clean) else 1
 
 
 if __name__ == "__main__":
