@@ -4,7 +4,7 @@ One story in steps, as in test_one. A lab lends its underlay; its own host takes
 
 ::
 
-    vm1 manager 192.168.56.31      vm2 .32      vm3 .33      one service `web`, a task on each
+    vm1 manager 192.168.56.31      vm2 .32      vm3 .33      one service `web`, a task on each, published on port 8080
 """
 
 from __future__ import annotations
@@ -55,6 +55,12 @@ def wait_ready(manager: Vm, *names: str) -> None:
     manager.wait(lambda: ready(manager) == set(names), f"{', '.join(names)} ready", SETTLE_S)
 
 
+def wait_published(client: Vm, machine: Vm) -> None:
+    """The service answers on the published port of ``machine``."""
+    fetch = f"curl -s -m 5 http://{machine.address}:8080"
+    client.wait(lambda: "Directory listing" in client.sh(fetch), f"answers on {machine.name}'s port", SETTLE_S)
+
+
 def wait_fetched(machine: Vm, times: int = 3) -> None:
     """The service answers several times in a row, as it is asked by name."""
 
@@ -75,12 +81,13 @@ def test_from_packages_to_a_service(machines: list[Vm], record_property: Callabl
     wait_ready(vm1, "vm1", "vm2", "vm3")
     assert all(vm.address in vm1.sh("vxnet node ls") for vm in machines)
     vm1.sh("vxnet network create -d overlay --attachable blue")
-    create = "vxnet service create --name web --network blue --replicas 3 --replicas-max-per-node 1"
+    create = "vxnet service create --name web --network blue --publish 8080:80 --replicas 3 --replicas-max-per-node 1"
     vm1.sh(f"{create} -- python3 -m http.server 80", timeout_s=180)
     together(machines, lambda vm: vm.sh("vxnet run -d --name probe --network blue -- sleep inf", timeout_s=120))
     together(machines, wait_fetched)
     record_property("from_packages_to_service_s", round(time.monotonic() - began, 1))
-    for vm in machines:
+    for vm, other in zip(machines, machines[1:] + machines[:1], strict=True):
+        wait_published(other, vm)
         assert vm.sh("systemctl list-units 'vxnet-*.service' --plain --no-legend").count("running") == 2
         assert vm.sh("vxnet exec probe ping -c 1 -W 5 web").count("1 received") == 1
 
@@ -191,6 +198,7 @@ def test_rebooting_the_manager(machines: list[Vm]) -> None:
     wait_ready(vm1, "vm1", "vm2", "vm3")
     vm1.wait(lambda: "3/3" in vm1.sh("vxnet service ls"), "three tasks", SETTLE_S)
     wait_fetched(vm3)
+    wait_published(vm3, vm1)
 
 
 def test_no_unit_failed(machines: list[Vm]) -> None:
