@@ -37,13 +37,19 @@ def test_names_and_a_file(session: Session) -> None:
     lines = [line.split("  ") for line in out.splitlines()]
     assert len(lines) == 10 and {line[2] for line in lines} == {"blue"}
     assert {"h1 > h2", "h2 > h1"} == {line[1] for line in lines}
-    assert {"a-blue > b-blue", "b-blue > a-blue"} == {line[3] for line in lines}
+    ways = {line[3] for line in lines}
+    # All: IPv6 asks for routers and for its multicast groups, whenever it likes to.
+    assert (
+        {"a-blue > b-blue", "b-blue > a-blue"}
+        <= ways
+        <= {f"{one}-blue > {to}" for one in "ab" for to in ("a-blue", "b-blue", "all")}
+    )
     assert any("ICMP echo-request" in line[-1] for line in lines) and any("> 80 SYN" in line[-1] for line in lines)
     with PcapNgReader(str(lab["h1"].root / "run/blue.pcapng")) as reader:
         packets = list(reader)
     assert len(packets) == 10 and all(VXLAN in packet for packet in packets)
     assert any(ICMP in packet[VXLAN] for packet in packets)
-    assert "a-blue > b-blue" in str(packets[0].comments or packets[0].comment)
+    assert any("a-blue > b-blue" in str(packet.comments or packet.comment) for packet in packets)
 
 
 def test_it_ends_when_told(session: Session) -> None:
