@@ -35,8 +35,10 @@ DAMAGES = {
     "port flags": f"{INSIDE} bridge link set dev TUNNEL learning on flood on neigh_suppress off",
     "tunnel": f"{INSIDE} ip link del TUNNEL",
     "bridge": f"{INSIDE} ip link del BRIDGE",
-    # By one process: two take so long to start on a busy machine that the first damage is mended before the second.
-    "tunnel and bridge": f"printf 'link del TUNNEL\\nlink del BRIDGE\\n' | {INSIDE} ip -b -",
+    # As one group: one after the other, the first may be mended before the second is gone.
+    "tunnel and bridge": (
+        r"printf 'link set TUNNEL group 7\nlink set BRIDGE group 7\nlink del group 7\n' | " + INSIDE + " ip -b -"
+    ),
     "MTU of the tunnel": f"{INSIDE} ip link set TUNNEL mtu 1300",
     "MTU of a container": "nsenter -t PID -n ip link set eth0 mtu 1300",
     "namespace": "ip netns del vxnet",
