@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
 
@@ -40,8 +41,16 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
 
 def test_secrets_are_for_root_alone(tmp_path: Path) -> None:
     state = StateDirectory(tmp_path)
-    state.save_credentials(b"certificate", b"key")
-    assert state.key_path.stat().st_mode & 0o777 == 0o600
+    before = os.umask(0)
+    try:
+        state.save_credentials(b"certificate", b"key")
+        state.save_container(CONTAINER)  # its environment
+        state.save_local_node(LocalNode(node=NODE))
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*") if path.is_file()} == {0o600}
+    for directory in (state.containers_path, state.container_directory(CONTAINER.id)):
+        assert stat.S_IMODE(directory.stat().st_mode) == 0o700
     assert state.credentials() == (b"certificate", b"key")
 
 

@@ -106,8 +106,9 @@ class StateDirectory:
         self._gateway: GatewayChoice | None = None
         try:
             self.containers_path.mkdir(parents=True, exist_ok=True)
-            if path.stat().st_mode & 0o777 != 0o711:  # a disk may have become read-only
-                path.chmod(0o711)
+            for directory, mode in ((path, 0o711), (self.containers_path, 0o700)):
+                if directory.stat().st_mode & 0o777 != mode:  # a disk may have become read-only
+                    directory.chmod(mode)
         except OSError as error:
             raise HostError(f"cannot make {path}: {error.strerror}") from error
 
@@ -123,8 +124,7 @@ class StateDirectory:
         return self._read("assignment.json", Assignment)
 
     def save_assignment(self, assignment: Assignment) -> None:
-        # It holds the gossip keys.
-        self._write("assignment.json", to_json(assignment), mode=0o600)
+        self._write("assignment.json", to_json(assignment))
 
     def last_members(self) -> LastMembers:
         return self._read("members.json", LastMembers) or LastMembers()
@@ -168,7 +168,7 @@ class StateDirectory:
         return self._read("store.json", StoreAccess)
 
     def save_store_access(self, access: StoreAccess) -> None:
-        self._write("store.json", to_json(access), mode=0o600)
+        self._write("store.json", to_json(access))
 
     def retire_store(self) -> None:
         """SQLite's files, once the cluster lives elsewhere: kept for who wants to look, and used no more."""
@@ -183,7 +183,7 @@ class StateDirectory:
     def save_credentials(self, certificate_pem: bytes, key_pem: bytes | None = None) -> None:
         """The key first: a certificate without its key would be of no use."""
         if key_pem is not None:
-            self._write("node.key", key_pem, mode=0o600)
+            self._write("node.key", key_pem)
         self._write("node.crt", certificate_pem)
 
     def credentials(self) -> tuple[bytes, bytes]:
@@ -247,7 +247,7 @@ class StateDirectory:
         return found
 
     def save_container(self, container: Container) -> None:
-        self.container_directory(container.id).mkdir(exist_ok=True)
+        self.container_directory(container.id).mkdir(mode=0o700, exist_ok=True)
         self._write(f"containers/{container.id}/container.json", to_json(container), sync=False)
 
     # Guests
@@ -320,13 +320,14 @@ class StateDirectory:
         except OSError as error:
             raise HostError(f"cannot remove {self.path / name}: {error.strerror}") from error
 
-    def _write(self, name: str, data: bytes, *, mode: int = 0o644, sync: bool = True) -> None:
+    def _write(self, name: str, data: bytes, *, sync: bool = True) -> None:
+        """For root alone: what containers are told in their environment is nobody else's, keys and tokens less so."""
         path = self.path / name
         beside = path.with_name(path.name + ".new")
         try:
-            fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+            fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             with open(fd, "wb") as file:
-                os.fchmod(fd, mode)
+                os.fchmod(fd, 0o600)
                 file.write(data)
                 file.flush()
                 if sync:
