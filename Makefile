@@ -26,7 +26,7 @@ comma := ,
 
 help:
 	@echo "make demo       three hosts on this machine, the tutorial typed for you, an iperf3 table (root)"
-	@echo "make test       every test (root)"
+	@echo "make test       the tests, but for the long ones of test-vm and vagrant-test (root)"
 	@echo "make test-fast  those that take no lab and no patience: under two minutes"
 	@echo "make test-vm    whole virtual machines: Debian 12 with its own kernel and systemd, the package in them (root)"
 	@echo "make vagrant-test   the machines of vagrant/, brought up by emulation if need be (root, a quarter of an hour)"

@@ -40,7 +40,7 @@ def capture(
     """Show what hosts send each other for containers.
 
     Ends with Ctrl-C. Taken at this host's card, so traffic between two containers of this host is not in it. Needs
-    scapy (`pip install vxnet[debug]`) and root.
+    scapy (`pip install vxnet[debug]`; operations.md, Install) and root.
     """
     from vxnet import __version__
     from vxnet.tools import pcapng

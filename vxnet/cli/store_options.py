@@ -35,7 +35,10 @@ def store_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--store-cert", default="", metavar="FILE", help="Certificate for that etcd."),
         click.option("--store-ca", default="", metavar="FILE", help="CA of that etcd's members."),
         click.option(
-            "--store", default="", metavar="URL", help="etcd://HOST:2379,… for several managers; default: on this host."
+            "--store",
+            default="",
+            metavar="URL",
+            help="etcd://HOST:2379,… for several managers; without: a file on this host (not for migrate).",
         ),
     ):
         call = option(call)

@@ -211,7 +211,10 @@ def check_plot(path: str) -> None:
     if not path.endswith((".png", ".svg")):
         raise CallerError(f"a plot is a .png or an .svg, not {path}")
     if importlib.util.find_spec("matplotlib") is None:
-        raise HostError("a plot needs matplotlib, which is not installed", hint="pip install 'vxnet[plot]'")
+        raise HostError(
+            "a plot needs matplotlib, which is not installed",
+            hint="pip install 'vxnet[plot]'; into the package: docs/operations.md, Install",
+        )
 
 
 def plot(figures: Sequence[HostFigures], path: str) -> None:

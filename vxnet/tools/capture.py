@@ -153,7 +153,7 @@ def _decoder() -> Any:
     except ImportError:
         raise HostError(
             "this needs scapy, which is not installed",
-            hint="pip install 'vxnet[debug]', or apt-get install python3-scapy",
+            hint="pip install 'vxnet[debug]'; into the package: docs/operations.md, Install",
         ) from None
 
     def decode(frame: bytes, vni: int, names: Names) -> str:
