@@ -53,7 +53,7 @@ def test_the_server_sees_its_client_through_either_node(site: Site, version: Ver
         address = str(node.outside[version == 6])
         for _ in range(8):
             assert site.answers(site.client, address, listening) == site.client_address(node, version)
-        asked = {site.ask(site.udp(site.client, version=version), address, servers) for _ in range(12)}
+        asked = {site.ask(site.udp(site.client, version=version), address, servers) for _ in range(30)}
         assert asked == {(0, site.client_address(node, version)), (1, site.client_address(node, version))}
 
 
@@ -68,7 +68,7 @@ def test_tasks_without_a_way_out() -> None:
             for node in site.nodes:
                 address, client = str(node.outside[version == 6]), site.client_address(node, version)
                 assert site.answers(site.client, address, listening) == client
-                asked = {site.ask(site.udp(site.client, version=version), address, servers) for _ in range(12)}
+                asked = {site.ask(site.udp(site.client, version=version), address, servers) for _ in range(30)}
                 assert asked == {(0, client), (1, client)}
         for address in ("192.0.2.1", "2001:db8::1", str(site.h1.outside[0])):
             with pytest.raises(OSError, match=r"refused|unreachable"):
@@ -109,7 +109,7 @@ def test_a_task_that_itself_uses_virtual_ips(site: Site) -> None:
     published = [site.listen(site.t1)]
     serving = [site.listen(one, 9000) for one in (site.t1, site.t2, site.t3)]
     asked = set()
-    for _ in range(20):
+    for _ in range(60):  # by chance: of three, 20 miss one once in a thousand
         assert site.answers(site.client, str(site.h2.outside[0]), published)
         ours = site.connect(site.t1, VIP, 9000)
         number, theirs, seen = site.accept(serving)

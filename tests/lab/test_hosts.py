@@ -77,7 +77,9 @@ def test_names_and_addresses(plain: Lab) -> None:
 def test_ipv6_and_mtu() -> None:
     with Lab(hosts=2, daemon_argv=(), ipv6=True, mtu=9000) as lab:
         assert [str(address) for address in lab["h2"].addresses] == ["192.168.56.12", "fd56::12"]
-        lab.run("h1", ["ping", "-n", "-c1", "-W1", "-Mdo", "-s8952", "fd56::12"], check=True)
+        assert reaches(lab, "h1", "h2")
+        whole = ["ping", "-n", "-c3", "-i0.3", "-w10", "-Mdo", "-s8952", "fd56::12"]
+        lab.run("h1", whole, check=True)
         assert lab.run("h1", ["ping", "-n", "-c1", "-W1", "-Mdo", "-s8953", "fd56::12"]).returncode != 0
 
 

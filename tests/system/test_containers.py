@@ -161,7 +161,8 @@ def test_rm(lab: Lab) -> None:
 
 
 def test_wait_waits(lab: Lab) -> None:
-    script = "vxnet run -d --rm --name w -- sh -c 'sleep 0.5; exit 9' >/dev/null; vxnet wait w"
+    # Long enough for `wait` to be there before the end, also where an interpreter takes a second to start.
+    script = "vxnet run -d --rm --name w -- sh -c 'sleep 4; exit 9' >/dev/null; vxnet wait w"
     assert typed(lab, "h2", script) == "9\n"
     assert lab.client("h2").containers(all=True) == ()
     assert "nobody" in refused(lab, "h2", "vxnet wait nobody")

@@ -50,8 +50,8 @@ def test_a_dead_daemon_leaves_its_containers_reachable(session: Session) -> None
     before = session.tables("h2")
     session.lab.kill("h3", daemon=True)
     killed = time.monotonic()
-    eventually(lambda: session.inside("h2", "a", "getent hosts b").returncode != 0, 6)
-    assert time.monotonic() - killed < 5
+    eventually(lambda: session.inside("h2", "a", "getent hosts b").returncode != 0, 15)
+    assert time.monotonic() - killed < 10  # 2.4 s on a quiet machine: docs/performance.md
     assert session.tables("h2") == before
     assert session.inside("h2", "a", f"ping -c3 -i0.2 -W1 {address}").returncode == 0
     # It outlives a restart of the host that remembers, too.
@@ -72,7 +72,12 @@ def test_a_daemon_that_is_stopped_on_purpose_keeps_its_names(session: Session) -
     session.say("h3", "kill -TERM $(cat /run/vxnet/vxnetd.pid)")
     eventually(lambda: not session.lab["h3"].daemon_pid)
     assert session.tables("h3") == before
-    time.sleep(4)  # longer than it takes to find a daemon dead
+
+    def seen() -> str:
+        members = session.json("h2", "vxnet gossip --format json")["members"]
+        return str({one["name"]: one["status"] for one in members}["h3"])
+
+    eventually(lambda: seen() == "dead", 20)
     assert session.inside("h2", "a", "getent hosts b && ping -c1 -W1 b").returncode == 0
     session.lab.start("h3")
     assert session.tables("h3") == before

@@ -44,6 +44,18 @@ def named(findings: list[dict[str, Any]]) -> list[tuple[str, str]]:
     return sorted({(one["check"], one["verdict"]) for one in findings})
 
 
+PASSING = ("members", "warning")
+"""A daemon that stood still for 0.2 s says so, and others may suspect it, until the next probe is answered."""
+
+
+def assert_well(session: Session, host: str) -> None:
+    for _ in range(10):
+        status, found = visit(session, host)
+        if named(found) != [PASSING]:
+            break
+    assert (status, found) == (0, [])
+
+
 def says(findings: list[dict[str, Any]], check: str) -> str:
     return "\n".join(one["found"] for one in findings if one["check"] == check)
 
@@ -71,12 +83,12 @@ def test_a_healthy_lab(session: Session) -> None:
     session.container("h2", "b", "blue", "python3 -m http.server 80")
     session.service("s", "--network blue --replicas 3")
     for host in ("h1", "h2", "h3"):
-        assert visit(session, host) == (0, [])
-    lines = session.say("h1", "vxnet doctor").splitlines()
+        assert_well(session, host)
+    lines = session.run("h1", "vxnet doctor").stdout.splitlines()
     checks = "daemon kernel cluster state vtep certificates disk leftovers names way members gossip manager data path"
     for word in f"{checks} checksums duplicates clocks".split():
         assert any(line.startswith("ok") and f" {word}" in line for line in lines), word
-    assert session.say("h1", "vxnet doctor -q") == ""
+    eventually(lambda: session.run("h1", "vxnet doctor -q").stdout == "", 30)
 
 
 def test_ports(session: Session) -> None:
@@ -144,7 +156,7 @@ def test_published_ports(session: Session) -> None:
         session, ("h2", f"{chain}; nft add rule ip o p iifname eth1 tcp dport 8088 drop", "nft delete table ip o")
     ):
         _, found = visit(session, "h1")
-        assert named(found) == [("published ports", "fault")]
+        assert [one for one in named(found) if one != PASSING] == [("published ports", "fault")]
         assert "8088/tcp of service web on h2 does not answer" in says(found, "published ports")
 
 
@@ -204,7 +216,7 @@ def test_disk_features_and_certificates(session: Session) -> None:
         assert "ends in 10 days, and it should have been renewed" in says(found, "certificates")
         done = session.run("h3", "PATH=/run/bin vxnet doctor --format json")
         assert "the program nft" in done.stdout
-    assert visit(session, "h3") == (0, [])
+    assert_well(session, "h3")
 
 
 def test_clocks_copies_and_a_lost_address(session: Session) -> None:
@@ -249,8 +261,8 @@ def test_the_kernel_is_not_as_planned(session: Session) -> None:
     take = f"while :; do bridge fdb del {row} dev vx{vni} self 2>/dev/null; done"
     thief = session.lab.popen("h1", ["ip", "netns", "exec", "vxnet", "sh", "-c", take])
     try:
-        _, found = visit(session, "h1")
-        assert f"add fdb {row} dev vx{vni}" in says(found, "state")
+        # A visit looks twice; the row may just have been put back at one of the looks.
+        eventually(lambda: f"add fdb {row} dev vx{vni}" in says(visit(session, "h1")[1], "state"), 30)
     finally:
         thief.kill()
         thief.wait()
@@ -280,10 +292,10 @@ def test_a_healthy_lab_of_both_kinds_and_a_lonely_host(make_lab: Callable[..., L
     session.container("h1", "a", "blue")
     session.container("h2", "b", "blue")
     for host in lab.hosts:
-        assert visit(session, host) == (0, [])
+        assert_well(session, host)
     session.forget()
     session.say("h2", "vxnet leave")
-    assert visit(session, "h2") == (0, [])
+    assert_well(session, "h2")
 
 
 def test_a_card_that_gets_checksums_wrong(make_lab: Callable[..., Lab]) -> None:

@@ -142,4 +142,7 @@ def test_what_vxnet_does_itself_is_no_drift(place: Place) -> None:
         session.say("h1", f"vxnet run --rm --name own{number} --network drift -- true")
         session.say("h2", f"vxnet run --rm --name other{number} --network drift -- true")
     session.say("h1", f"ping -c1 -W1 192.168.56.12; ip netns exec vxnet ip link show {place.words['TUNNEL']}")
-    assert place.drift() == before
+    # Looks at what this raised may still be due: one that mends comes after them, and is the only one that is counted.
+    place.damage(DAMAGES["tunnel row"])
+    eventually(lambda: place.drift() > before)
+    assert place.drift() == before + 1
