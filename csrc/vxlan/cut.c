@@ -6,6 +6,8 @@
 #include <string.h>
 
 enum { TCP_FIN = 0x01, TCP_PSH = 0x08, TCP_CWR = 0x80 };
+/* More than 64 KiB at the least MSS that Linux sends with (TCP_MIN_SND_MSS, 48). A packet socket may ask for more. */
+enum { PIECES_MAX = 2048 };
 
 static void write_checksum(uint8_t *field, uint64_t sum, bool udp)
 {
@@ -47,6 +49,8 @@ int cutter_begin(struct cutter *cutter, const struct virtio_net_hdr *asked, uint
 		return -EINVAL;
 	}
 	if (packet->protocol != wanted || asked->gso_size == 0 || packet->payload > HEADERS_MAX)
+		return -EINVAL;
+	if ((uint32_t)(packet->end - packet->payload) / asked->gso_size >= PIECES_MAX)
 		return -EINVAL;
 	cutter->size = packet->end;
 	cutter->headers = packet->payload;

@@ -11,7 +11,8 @@
 
 #include "toobig.h"
 
-enum { EVENTS = 32, TAP_TURN = 64, RECEIVE_TURN = 8, FRAME_ALIGN = 64, LONG_OCTETS = 16384 };
+/* Events are few, and so are the datagrams of a TAP's turn: for so long others wait. The kernel gives the TAPs turns. */
+enum { EVENTS = 8, TAP_TURN = 64, TURN_DATAGRAMS = 4096, RECEIVE_TURN = 8, FRAME_ALIGN = 64, LONG_OCTETS = 16384 };
 enum { VAIN_MAX = 8 };
 enum { FULL_PERCENT = 85, LITTLE_PERCENT = 25, IN_LINE_PERCENT = 55 };
 #define FULL_PERIOD_NS 10000000u	/* a core that is full so long: the other thread helps */
@@ -159,6 +160,11 @@ static void send_frame(struct sender *sender, struct segment *segment, const str
 	const struct address *to;
 	size_t count = 1;
 	if (frame[0] & 1) {
+		/* Nobody speaks TCP to a group, and each VTEP would get each piece. */
+		if (cutter.headers > 0 && cutter.packet.protocol == IPPROTO_TCP) {
+			counters->bad_frame++;
+			return;
+		}
 		to = segment->flood.list;
 		count = segment->flood.count;
 	} else {
@@ -187,7 +193,8 @@ static void flush(struct sender *sender)
 static void drain_tap(struct sender *sender, struct segment *segment)
 {
 	int tap = segment->taps[sender->worker.queue], turn = 0;
-	for (; turn < TAP_TURN; turn++) {
+	const uint64_t *sent = &sender->worker.counters.sent_frames, before = *sent;
+	for (; turn < TAP_TURN && *sent - before < TURN_DATAGRAMS; turn++) {
 		/* Not first the look that finds nothing: it would cost the one frame of a round trip a microsecond. But
 		 * long frames wait for each other: what one leaves of its last message, the next fills. */
 		if ((sender->frames >= sender->usual && sender->used < LONG_OCTETS) ||
