@@ -91,8 +91,15 @@ static void send_too_big(struct outbox *outbox, struct message *message, const s
 	struct iovec vectors[2] = { piece[0], piece[1] };
 	struct msghdr loose = { .msg_name = &message->to, .msg_namelen = endpoint_size(outbox), .msg_iov = vectors,
 				.msg_iovlen = 2 };
-	if (sendmsg(outbox->loose, &loose, 0) < 0)
+	if (sendmsg(outbox->loose, &loose, MSG_DONTWAIT) < 0)
 		outbox->counters->not_sent++;
+}
+
+/* The card's queue, or the socket's buffer behind it. What does not fit is dropped, as the kernel's tunnel does: who waited
+ * for one VTEP or a slow card would hold up the others, and what comes in. */
+static bool is_full(int reason)
+{
+	return reason == EAGAIN || reason == ENOBUFS;
 }
 
 /* Piece by piece, so that what fits is sent and what does not is known. */
@@ -105,9 +112,13 @@ static void send_apart(struct outbox *outbox, struct lane *lane, struct message 
 		size_t octets = piece[0].iov_len - VXLAN_HEADER + piece[1].iov_len + outer_headers(outbox);
 		/* A try may only deliver the error of an earlier packet, and of those there may be many: one VTEP that
 		 * nobody is at must not cost the others' frames. */
-		for (int turn = 1; sendmsg(lane->fd, &header, 0) < 0; turn++) {
+		for (int turn = 1; sendmsg(lane->fd, &header, MSG_DONTWAIT) < 0; turn++) {
 			int reason = errno;
 			uint32_t mtu;
+			if (is_full(reason)) {
+				outbox->counters->not_sent++;
+				break;
+			}
 			bool earlier = read_errors(outbox, lane->fd, &mtu);
 			if (reason == EMSGSIZE && (mtu == 0 || octets > mtu)) {
 				send_too_big(outbox, message, piece, mtu);
@@ -144,9 +155,11 @@ static void flush_lane(struct outbox *outbox, struct lane *lane)
 		header->msg_controllen = sizeof(controls[at]);
 	}
 	for (unsigned at = 0; at < lane->messages;) {
-		int sent = sendmmsg(lane->fd, headers + at, lane->messages - at, 0);
+		int sent = sendmmsg(lane->fd, headers + at, lane->messages - at, MSG_DONTWAIT);
 		if (sent > 0) {
 			at += (unsigned)sent;
+		} else if (is_full(errno)) {
+			outbox->counters->not_sent += lane->message[at++].pieces;
 		} else if (errno != EINTR) {
 			send_apart(outbox, lane, &lane->message[at]);
 			at++;

@@ -21,7 +21,7 @@ struct vxlan_options {
 	int port;			/* where VXLAN is received, here and there */
 	int queues;			/* pairs of threads; a TAP has as many queues */
 	int receive[VXLAN_QUEUES_MAX];	/* UDP, bound to `port`; non-blocking, UDP_GRO; not connected */
-	int send[VXLAN_QUEUES_MAX * VXLAN_LANES];	/* UDP, bound to this host's VTEP; blocking, PMTUDISC_DO, RECVERR */
+	int send[VXLAN_QUEUES_MAX * VXLAN_LANES];	/* UDP, bound to this host's VTEP; PMTUDISC_DO, RECVERR */
 	int loose[VXLAN_QUEUES_MAX];	/* the same without PMTUDISC: for packets that may be fragmented */
 	int spin_us;			/* longest busy wait before a thread sleeps; 0: none */
 	int virtual_underlay;		/* see join.h: frames may arrive uncut */
@@ -37,7 +37,7 @@ struct vxlan_counters {
 	uint64_t unknown_destination;	/* dropped: a MAC without a row */
 	uint64_t bad_frame;		/* dropped: the TAP's header and frame do not fit together */
 	uint64_t too_big;		/* not sent: longer than the path; the sender was told where there is a way to */
-	uint64_t not_sent;		/* dropped: the kernel refused */
+	uint64_t not_sent;		/* dropped: the kernel refused, or its queue is full */
 	uint64_t unreachable;		/* ICMP errors that came back */
 	uint64_t unknown_source;	/* dropped: not a peer's address */
 	uint64_t truncated;		/* dropped: shorter than its headers */

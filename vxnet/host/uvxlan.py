@@ -42,7 +42,9 @@ _IP_MTU_DISCOVER, _IP_RECVERR = 10, 11
 _IPV6_MTU_DISCOVER, _IPV6_RECVERR = 23, 25
 _PMTUDISC_DONT, _PMTUDISC_DO = 0, 2
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
-_RECEIVE_BUFFER, _SEND_BUFFER = 16 << 20, 4 << 20
+_RECEIVE_BUFFER = 16 << 20
+_SEND_BUFFER = 64 << 20
+"""Nobody waits for room in it: what is bounded is what the card's queue and each neighbour's hold."""
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
