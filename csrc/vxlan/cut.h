@@ -21,6 +21,7 @@ struct cutter {
 	uint8_t *frame;
 	uint32_t size;
 	struct packet packet;
+	uint32_t hash;		/* packet_hash of the frame and of each of its pieces */
 	uint32_t headers;	/* octets that each piece repeats; 0: the frame passes whole */
 	uint32_t part;		/* payload of each piece but the last */
 	uint32_t at;		/* offset of the next part */

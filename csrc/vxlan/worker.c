@@ -174,7 +174,7 @@ static void send_frame(struct sender *sender, struct segment *segment, const str
 			return;
 		}
 	}
-	unsigned lane = packet_hash(frame, size, &cutter.packet) % VXLAN_LANES;
+	unsigned lane = cutter.hash % VXLAN_LANES;
 	uint8_t headers[HEADERS_MAX];
 	struct piece piece;
 	while (cutter_next(&cutter, headers, &piece)) {

@@ -86,6 +86,17 @@ def test_a_stream_over_a_path_that_is_too_narrow(make_pair: Callable[..., Pair],
     assert f"mtu {1400 - 50}" in narrowed, narrowed
 
 
+@pytest.mark.parametrize("kinds", PAIRS[:2], ids=" to ".join)
+def test_a_stream_with_ipv6_extension_headers(make_pair: Callable[..., Pair], kinds: tuple[Kind, Kind]) -> None:
+    """The kernel leaves such frames uncut as well."""
+    one, two = make_pair(*kinds)
+    give_addresses((one, two), 6)
+    # Room for the next header's kind, length in eights, and PadN (RFC 8200 section 4.2).
+    stream(one, two, 6, 3, extensions=bytes((0, 0, 1, 4)) + bytes(4))
+    one.assert_nothing_refused()
+    two.assert_nothing_refused()
+
+
 @pytest.mark.parametrize("kinds", PAIRS[:2], ids=" and ".join)
 def test_more_queues(make_pair: Callable[..., Pair], kinds: tuple[Kind, Kind]) -> None:
     one, two = make_pair(*kinds, queues=3)

@@ -206,9 +206,18 @@ def give_addresses(pair: tuple[Talker, Talker], version: int) -> None:
         )
 
 
-def stream(source: Talker, sink: Talker, version: int, pieces: int, *, flows: int = 1, port: int = 0) -> None:
+def stream(
+    source: Talker,
+    sink: Talker,
+    version: int,
+    pieces: int,
+    *,
+    flows: int = 1,
+    port: int = 0,
+    extensions: bytes = b"",
+) -> None:
     """Through the tunnel, by TCP: ``pieces`` of random octets over each connection, all at a time. Every octet that
-    arrives is compared with the one that was sent.
+    arrives is compared with the one that was sent. ``extensions``: destination options before each header of TCP.
     """
     family = socket.AF_INET if version == 4 else socket.AF_INET6
     piece = os.urandom(PIECE)
@@ -221,6 +230,8 @@ def stream(source: Talker, sink: Talker, version: int, pieces: int, *, flows: in
             client = source.do(socket.create_connection, listener.getsockname()[:2], PATIENCE_S)
             server, _ = listener.accept()
             server.settimeout(PATIENCE_S)
+            if extensions:
+                client.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_DSTOPTS, extensions)
             ends.append(threads.submit(_receive, stack.enter_context(server), piece))
             threads.submit(_send, stack.enter_context(client), piece, pieces)
         assert [end.result() for end in ends] == [pieces * PIECE] * flows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 from scapy.layers.inet import ICMP, IP, TCP, UDP, fragment
-from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6
+from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrHopByHop
 from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
@@ -31,6 +31,8 @@ def _frames() -> list[Packet]:
         ether / IP(src="10.0.0.1", dst="10.0.0.2", options=b"\x94\x04\0\0") / udp / payload,
         ether / Dot1Q(vlan=5) / ipv4 / tcp / payload,
         ether / Dot1AD(vlan=7) / Dot1Q(vlan=5) / ipv6 / udp / payload,
+        ether / ipv6 / IPv6ExtHdrDestOpt() / tcp / payload,
+        ether / ipv6 / IPv6ExtHdrHopByHop() / IPv6ExtHdrDestOpt() / udp / payload,
         ether / ipv4 / ICMP() / payload,
         ether / ipv4 / ICMP(type=3, code=4) / ipv4 / udp,
         ether / ipv6 / ICMPv6EchoRequest(data=b"x" * 40),
