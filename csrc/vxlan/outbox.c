@@ -82,10 +82,12 @@ static void send_too_big(struct outbox *outbox, struct message *message, const s
 	memcpy(outbox->whole + headers, piece[1].iov_base, piece[1].iov_len);
 	struct packet packet = packet_parse(outbox->whole, size);
 	outbox->counters->too_big++;
-	if (mtu > outer + packet.l3 && too_big_for_fragments(outbox->whole, &packet)) {
+	uint32_t fits = mtu > outer + packet.l3 ? mtu - outer - packet.l3 : 0;
+	uint32_t told = fits > 0 ? too_big_for_fragments(outbox->whole, &packet, fits) : 0;
+	if (told > 0) {
 		const uint8_t *header = piece[0].iov_base;
 		uint32_t vni = load32(header + 4) >> 8;
-		outbox->too_big(outbox->context, vni, outbox->whole, size, mtu - outer - packet.l3);
+		outbox->too_big(outbox->context, vni, outbox->whole, size, told);
 		return;
 	}
 	struct iovec vectors[2] = { piece[0], piece[1] };

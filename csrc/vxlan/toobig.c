@@ -6,20 +6,46 @@
 #include <netinet/ip_icmp.h>
 #include <string.h>
 
-enum { QUOTED_IPV4 = 576 - 20 - 8, QUOTED_IPV6 = 1280 - 40 - 8, HOPS = 64 };
+enum { QUOTED_IPV4 = 576 - 20 - 8, LEAST_IPV6 = 1280, QUOTED_IPV6 = LEAST_IPV6 - 40 - 8, HOPS = 64 };
 
-bool too_big_for_fragments(const uint8_t *frame, const struct packet *packet)
+/* Whether an answer is due: not to an ICMP error, a group, or a later fragment. */
+
+static bool answers_ipv4(const uint8_t *ip, size_t size)
 {
-	return packet->version == 6 || (packet->version == 4 && load16(frame + packet->l3 + 6) & IP_DF);
+	size_t header = (size_t)(ip[0] & 15) * 4;
+	if (ip[9] == IPPROTO_ICMP && size > header && ip[header] != ICMP_ECHO && ip[header] != ICMP_ECHOREPLY)
+		return false;
+	return ip[16] < 224 && (load16(ip + 6) & 0x1fff) == 0;
+}
+
+static bool answers_ipv6(const uint8_t *ip, size_t size)
+{
+	if (ip[6] == IPPROTO_ICMPV6 && size > 40 && ip[40] < ICMP6_ECHO_REQUEST)	/* below 128: errors */
+		return false;
+	return ip[24] != 0xff;
+}
+
+static bool answers(const uint8_t *frame, const struct packet *packet)
+{
+	const uint8_t *ip = frame + packet->l3;
+	size_t size = packet->end - packet->l3;
+	if (packet->version == 0 || frame[0] & 1)
+		return false;
+	return packet->version == 4 ? answers_ipv4(ip, size) : answers_ipv6(ip, size);
+}
+
+uint32_t too_big_for_fragments(const uint8_t *frame, const struct packet *packet, uint32_t mtu)
+{
+	if (!answers(frame, packet))
+		return 0;
+	if (packet->version == 4)
+		return load16(frame + packet->l3 + 6) & IP_DF ? mtu : 0;
+	uint32_t told = mtu < LEAST_IPV6 ? LEAST_IPV6 : mtu;
+	return packet->end - packet->l3 > told ? told : 0;
 }
 
 static size_t reply_ipv4(const uint8_t *ip, size_t size, uint32_t mtu, uint8_t *out)
 {
-	size_t header = (size_t)(ip[0] & 15) * 4;
-	if (ip[9] == IPPROTO_ICMP && size > header && ip[header] != ICMP_ECHO && ip[header] != ICMP_ECHOREPLY)
-		return 0;
-	if (ip[16] >= 224 || (load16(ip + 6) & 0x1fff) != 0)
-		return 0;
 	size_t quoted = size < QUOTED_IPV4 ? size : QUOTED_IPV4, total = 20 + 8 + quoted;
 	uint8_t *icmp = out + 20;
 	memset(out, 0, 28);
@@ -42,10 +68,6 @@ static size_t reply_ipv4(const uint8_t *ip, size_t size, uint32_t mtu, uint8_t *
 
 static size_t reply_ipv6(const uint8_t *ip, size_t size, uint32_t mtu, uint8_t *out)
 {
-	if (ip[6] == IPPROTO_ICMPV6 && size > 40 && ip[40] < ICMP6_ECHO_REQUEST)	/* below 128: errors */
-		return 0;
-	if (ip[24] == 0xff)
-		return 0;
 	size_t quoted = size < QUOTED_IPV6 ? size : QUOTED_IPV6;
 	uint8_t *icmp = out + 40;
 	memset(out, 0, 48);
@@ -68,14 +90,12 @@ static size_t reply_ipv6(const uint8_t *ip, size_t size, uint32_t mtu, uint8_t *
 size_t too_big_reply(const uint8_t *frame, size_t size, uint32_t mtu, uint8_t reply[TOO_BIG_MAX])
 {
 	struct packet packet = packet_parse(frame, size);
-	if (packet.version == 0)
+	if (!answers(frame, &packet))
 		return 0;
 	const uint8_t *ip = frame + packet.l3;
 	uint8_t *out = reply + packet.l3;
 	size_t length = packet.end - packet.l3;
 	length = packet.version == 4 ? reply_ipv4(ip, length, mtu, out) : reply_ipv6(ip, length, mtu, out);
-	if (length == 0)
-		return 0;
 	memcpy(reply, frame + 6, 6);
 	memcpy(reply + 6, frame, 6);
 	memcpy(reply + 12, frame + 12, (size_t)(packet.l3 - 12));

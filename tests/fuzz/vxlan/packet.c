@@ -66,6 +66,17 @@ static void answer_is_in_order(const uint8_t *data, size_t size, const struct pa
 	free(reply);
 }
 
+/* Who is told rather than have its packet fragmented is told indeed. */
+static void told_or_carried(const uint8_t *data, size_t size, const struct packet *packet, uint32_t mtu)
+{
+	uint8_t reply[TOO_BIG_MAX];
+	uint32_t told = too_big_for_fragments(data, packet, mtu);
+	if (told == 0)
+		return;
+	assert(packet->version == 4 ? told == mtu : told >= 1280 && told >= mtu && packet->end - packet->l3 > told);
+	assert(too_big_reply(data, size, told, reply) > 0);
+}
+
 /* u16 mtu, then the frame. */
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
@@ -77,8 +88,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	struct packet packet = packet_parse(frame, size);
 	headers_are_within(&packet, size);
 	(void)packet_hash(frame, size, &packet);
-	if (packet.version != 0)
-		(void)too_big_for_fragments(frame, &packet);
+	told_or_carried(frame, size, &packet, mtu);
 	flow_is_told_by_headers(frame, size, &packet);
 	answer_is_in_order(frame, size, &packet, mtu);
 	free(frame);
