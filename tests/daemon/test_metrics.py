@@ -42,6 +42,15 @@ MEMBER = Measured(
     dns={"queries_udp": 40, "queries_tcp": 2, "names": 11},
     certificate_ends=1.8e9,
     mesh=(MeshTraffic(protocol="tcp", published=80, connections=3, refused=1, received=900, sent=7000),),
+    tunnels={
+        "sent_frames": 9,
+        "sent_octets": 90,
+        "received_frames": 8,
+        "received_octets": 80,
+        "joined_frames": 2,
+        "unknown_source": 1,
+        "too_big": 0,
+    },
 )
 
 
@@ -71,6 +80,9 @@ def test_everything_is_told_of_a_member() -> None:
     assert own["vxnet_mesh_connections_total"] == {"80/tcp": 3} and own["vxnet_mesh_refused_total"] == {"80/tcp": 1}
     assert own["vxnet_mesh_received_bytes_total"] == {"80/tcp": 900}
     assert own["vxnet_mesh_sent_bytes_total"] == {"80/tcp": 7000}
+    assert own["vxnet_tunnel_frames_total"] == {"sent": 9, "received": 8}
+    assert own["vxnet_tunnel_bytes_total"] == {"sent": 90, "received": 80}
+    assert own["vxnet_tunnel_dropped_total"] == {"unknown source": 1, "too big": 0}
     assert own["vxnet_build_info"] == {"1.2": 1} and own["vxnet_manager_reachable"] == {"": 1}
     assert own["vxnet_certificate_expiry_timestamp_seconds"] == {"": 1.8e9}
     assert found["process_resident_memory_bytes"][""] > 0

@@ -15,6 +15,7 @@ from vxnet.model.errors import CallerError
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 HOSTS = ("h1", "h2", "h3")
+METRICS = "curl -s --unix-socket /run/vxnet/vxnet.sock http://localhost/metrics"
 
 
 @pytest.fixture
@@ -43,6 +44,14 @@ def test_containers_of_both_kinds_of_hosts_talk(mixed: Session) -> None:
     shown = {row["name"]: row["tags"]["datapath"] for row in mixed.json("h1", "vxnet gossip --format json")["members"]}
     assert shown == {"h1": "kernel", "h2": "userspace", "h3": "userspace"}
     assert {host: mixed.json("h1", f"vxnet node inspect {host}")[0]["datapath"] for host in HOSTS} == shown
+    tunnels = [
+        line.split() for line in mixed.say("h2", METRICS).splitlines() if line.startswith("vxnet_tunnel_frames_total{")
+    ]
+    assert {name.partition("=")[2]: float(frames) > 0 for name, frames in tunnels} == {
+        '"received"}': True,
+        '"sent"}': True,
+    }
+    assert "vxnet_tunnel_frames_total{" not in mixed.say("h1", METRICS)
 
     # The forwarder is nobody's child: a dead daemon takes nothing with it, and the next one adopts it.
     before = forwarders(mixed, "h2")

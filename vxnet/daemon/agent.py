@@ -366,7 +366,8 @@ class Agent(ContainerCommands, NodeCommands):
     async def measured(self) -> Measured:
         place = self._membership.place
         names, mesh = self._resolver.statistics(), await self._mesh_traffic()
-        return metrics.measure(await self.info(), place, self._containers.all(), names, mesh)
+        tunnels = await self._reconciler.call(Kernel.tunnel_traffic, self._kernel)
+        return metrics.measure(await self.info(), place, self._containers.all(), names, mesh, tunnels)
 
     def bench_routes(self) -> list[web.RouteDef]:
         return benches.routes(self._membership, self._assigned.bench)

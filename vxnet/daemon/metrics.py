@@ -65,6 +65,9 @@ METRICS: Mapping[str, Kind] = {
     "vxnet_mesh_refused_total": Kind("counter", "Packets to a published port for which there was no task.", "port"),
     "vxnet_mesh_received_bytes_total": Kind("counter", "Octets from clients of a published port.", "port"),
     "vxnet_mesh_sent_bytes_total": Kind("counter", "Octets to clients of a published port.", "port"),
+    "vxnet_tunnel_frames_total": Kind("counter", "Frames through tunnels in user space.", "direction"),
+    "vxnet_tunnel_bytes_total": Kind("counter", "Octets of these frames.", "direction"),
+    "vxnet_tunnel_dropped_total": Kind("counter", "What tunnels in user space did not pass on, or not well.", "reason"),
     "vxnet_dns_names": Kind("gauge", "Names that are answered from the table."),
 }
 """Beside these, prometheus_client's ``process_*``: processor time, memory, descriptors, start."""
@@ -83,6 +86,8 @@ class Measured(NamedTuple):
     dns: Mapping[str, int]
     certificate_ends: float | None
     mesh: tuple[MeshTraffic, ...] = ()
+    tunnels: Mapping[str, int] = {}
+    """In user space, as csrc/vxlan/vxlan.h names it."""
 
 
 def measure(
@@ -91,6 +96,7 @@ def measure(
     containers: Iterable[Container],
     dns: Mapping[str, int],
     mesh: tuple[MeshTraffic, ...],
+    tunnels: Mapping[str, int],
 ) -> Measured:
     return Measured(
         info=info,
@@ -101,6 +107,7 @@ def measure(
         dns=dns,
         certificate_ends=trust.validity(place.certificate)[1] if place is not None else None,
         mesh=mesh,
+        tunnels=tunnels,
     )
 
 
@@ -123,6 +130,7 @@ def samples(measured: Measured) -> dict[str, Mapping[str, float]]:
     info, gossip, dns = measured.info, measured.gossip, measured.dns
     mesh = {f"{one.published}/{one.protocol}": one for one in measured.mesh}
     member = bool(info.cluster)
+    frames, octets, dropped = _tunnels(measured.tunnels)
     return {
         "vxnet_build_info": {info.version: 1},
         "vxnet_nodes": measured.nodes,
@@ -147,8 +155,24 @@ def samples(measured: Measured) -> dict[str, Mapping[str, float]]:
         "vxnet_mesh_refused_total": {port: one.refused for port, one in mesh.items()},
         "vxnet_mesh_received_bytes_total": {port: one.received for port, one in mesh.items()},
         "vxnet_mesh_sent_bytes_total": {port: one.sent for port, one in mesh.items()},
+        "vxnet_tunnel_frames_total": frames,
+        "vxnet_tunnel_bytes_total": octets,
+        "vxnet_tunnel_dropped_total": dropped,
         "vxnet_dns_names": {"": dns.get("names", 0)},
     }
+
+
+def _tunnels(counted: Mapping[str, int]) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+    """Frames and octets by direction, and the rest, but for frames that were joined: they have passed."""
+    if not counted:
+        return {}, {}, {}
+    both = ("sent", "received")
+    passed = {f"{way}_{what}" for way in both for what in ("frames", "octets")} | {"joined_frames"}
+    return (
+        {way: counted[f"{way}_frames"] for way in both},
+        {way: counted[f"{way}_octets"] for way in both},
+        {reason.replace("_", " "): number for reason, number in counted.items() if reason not in passed},
+    )
 
 
 def exposition(measured: Measured) -> tuple[bytes, str]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from vxnet.host import (
     addresses,
@@ -325,6 +325,11 @@ class Kernel:
             if error.errno == errno.ENOENT:  # somebody flushed the table a moment ago
                 return ()
             raise HostError(f"cannot read the mesh's counters: {error.strerror}") from error
+
+    def tunnel_traffic(self) -> dict[str, int]:
+        """What the forwarder has counted since its start (csrc/vxlan/vxlan.h); empty where tunnels are the kernel's."""
+        counted = self._datapath.tunnels.counters()
+        return {} if counted is None else asdict(counted)
 
     def route_mtus(self, destinations: Iterable[IPAddress]) -> dict[IPAddress, int]:
         """The MTU of the route to each of these addresses, as configured; those without a route are left out."""

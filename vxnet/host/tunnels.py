@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from vxnet.host import uvxlan
-from vxnet.host.forwarder import Forwarder, SegmentView
+from vxnet.host.forwarder import Counters, Forwarder, SegmentView
 from vxnet.host.neighbours import FLOOD, TUNNEL, Difference, Rows, describe, key_head
 from vxnet.host.tap import open_tap
 from vxnet.model.address import IPAddress
@@ -107,6 +107,15 @@ class Tunnels:
             return []
         self._running.set_peers(wanted)
         return [Change(verb="replace", object="user-space tunnel: its peers")]
+
+    def counters(self) -> Counters | None:
+        """None: no forwarder runs. Only looks: what is wrong with it is the next :meth:`ensure`'s."""
+        if self._forwarder is None:
+            return None
+        try:
+            return self._forwarder.counters()
+        except HostError:
+            return None
 
     # Rows. `taps`: VNI of each TAP by its ifindex.
 
