@@ -172,7 +172,7 @@ def test_what_cannot_be_told_to_its_sender_goes_in_fragments(
             while (seen := into.recv(2000))[6:12] != octets(MACS[0]):
                 pass
             assert seen == bytes(frame), name
-        assert {frame[6:12] for frame in waiting(out)} == {octets(MACS[0])}, "no answer, but what was sent"
+        assert list(waiting(out)) == [], "no answer"
     if kind == "user":
         assert one.count("too_big") == len(sent)
         assert one.count("not_sent") == 0
