@@ -12,8 +12,10 @@ from msgspec.structs import replace
 
 from tests.host.damages import DAMAGES, Damage, assert_mended, inside
 from tests.host.rig import VNI, Kind, Machine, Pair, addresses, errors, wait_until
+from vxnet.host import forwarder as forwarder_module
 from vxnet.host import uvxlan
 from vxnet.host.forwarder import Forwarder
+from vxnet.model.errors import HostError
 from vxnet.model.host import Change, HostState
 
 pytestmark = pytest.mark.host
@@ -73,6 +75,23 @@ def test_a_killed_forwarder_is_started_again(pair: Pair) -> None:
     assert f"add link vx{VNI}" in spoken(pair.h1.reconcile(pair.s1))
     assert pair.c1.reaches("10.0.16.3")
     assert pair.h1.reconcile(pair.s1) == []
+
+
+def test_a_forwarder_that_was_late_is_asked_anew(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what it holds is not taken for something else: that would cost every tunnel."""
+    monkeypatch.setattr(forwarder_module, "ANSWER_S", 1.0)
+    pair.h1.stop()
+    pair.h1.start()
+    assert pair.h1.reconcile(pair.s1) == []
+    pid = forwarders_pid(pair.h1)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(HostError, match="does not answer"):
+            pair.h1.reconcile(pair.s1)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert pair.h1.reconcile(pair.s1) == []
+    assert forwarders_pid(pair.h1) == pid
 
 
 def test_rows_and_peers_that_somebody_changed_come_back(pair: Pair) -> None:

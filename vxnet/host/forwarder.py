@@ -19,9 +19,11 @@ from vxnet.host.tap import Tap
 from vxnet.model.errors import HostError
 
 ANSWER_S: Final = 10.0
+CURE: Final = "if it stays so, `pkill -KILL -f vxnet.host.uvxlan` ends it, and vxnet starts another"
 
 _SEGMENT, _REMOVE, _PUT, _DROP, _STAGE, _COMMIT, _FLOOD, _PEERS = range(1, 9)
 _SEGMENTS, _ROWS, _FLOODS, _PEERED, _COUNTERS, _STOP = range(9, 15)
+_NOT_UNDERSTOOD = 0
 _UDP_JOINS = 1
 
 _HEAD = struct.Struct("=II")
@@ -68,7 +70,9 @@ class SegmentView(NamedTuple):
 
 
 class Forwarder:
-    """A connection to the forwarder. Everything raises HostError when it is gone or refuses."""
+    """A connection to the forwarder. Everything raises HostError when it is gone or refuses. One that did not answer in
+    time is closed, as its answer may still come and would be taken for the next one's.
+    """
 
     def __init__(self, path: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -162,10 +166,15 @@ class Forwarder:
             self._socket.sendmsg([_HEAD.pack(operation, vni), body], rights)
             reply = self._socket.recv(_MESSAGE_MAX)
         except OSError as error:
-            raise HostError(f"the user-space tunnel does not answer: {error}") from error
+            self.close()
+            raise HostError(f"the user-space tunnel does not answer: {error}", hint=CURE) from error
         if len(reply) < _REPLY.size:
+            self.close()
             raise HostError("the user-space tunnel has ended")
-        _operation, result = _REPLY.unpack_from(reply)
+        answered, result = _REPLY.unpack_from(reply)
+        if answered not in (operation, _NOT_UNDERSTOOD):
+            self.close()
+            raise HostError(f"the user-space tunnel answers another question: {answered} instead of {operation}")
         if result:
             raise HostError(f"the user-space tunnel refused: {os.strerror(-result)}")
         return reply[_REPLY.size :]

@@ -1,0 +1,83 @@
+"""The control socket of the user-space tunnel, when who is at one of its ends is slow, gone, wrong or one too many."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.host.uvxlan_rig import MTU, VNI, End, Pair
+from vxnet.host import forwarder
+from vxnet.host.forwarder import Forwarder
+from vxnet.model.errors import HostError
+
+pytestmark = pytest.mark.host
+
+PATIENCE_S = 20.0
+
+
+def path_of(end: End) -> Path:
+    (path,) = end.directory.glob("*.sock")
+    return path
+
+
+def connect(end: End) -> Forwarder:
+    return Forwarder(str(path_of(end)))
+
+
+@contextmanager
+def standing_still(pid: int) -> Iterator[None]:
+    """The process is there, and does nothing."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def wait_ended(pid: int) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while Path(f"/proc/{pid}/exe").exists():
+        assert time.monotonic() < deadline, "the forwarder goes on"
+        time.sleep(0.01)
+
+
+def row(number: int, vtep: str = "192.0.2.9") -> dict[bytes, bytes]:
+    return {struct.pack(">HI", 0x0200, number): socket.inet_aton(vtep)}
+
+
+def test_a_late_reply_is_nobodys(make_pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch) -> None:
+    one, _two = make_pair("user", "kernel")
+    with monkeypatch.context() as hasty:
+        hasty.setattr(forwarder, "ANSWER_S", 0.2)
+        late = connect(one)
+    with late:
+        with standing_still(one.forwarders_pid()), pytest.raises(HostError, match="does not answer"):
+            late.peers()
+        # The forwarder has read the question, and answered it.
+        assert one.forwarder.segments() == {VNI: (MTU, True, 1)}
+        with pytest.raises(HostError, match="does not answer"):
+            late.segments()
+
+
+def test_another_questions_reply_ends_the_connection(tmp_path: Path) -> None:
+    path = str(tmp_path / "control.sock")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(path)
+        listener.listen()
+        with Forwarder(path) as told:
+            other, _ = listener.accept()
+            with other:
+                for _ in range(2):  # empty replies to SEGMENTS: that nothing is held
+                    other.send(struct.pack("=Ii", 9, 0))
+                with pytest.raises(HostError, match="another question"):
+                    told.peers()
+                with pytest.raises(HostError, match="does not answer"):
+                    told.segments()
