@@ -15,7 +15,7 @@
 #include "table.h"
 #include "worker.h"
 
-#define CLIENTS_MAX 8
+#define CLIENTS_MAX 32	/* who comes when all are there waits in the listener's queue */
 #define COUNTERS (sizeof(struct vxlan_counters) / sizeof(uint64_t))
 
 struct reply {
@@ -273,28 +273,27 @@ static int converse(struct forwarder *forwarder, int client)
 	reply->operation = command.operation;
 	reply->result = body < 0 ? (int32_t)body : 0;
 	size_t length = 8 + (body < 0 ? 0 : (size_t)body);
-	if (send(client, reply, length, MSG_NOSIGNAL) < 0)
-		return -1;
-	return command.operation == COMMAND_STOP;
+	bool gone = send(client, reply, length, MSG_NOSIGNAL) < 0;
+	if (command.operation == COMMAND_STOP)
+		return 1;	/* also of one who did not wait: it has asked */
+	return gone ? -1 : 0;
 }
 
-static void welcome(struct forwarder *forwarder)
+/* CLIENTS_MAX: there is none. */
+static int free_place(const struct forwarder *forwarder)
 {
-	int client = accept4(forwarder->options->control, NULL, NULL, SOCK_CLOEXEC);
-	for (int at = 0; client >= 0 && at < CLIENTS_MAX; at++) {
-		if (forwarder->clients[at] < 0) {
-			forwarder->clients[at] = client;
-			return;
-		}
-	}
-	if (client >= 0)
-		close(client);
+	int at = 0;
+	while (at < CLIENTS_MAX && forwarder->clients[at] >= 0)
+		at++;
+	return at;
 }
 
 static int serve(struct forwarder *forwarder)
 {
 	for (;;) {
-		struct pollfd watched[1 + CLIENTS_MAX] = { { .fd = forwarder->options->control, .events = POLLIN } };
+		struct pollfd watched[1 + CLIENTS_MAX];
+		int place = free_place(forwarder), listener = forwarder->options->control;
+		watched[0] = (struct pollfd){ .fd = place < CLIENTS_MAX ? listener : -1, .events = POLLIN };
 		for (int at = 0; at < CLIENTS_MAX; at++)
 			watched[1 + at] = (struct pollfd){ .fd = forwarder->clients[at], .events = POLLIN };
 		if (poll(watched, 1 + CLIENTS_MAX, -1) < 0) {
@@ -312,7 +311,7 @@ static int serve(struct forwarder *forwarder)
 			}
 		}
 		if (watched[0].revents)
-			welcome(forwarder);
+			forwarder->clients[place] = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
 	}
 }
 

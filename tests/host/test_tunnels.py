@@ -205,6 +205,23 @@ def test_without_segments_there_is_no_forwarder(pair: Pair) -> None:
     assert pair.h1.do(lambda: list(uvxlan.DIRECTORY.iterdir())) == []
 
 
+def test_a_forwarder_that_does_not_end_holds_nothing_else_up(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forwarder_module, "ANSWER_S", 1.0)
+    pid = forwarders_pid(pair.h1)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        changes = pair.h1.reconcile(HostState())
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    failed = [change.object for change in changes if change.error]
+    assert failed == ["user-space tunnel: its forwarder"]
+    assert "network namespace vxnet" in [change.object for change in changes]
+    assert wait_until(lambda: not Path(f"/proc/{pid}/exe").exists()), "it was told to end"
+    assert errors(pair.h1.reconcile(HostState())) == []
+    assert pair.h1.do(lambda: list(uvxlan.DIRECTORY.iterdir())) == []
+    assert f"add link vx{VNI}" in spoken(pair.h1.reconcile(pair.s1))
+
+
 def test_one_of_several_segments_is_given_up(pair: Pair) -> None:
     one = pair.s1.segments[0]
     both = replace(pair.s1, segments=(one, replace(one, vni=VNI + 1, remotes=())))

@@ -8,13 +8,14 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.host.uvxlan_rig import MTU, VNI, End, Pair
-from vxnet.host import forwarder
+from vxnet.host import forwarder, uvxlan
 from vxnet.host.forwarder import Forwarder
 from vxnet.model.errors import HostError
 
@@ -81,3 +82,33 @@ def test_another_questions_reply_ends_the_connection(tmp_path: Path) -> None:
                     told.peers()
                 with pytest.raises(HostError, match="does not answer"):
                     told.segments()
+
+
+def test_stop_is_obeyed_though_who_asked_has_gone(
+    make_pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, _two = make_pair("user", "kernel")
+    pid, path = one.forwarders_pid(), path_of(one)
+    monkeypatch.setattr(forwarder, "ANSWER_S", 0.2)
+    with standing_still(pid):
+        with pytest.raises(HostError, match=r"does not end.*pkill"):
+            uvxlan.stop(one.directory)
+        assert path.exists(), "or nobody would find it again"
+    wait_ended(pid)
+    assert not uvxlan.stop(one.directory)
+    assert not path.exists()
+
+
+def test_there_are_more_connections_than_it_takes(make_pair: Callable[..., Pair]) -> None:
+    """Those beyond wait until there is room for them."""
+    one, _two = make_pair("user", "kernel")
+    with ExitStack() as stack:
+        crowd = [stack.enter_context(connect(one)) for _ in range(40)]
+        for told in crowd[:20]:
+            assert told.peers() == {one.remote_packed}
+        threads = stack.enter_context(ThreadPoolExecutor(1))
+        waiting = threads.submit(crowd[-1].peers)
+        for told in crowd[:-1]:
+            told.close()
+        assert waiting.result() == {one.remote_packed}
+        assert uvxlan.stop(one.directory)

@@ -5,7 +5,6 @@ hand, as an FDB may be 100,000 rows.
 from __future__ import annotations
 
 import array
-import contextlib
 import os
 import socket
 import struct
@@ -155,10 +154,16 @@ class Forwarder:
         return Counters(*_COUNTS.unpack(self._ask(_COUNTERS, 0)))
 
     def stop(self) -> None:
-        """End the forwarder, and with it its TAPs. Returns when it has given up the port."""
+        """End the forwarder, and with it its TAPs. Returns when it has given up the port, and raises if it does not.
+        One that is late will still end.
+        """
         self._ask(_STOP, 0)
-        with contextlib.suppress(OSError):
+        try:
             self._socket.recv(1)
+        except ConnectionError:
+            pass  # an end like any other
+        except OSError as error:
+            raise HostError(f"the user-space tunnel was told to end, and goes on: {error}", hint=CURE) from error
 
     def _ask(self, operation: int, vni: int, body: bytes = b"", descriptors: Sequence[int] = ()) -> bytes:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []

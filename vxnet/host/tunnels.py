@@ -32,7 +32,9 @@ class Options(NamedTuple):
 
 
 class Tunnels:
-    """Not for several threads at once. Failures are HostErrors, and leave a connection that is made anew next time."""
+    """Not for several threads at once. Failures are HostErrors, unless it says otherwise, and leave a connection that
+    is made anew next time.
+    """
 
     def __init__(self, options: Options) -> None:
         self._options = options
@@ -46,10 +48,16 @@ class Tunnels:
         self._forwarder = self._setting = None
 
     def stop(self) -> list[Change]:
-        """End the forwarder, and with it the TAPs; nothing if there is none."""
+        """End the forwarder, and with it the TAPs; nothing if there is none. One that does not end is an error of the
+        change: nothing else need wait for it.
+        """
         self.close()
-        stopped = uvxlan.stop(self._options.directory)
-        return [Change(verb="delete", object="user-space tunnel: its forwarder")] if stopped else []
+        what = "user-space tunnel: its forwarder"
+        try:
+            stopped = uvxlan.stop(self._options.directory)
+        except HostError as error:
+            return [Change(verb="delete", object=what, error=str(error))]
+        return [Change(verb="delete", object=what)] if stopped else []
 
     @property
     def _running(self) -> Forwarder:

@@ -13,6 +13,7 @@ named after its setting: whoever finds it knows what it was started with.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import resource
@@ -25,7 +26,7 @@ from typing import Final
 
 import msgspec
 
-from vxnet.host.forwarder import Forwarder
+from vxnet.host.forwarder import CURE, Forwarder
 from vxnet.model.errors import HostError
 
 UID: Final = 4789789
@@ -65,7 +66,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
 
 def ensure(directory: Path, setting: Setting) -> Forwarder:
     """The forwarder with this setting: the one that runs, or a new one in the caller's network namespace. One with
-    another setting is ended first. The caller closes the connection. Raises HostError.
+    another setting is ended first. The caller closes the connection. Raises HostError, also as :func:`stop` does.
     """
     path = _path(directory, setting)
     with contextlib.suppress(HostError):
@@ -89,14 +90,27 @@ def ensure(directory: Path, setting: Setting) -> Forwarder:
 
 
 def stop(directory: Path) -> bool:
-    """End every forwarder whose socket is here, and with it its TAPs; whether there was one."""
+    """End every forwarder whose socket is here, and with it its TAPs; whether there was one. Raises HostError if one
+    does not end: its socket stays, as without it nobody could tell it anything again, and it would keep the port.
+    """
     found = False
     for path in directory.glob(f"{_PREFIX}*.sock"):
-        with contextlib.suppress(HostError), Forwarder(str(path)) as running:
-            running.stop()
+        try:
+            with Forwarder(str(path)) as running:
+                running.stop()
             found = True
+        except HostError as error:
+            if _listens(path):
+                raise HostError(f"the user-space tunnel at {path} does not end", hint=CURE) from error
         path.unlink(missing_ok=True)
     return found
+
+
+def _listens(path: Path) -> bool:
+    """Whether there is a process at this socket, whatever it does."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        probe.setblocking(False)
+        return probe.connect_ex(str(path)) not in (errno.ECONNREFUSED, errno.ENOENT)
 
 
 def _path(directory: Path, setting: Setting) -> Path:

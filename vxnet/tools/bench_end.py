@@ -117,7 +117,9 @@ class _Stand:
         wish = self._wish
         DIRECTORY.mkdir(mode=0o700, exist_ok=True)
         tunnels = Tunnels(Options(DIRECTORY, wish.queues, wish.spin_us, wish.virtual_underlay))
-        tunnels.stop()  # one that was left behind
+        for change in tunnels.stop():  # one that was left behind
+            if change.error:
+                raise HostError(change.error)
         self._stack.callback(self._stop, tunnels)
         segment = self._segment("user space")
         tunnels.ensure([segment], wish.data_port + USER_PORT_OFFSET)
@@ -134,7 +136,8 @@ class _Stand:
 
     @staticmethod
     def _stop(tunnels: Tunnels) -> None:
-        tunnels.stop()
+        if any(change.error for change in tunnels.stop()):
+            return  # by its socket the next measurement finds it
         with contextlib.suppress(OSError):
             shutil.rmtree(DIRECTORY)
 
