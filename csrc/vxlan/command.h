@@ -15,7 +15,8 @@
 
 enum operation {
 	COMMAND_SEGMENT = 1,	/* u32 mtu, u32 flags; the TAP's queues as descriptors: a segment is there. Of one that was
-				 * there already the rows stay, and without descriptors its TAP too */
+				 * there already the rows stay, and without descriptors its TAP too. If one of the
+				 * descriptors is refused, it is not there any more */
 	COMMAND_REMOVE,		/* the segment and its TAP go */
 	COMMAND_PUT,		/* rows: into the FDB */
 	COMMAND_DROP,		/* rows, their addresses not looked at: out of it */

@@ -65,6 +65,15 @@ static void close_tap(struct forwarder *forwarder, struct segment *segment, int 
 	segment->taps[queue] = -1;
 }
 
+static void remove_segment(struct forwarder *forwarder, struct segment *segment)
+{
+	for (int queue = 0; queue < forwarder->options->queues; queue++)
+		close_tap(forwarder, segment, queue);
+	table_remove(&forwarder->table, segment->vni);
+}
+
+/* All its TAPs, or it is not there, whatever it was before: of one with some of them the daemon would think that it is
+ * well, and one that is not held it makes anew. */
 static int set_segment(struct forwarder *forwarder, const struct command *command, int *taps, int count)
 {
 	int queues = forwarder->options->queues;
@@ -79,16 +88,18 @@ static int set_segment(struct forwarder *forwarder, const struct command *comman
 	segment->rules = (struct join_rules){ .udp = command->flags & SEGMENT_UDP_JOINS,
 					      .virtual = forwarder->options->virtual_underlay != 0,
 					      .mtu = (uint16_t)command->mtu };
-	int result = 0;
 	for (int queue = 0; queue < count; queue++) {
 		struct epoll_event event = { .events = EPOLLIN, .data.u64 = command->vni };
 		close_tap(forwarder, segment, queue);
 		segment->taps[queue] = taps[queue];
 		taps[queue] = -1;
-		if (epoll_ctl(forwarder->senders[queue]->worker.epoll, EPOLL_CTL_ADD, segment->taps[queue], &event) < 0)
-			result = -errno;
+		if (epoll_ctl(forwarder->senders[queue]->worker.epoll, EPOLL_CTL_ADD, segment->taps[queue], &event) < 0) {
+			int failed = -errno;
+			remove_segment(forwarder, segment);
+			return failed;
+		}
 	}
-	return result;
+	return 0;
 }
 
 static int change_rows(struct segment *segment, const struct command *command)
@@ -118,9 +129,7 @@ static int change(struct forwarder *forwarder, const struct command *command, in
 		return -ENOENT;
 	switch (command->operation) {
 	case COMMAND_REMOVE:
-		for (int queue = 0; queue < forwarder->options->queues; queue++)
-			close_tap(forwarder, segment, queue);
-		table_remove(&forwarder->table, command->vni);
+		remove_segment(forwarder, segment);
 		return 0;
 	case COMMAND_FLOOD:
 		return addresses_set(&segment->flood, command->addresses, command->count);

@@ -13,8 +13,9 @@ from msgspec.structs import replace
 from tests.host.damages import DAMAGES, Damage, assert_mended, inside
 from tests.host.rig import VNI, Kind, Machine, Pair, addresses, errors, wait_until
 from vxnet.host import forwarder as forwarder_module
-from vxnet.host import uvxlan
+from vxnet.host import tunnels, uvxlan
 from vxnet.host.forwarder import Forwarder
+from vxnet.host.tap import Tap
 from vxnet.model.errors import HostError
 from vxnet.model.host import Change, HostState
 
@@ -170,6 +171,21 @@ OWN_DAMAGES = [
 )
 def test_is_mended(pair: Pair, damage: Damage) -> None:
     assert_mended(pair, damage)
+
+
+def test_a_tap_that_the_forwarder_refuses_is_one_failure(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    inside("ip link del vx65536; ip tuntap add mode tap name vx65536")(pair)
+    with monkeypatch.context() as other:
+        # What no epoll takes.
+        other.setattr(tunnels, "open_tap", lambda *_: Tap([os.open(tmp_path / "f", os.O_RDWR | os.O_CREAT)], True))
+        changes = pair.h1.reconcile(pair.s1)
+    assert [change.object for change in changes if change.error] == [f"link vx{VNI}"]
+    with forwarder(pair.h1) as told:
+        assert told.segments() == {}
+    assert f"add link vx{VNI}" in spoken(pair.h1.reconcile(pair.s1))
+    assert pair.c1.reaches("10.0.16.3")
 
 
 def test_a_remote_that_moves_is_a_row_that_is_replaced(pair: Pair) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.host.uvxlan_rig import MTU, VNI, End, Pair
-from vxnet.host import forwarder, uvxlan
+from vxnet.host import forwarder, tap, uvxlan
 from vxnet.host.forwarder import Forwarder
 from vxnet.model.errors import HostError
 
@@ -112,3 +112,26 @@ def test_there_are_more_connections_than_it_takes(make_pair: Callable[..., Pair]
             told.close()
         assert waiting.result() == {one.remote_packed}
         assert uvxlan.stop(one.directory)
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["new", "known"])
+def test_a_segment_whose_tap_is_refused_is_not_there(
+    make_pair: Callable[..., Pair], tmp_path: Path, known: bool
+) -> None:
+    """Half a TAP would be read by nobody, and look as if it were."""
+    one, _two = make_pair("user", "kernel", queues=2)
+    if not known:
+        one.forwarder.remove(VNI)
+    made = tap.open_tap(one.fd, "other", 2)
+    descriptors = [made.descriptors[0], os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)]  # which no epoll takes
+    with pytest.raises(HostError, match="refused: Operation not permitted"):
+        one.forwarder.add(VNI, MTU, made._replace(descriptors=descriptors))
+    for descriptor in {*made.descriptors, *descriptors}:
+        os.close(descriptor)
+    assert one.forwarder.segments() == {}
+    assert one.links().keys() & {"tunnel", "other"} == set()
+    again = tap.open_tap(one.fd, "tunnel", 2)
+    one.forwarder.add(VNI, MTU, again)
+    for descriptor in again.descriptors:
+        os.close(descriptor)
+    assert one.forwarder.segments() == {VNI: (MTU, True, 0)}

@@ -267,6 +267,7 @@ class Datapath:
         made = frozenset(change.object.split()[1] for change in changes if change.verb == "add" and not change.error)
         if made:
             self.netlink.batch(marks)
+        if made or clear:
             found = self._reader.dump(self.netlink)
         mended = carry_out(self.netlink, self._mends(segments, port, found))
         changes += unless_new(mended, [change.object for change in changes])

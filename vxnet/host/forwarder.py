@@ -93,7 +93,9 @@ class Forwarder:
         self._socket.close()
 
     def add(self, vni: int, mtu: int, tap: Tap) -> None:
-        """A segment and its TAP; of one that is there, the TAP is taken in the other's place and the rows stay."""
+        """A segment and its TAP; of one that is there, the TAP is taken in the other's place and the rows stay. If the
+        TAP is refused, there is no such segment.
+        """
         self._ask(_SEGMENT, vni, _PAIR.pack(mtu, _UDP_JOINS if tap.udp_joins else 0), tap.descriptors)
 
     def set_mtu(self, vni: int, mtu: int, *, udp_joins: bool) -> None:

@@ -144,7 +144,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	int before = lowest_free();
 	while (size >= 3) {
 		size_t length = load16(data);
-		int count = data[2] % 10, taps[10];
+		int count = data[2] % 10, file = 3 - data[2] / 10 % 4, taps[10];
 		data += 3;
 		size -= 3;
 		if (length > size)
@@ -154,8 +154,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 			memcpy(&operation, data, sizeof(operation));
 		if (length > 0 && operation != COMMAND_STOP) {
 			for (int at = 0; at < count; at++) {
-				/* Every fourth is a file that no epoll takes. */
-				taps[at] = at % 4 != 3 ? dup(tap) : open("/dev/null", O_RDWR | O_CLOEXEC);
+				/* Every fourth is a file that no epoll takes; the input says which. */
+				taps[at] = at % 4 != file ? dup(tap) : open("/dev/null", O_RDWR | O_CLOEXEC);
 				assert(taps[at] >= 0);
 			}
 			(void)ask(data, length, taps, count);
