@@ -20,7 +20,8 @@ enum operation {
 	COMMAND_REMOVE,		/* the segment and its TAP go */
 	COMMAND_PUT,		/* rows: into the FDB */
 	COMMAND_DROP,		/* rows, their addresses not looked at: out of it */
-	COMMAND_STAGE,		/* rows: into the FDB that COMMIT makes the segment's */
+	COMMAND_STAGE,		/* rows: into an FDB of this connection's, which COMMIT makes the segment's. It is gone when
+				 * this fails, when the connection ends, and when another segment's is begun */
 	COMMAND_COMMIT,		/* the staged FDB, empty if nothing was staged, takes the place of the other */
 	COMMAND_FLOOD,		/* addresses: all that get broadcast and multicast */
 	COMMAND_PEERS,		/* addresses: all that may send; vni 0 */

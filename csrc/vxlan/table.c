@@ -50,7 +50,6 @@ struct segment *table_add(struct table *table, uint32_t vni)
 static void release(struct segment *segment)
 {
 	fdb_clear(&segment->fdb);
-	fdb_clear(&segment->staged);
 	free(segment->flood.list);
 	free(segment);
 }

@@ -20,7 +20,6 @@ struct segment {
 	struct join_rules rules;
 	int taps[VXLAN_QUEUES_MAX];
 	struct fdb fdb;
-	struct fdb staged;
 	struct addresses flood;
 };
 

@@ -24,6 +24,12 @@ struct reply {
 	uint8_t body[COMMAND_MAX - 8];
 };
 
+struct client {
+	int fd;			/* -1: free */
+	uint32_t staged_vni;
+	struct fdb staged;	/* goes with the client: nobody commits what another left half done */
+};
+
 struct forwarder {
 	const struct vxlan_options *options;
 	struct table table;
@@ -31,7 +37,7 @@ struct forwarder {
 	struct receiver *receivers[VXLAN_QUEUES_MAX];
 	int started;		/* workers whose thread runs, senders and receivers in turn */
 	int stop;		/* eventfd, which all workers watch */
-	int clients[CLIENTS_MAX];	/* -1: free */
+	struct client clients[CLIENTS_MAX];
 	uint8_t request[COMMAND_MAX];
 	struct reply reply;
 };
@@ -102,9 +108,8 @@ static int set_segment(struct forwarder *forwarder, const struct command *comman
 	return 0;
 }
 
-static int change_rows(struct segment *segment, const struct command *command)
+static int change_rows(struct fdb *fdb, const struct command *command)
 {
-	struct fdb *fdb = command->operation == COMMAND_STAGE ? &segment->staged : &segment->fdb;
 	for (uint32_t at = 0; at < command->count; at++) {
 		const struct row *row = &command->rows[at];
 		if (command->operation == COMMAND_DROP) {
@@ -118,7 +123,31 @@ static int change_rows(struct segment *segment, const struct command *command)
 	return 0;
 }
 
-static int change(struct forwarder *forwarder, const struct command *command, int *taps, int count)
+/* No segment's yet, so no worker need wait. */
+static int stage(struct client *client, const struct command *command)
+{
+	if (client->staged_vni != command->vni)
+		fdb_clear(&client->staged);
+	client->staged_vni = command->vni;
+	int failed = change_rows(&client->staged, command);
+	if (failed)
+		fdb_clear(&client->staged);
+	return failed;
+}
+
+/* What it replaces is the client's, to be freed when no worker waits. */
+static void commit(struct client *client, struct segment *segment)
+{
+	if (client->staged_vni != segment->vni)
+		fdb_clear(&client->staged);
+	client->staged_vni = segment->vni;
+	struct fdb before = segment->fdb;
+	segment->fdb = client->staged;
+	client->staged = before;
+}
+
+static int change(struct forwarder *forwarder, struct client *client, const struct command *command, int *taps,
+		  int count)
 {
 	if (command->operation == COMMAND_SEGMENT)
 		return set_segment(forwarder, command, taps, count);
@@ -134,13 +163,23 @@ static int change(struct forwarder *forwarder, const struct command *command, in
 	case COMMAND_FLOOD:
 		return addresses_set(&segment->flood, command->addresses, command->count);
 	case COMMAND_COMMIT:
-		fdb_clear(&segment->fdb);
-		segment->fdb = segment->staged;
-		segment->staged = (struct fdb){ 0 };
+		commit(client, segment);
 		return 0;
 	default:
-		return change_rows(segment, command);
+		return change_rows(&segment->fdb, command);
 	}
+}
+
+static int obey(struct forwarder *forwarder, struct client *client, const struct command *command, int *taps, int count)
+{
+	if (command->operation == COMMAND_STAGE)
+		return table_find(&forwarder->table, command->vni) == NULL ? -ENOENT : stage(client, command);
+	lock_all(forwarder);
+	int result = change(forwarder, client, command, taps, count);
+	unlock_all(forwarder);
+	if (command->operation == COMMAND_COMMIT)
+		fdb_clear(&client->staged);
+	return result;
 }
 
 /* Questions. Only the control thread changes the table, so it needs no lock to read it. Each: octets of the body. */
@@ -247,7 +286,7 @@ static int take_descriptors(struct msghdr *header, int *taken, int room)
 }
 
 /* One request of a client. 0, 1: it asked to stop, -1: it is gone. */
-static int converse(struct forwarder *forwarder, int client)
+static int converse(struct forwarder *forwarder, struct client *client)
 {
 	union {
 		struct cmsghdr header;
@@ -256,7 +295,7 @@ static int converse(struct forwarder *forwarder, int client)
 	struct iovec vector = { forwarder->request, sizeof(forwarder->request) };
 	struct msghdr header = { .msg_iov = &vector, .msg_iovlen = 1, .msg_control = &control,
 				 .msg_controllen = sizeof(control) };
-	ssize_t size = recvmsg(client, &header, MSG_CMSG_CLOEXEC);
+	ssize_t size = recvmsg(client->fd, &header, MSG_CMSG_CLOEXEC);
 	if (size <= 0)
 		return -1;
 	int taps[VXLAN_QUEUES_MAX], count = take_descriptors(&header, taps, VXLAN_QUEUES_MAX);
@@ -269,9 +308,7 @@ static int converse(struct forwarder *forwarder, int client)
 		body = failed;
 		command.operation = 0;
 	} else if (command.operation < COMMAND_SEGMENTS) {
-		lock_all(forwarder);
-		body = change(forwarder, &command, taps, count);
-		unlock_all(forwarder);
+		body = obey(forwarder, client, &command, taps, count);
 	} else {
 		body = answer(forwarder, &command, reply->body);
 	}
@@ -282,7 +319,7 @@ static int converse(struct forwarder *forwarder, int client)
 	reply->operation = command.operation;
 	reply->result = body < 0 ? (int32_t)body : 0;
 	size_t length = 8 + (body < 0 ? 0 : (size_t)body);
-	bool gone = send(client, reply, length, MSG_NOSIGNAL) < 0;
+	bool gone = send(client->fd, reply, length, MSG_NOSIGNAL) < 0;
 	if (command.operation == COMMAND_STOP)
 		return 1;	/* also of one who did not wait: it has asked */
 	return gone ? -1 : 0;
@@ -292,7 +329,7 @@ static int converse(struct forwarder *forwarder, int client)
 static int free_place(const struct forwarder *forwarder)
 {
 	int at = 0;
-	while (at < CLIENTS_MAX && forwarder->clients[at] >= 0)
+	while (at < CLIENTS_MAX && forwarder->clients[at].fd >= 0)
 		at++;
 	return at;
 }
@@ -304,23 +341,24 @@ static int serve(struct forwarder *forwarder)
 		int place = free_place(forwarder), listener = forwarder->options->control;
 		watched[0] = (struct pollfd){ .fd = place < CLIENTS_MAX ? listener : -1, .events = POLLIN };
 		for (int at = 0; at < CLIENTS_MAX; at++)
-			watched[1 + at] = (struct pollfd){ .fd = forwarder->clients[at], .events = POLLIN };
+			watched[1 + at] = (struct pollfd){ .fd = forwarder->clients[at].fd, .events = POLLIN };
 		if (poll(watched, 1 + CLIENTS_MAX, -1) < 0) {
 			if (errno == EINTR)
 				continue;
 			return -errno;
 		}
 		for (int at = 0; at < CLIENTS_MAX; at++) {
-			int outcome = watched[1 + at].revents ? converse(forwarder, forwarder->clients[at]) : 0;
+			int outcome = watched[1 + at].revents ? converse(forwarder, &forwarder->clients[at]) : 0;
 			if (outcome > 0)
 				return 0;
 			if (outcome < 0) {
-				close(forwarder->clients[at]);
-				forwarder->clients[at] = -1;
+				close(forwarder->clients[at].fd);
+				fdb_clear(&forwarder->clients[at].staged);
+				forwarder->clients[at].fd = -1;
 			}
 		}
 		if (watched[0].revents)
-			forwarder->clients[place] = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+			forwarder->clients[place].fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
 	}
 }
 
@@ -399,6 +437,8 @@ static void release(struct forwarder *forwarder)
 			close_tap(forwarder, forwarder->table.segments[at], queue);
 	}
 	table_clear(&forwarder->table);
+	for (int at = 0; at < CLIENTS_MAX; at++)
+		fdb_clear(&forwarder->clients[at].staged);
 	for (int queue = 0; queue < forwarder->options->queues; queue++) {
 		struct sender *sender = forwarder->senders[queue];
 		struct receiver *receiver = forwarder->receivers[queue];
@@ -432,7 +472,7 @@ int vxlan_run(const struct vxlan_options *options)
 		return -ENOMEM;
 	forwarder->options = options;
 	for (int at = 0; at < CLIENTS_MAX; at++)
-		forwarder->clients[at] = -1;
+		forwarder->clients[at].fd = -1;
 	forwarder->stop = eventfd(0, EFD_CLOEXEC);
 	int failed = forwarder->stop < 0 ? -errno : 0;
 	for (int queue = 0; queue < options->queues && !failed; queue++)

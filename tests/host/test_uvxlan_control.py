@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.host.uvxlan_rig import MTU, VNI, End, Pair
+from tests.host.uvxlan_rig import MTU, VNI, End, Pair, octets
 from vxnet.host import forwarder, tap, uvxlan
 from vxnet.host.forwarder import Forwarder
 from vxnet.model.errors import HostError
@@ -135,3 +135,40 @@ def test_a_segment_whose_tap_is_refused_is_not_there(
     for descriptor in again.descriptors:
         os.close(descriptor)
     assert one.forwarder.segments() == {VNI: (MTU, True, 0)}
+
+
+def test_half_a_replacement_is_nobodys(make_pair: Callable[..., Pair]) -> None:
+    one, _two = make_pair("user", "kernel")
+    before = {octets(one.other_mac): one.remote_packed}
+    bad = {mac: vtep for number in range(5000) for mac, vtep in row(number).items()} | {b"no MAC": b"no VTEP"}
+    with connect(one) as first, connect(one) as second:
+        with pytest.raises(HostError, match="Bad message"):
+            first.replace(VNI, bad)
+        assert second.rows(VNI) == before
+        second.replace(VNI, row(1))
+        assert second.rows(VNI) == row(1)
+        with pytest.raises(HostError, match="does not answer"):
+            first.replace(VNI, row(2))
+    with connect(one) as third:
+        third.replace(VNI, row(3))
+    assert one.forwarder.rows(VNI) == row(3)
+
+
+def test_two_replace_the_same_rows_at_a_time(make_pair: Callable[..., Pair]) -> None:
+    """Each replaces all by all that is its own."""
+    one, _two = make_pair("user", "kernel")
+    wishes = [{mac: vtep for at in range(6000) for mac, vtep in row(which << 16 | at).items()} for which in (1, 2)]
+    one.forwarder.replace(VNI, wishes[0])
+
+    def insist(wish: dict[bytes, bytes]) -> None:
+        with connect(one) as told:
+            for _ in range(20):
+                told.replace(VNI, wish)
+
+    with ThreadPoolExecutor(2) as threads:
+        both = [threads.submit(insist, wish) for wish in wishes]
+        while not all(done.done() for done in both):
+            assert one.forwarder.segments()[VNI].rows == 6000
+        for done in both:
+            done.result()
+    assert one.forwarder.rows(VNI) in wishes

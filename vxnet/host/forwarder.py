@@ -122,10 +122,14 @@ class Forwarder:
             self._ask(_DROP, vni, part)
 
     def replace(self, vni: int, rows: Rows) -> None:
-        """The whole FDB at once: no frame sees half of it."""
-        for part in _parts(rows):
-            self._ask(_STAGE, vni, part)
-        self._ask(_COMMIT, vni)
+        """The whole FDB at once: no frame sees half of it. Any failure closes the connection."""
+        try:
+            for part in _parts(rows):
+                self._ask(_STAGE, vni, part)
+            self._ask(_COMMIT, vni)
+        except BaseException:
+            self.close()  # with it goes what was staged
+            raise
 
     def rows(self, vni: int) -> Rows:
         found: Rows = {}

@@ -46,7 +46,7 @@ static void set(struct addresses *addresses, const struct command *command)
 		assert(memcmp(&addresses->list[at - 1], &addresses->list[at], sizeof(struct address)) < 0);
 }
 
-static void obey(struct table *table, const struct command *command)
+static void obey(struct table *table, struct fdb *staged, const struct command *command)
 {
 	if (command->operation == COMMAND_PEERS) {
 		set(&table->peers, command);
@@ -69,15 +69,15 @@ static void obey(struct table *table, const struct command *command)
 		change(&segment->fdb, command);
 		break;
 	case COMMAND_STAGE:
-		change(&segment->staged, command);
+		change(staged, command);
 		break;
 	case COMMAND_FLOOD:
 		set(&segment->flood, command);
 		break;
 	case COMMAND_COMMIT:
 		fdb_clear(&segment->fdb);
-		segment->fdb = segment->staged;
-		segment->staged = (struct fdb){ 0 };
+		segment->fdb = *staged;
+		*staged = (struct fdb){ 0 };
 		is_whole(&segment->fdb);
 		break;
 	default:
@@ -89,6 +89,7 @@ static void obey(struct table *table, const struct command *command)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct table table = { 0 };
+	struct fdb staged = { 0 };
 	while (size >= 2) {
 		size_t length = load16(data);
 		data += 2;
@@ -102,12 +103,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 			assert(command.vni <= 0xffffff && command.operation >= COMMAND_SEGMENT);
 			assert(command.rows == NULL || (const uint8_t *)(command.rows + command.count) == end);
 			assert(command.addresses == NULL || (const uint8_t *)(command.addresses + command.count) == end);
-			obey(&table, &command);
+			obey(&table, &staged, &command);
 		}
 		free(message);
 		data += length;
 		size -= length;
 	}
 	table_clear(&table);
+	fdb_clear(&staged);
 	return 0;
 }
