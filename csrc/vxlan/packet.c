@@ -93,6 +93,25 @@ uint32_t packet_hash(const uint8_t *frame, size_t size, const struct packet *pac
 	return packet->protocol == 0 ? hash : mix(hash ^ packet->protocol, frame + packet->l4, 4);
 }
 
+bool packet_mark_congestion(uint8_t *frame, size_t size)
+{
+	struct packet packet = packet_parse(frame, size);
+	uint8_t *ip = frame + packet.l3;
+	if (packet.version == 4) {
+		uint32_t before = ip[1] & 3u;
+		if (before == 0)
+			return false;
+		uint32_t sum = (uint16_t)~load16(ip + 10) + (3 - before);	/* RFC 1624 */
+		store16(ip + 10, (uint16_t)~((sum & 0xffff) + (sum >> 16)));
+		ip[1] |= 3;
+	} else if (packet.version == 6) {
+		if ((ip[1] & 0x30) == 0)
+			return false;
+		ip[1] |= 0x30;
+	}
+	return true;
+}
+
 /* Vectors as wide as the processor at hand has them; elsewhere the compiler takes them apart. Which clone it is, is chosen
  * before a sanitizer is ready for that; clang 14 gives the choice a name that other files do not find. */
 #if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && !defined(__clang__)

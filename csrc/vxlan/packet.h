@@ -32,6 +32,10 @@ struct packet packet_parse(const uint8_t *frame, size_t size);
  * addresses, the rest by MACs. */
 uint32_t packet_hash(const uint8_t *frame, size_t size, const struct packet *packet);
 
+/* Takes over the underlay's mark of congestion (RFC 6040 section 4.2). false: the sender knows no such marks, and the
+ * frame is to be dropped, as without the tunnel it would have been. */
+bool packet_mark_congestion(uint8_t *frame, size_t size);
+
 /* Sum of 16-bit words as they lie in memory, not folded; only the last of several pieces may be odd. */
 uint64_t checksum_add(const uint8_t *data, size_t size, uint64_t sum);
 /* As it is written into a header: memcpy(field, &value, 2). */

@@ -20,7 +20,7 @@ struct vxlan_options {
 	int family;			/* AF_INET or AF_INET6, of the underlay */
 	int port;			/* where VXLAN is received, here and there */
 	int queues;			/* pairs of threads; a TAP has as many queues */
-	int receive[VXLAN_QUEUES_MAX];	/* UDP, bound to `port`; non-blocking, UDP_GRO; not connected */
+	int receive[VXLAN_QUEUES_MAX];	/* UDP, bound to `port`; non-blocking, UDP_GRO, TOS told; not connected */
 	int send[VXLAN_QUEUES_MAX * VXLAN_LANES];	/* UDP, bound to this host's VTEP; PMTUDISC_DO, RECVERR */
 	int loose[VXLAN_QUEUES_MAX];	/* the same without PMTUDISC: for packets that may be fragmented */
 	int spin_us;			/* longest busy wait before a thread sleeps; 0: none */
@@ -45,6 +45,7 @@ struct vxlan_counters {
 	uint64_t unknown_vni;		/* dropped: no such segment here */
 	uint64_t bad_checksum;		/* passed on as it came; the receiver drops it */
 	uint64_t not_written;		/* dropped: the TAP refused */
+	uint64_t congested;		/* dropped: marked by the underlay, and its sender knows no marks (RFC 6040) */
 };
 
 /* Forwards until it is told to stop (command.h). 0 or -errno of what could not be set up; the descriptors stay the

@@ -280,7 +280,32 @@ static void write_tap(void *context, void *tap, const struct iovec *vectors, int
 		receiver->worker.counters.not_written++;
 }
 
-static void receive_frame(struct receiver *receiver, uint8_t *datagram, size_t size)
+/* What the kernel says beside the octets of a message. */
+struct note {
+	size_t part;	/* it was joined of datagrams of this size; its own size: it was not */
+	bool congested;	/* the underlay has marked it */
+};
+
+static struct note read_note(struct msghdr *header, size_t size)
+{
+	struct note note = { .part = size };
+	for (struct cmsghdr *at = CMSG_FIRSTHDR(header); at != NULL; at = CMSG_NXTHDR(header, at)) {
+		int value = 0;
+		if (at->cmsg_level == SOL_UDP && at->cmsg_type == UDP_GRO) {
+			memcpy(&value, CMSG_DATA(at), sizeof(value));
+			if (value > 0)
+				note.part = (size_t)value;
+		} else if (at->cmsg_level == IPPROTO_IP && at->cmsg_type == IP_TOS) {
+			note.congested = (*CMSG_DATA(at) & 3) == 3;
+		} else if (at->cmsg_level == IPPROTO_IPV6 && at->cmsg_type == IPV6_TCLASS) {
+			memcpy(&value, CMSG_DATA(at), sizeof(value));
+			note.congested = (value & 3) == 3;
+		}
+	}
+	return note;
+}
+
+static void receive_frame(struct receiver *receiver, uint8_t *datagram, size_t size, bool congested)
 {
 	struct vxlan_counters *counters = &receiver->worker.counters;
 	if (size < VXLAN_HEADER + ETHERNET_HEADER) {
@@ -294,6 +319,10 @@ static void receive_frame(struct receiver *receiver, uint8_t *datagram, size_t s
 	struct segment *segment = table_find(receiver->worker.table, load32(datagram + 4) >> 8);
 	if (segment == NULL) {
 		counters->unknown_vni++;
+		return;
+	}
+	if (congested && !packet_mark_congestion(datagram + VXLAN_HEADER, size - VXLAN_HEADER)) {
+		counters->congested++;
 		return;
 	}
 	counters->received_frames++;
@@ -328,20 +357,6 @@ static struct address source(const struct receiver *receiver, const union endpoi
 	return address;
 }
 
-/* Into how long datagrams the kernel joined what it hands over; `size`: it did not. */
-static size_t gro_size(struct msghdr *header, size_t size)
-{
-	for (struct cmsghdr *at = CMSG_FIRSTHDR(header); at != NULL; at = CMSG_NXTHDR(header, at)) {
-		int joined;
-		if (at->cmsg_level != SOL_UDP || at->cmsg_type != UDP_GRO)
-			continue;
-		memcpy(&joined, CMSG_DATA(at), sizeof(joined));
-		if (joined > 0)
-			return (size_t)joined;
-	}
-	return size;
-}
-
 /* One call's worth. Whether there may be more. */
 static bool receive_batch(struct receiver *receiver)
 {
@@ -350,7 +365,7 @@ static bool receive_batch(struct receiver *receiver)
 	union endpoint from[RECEIVE_MESSAGES];
 	union {
 		struct cmsghdr header;
-		uint8_t room[CMSG_SPACE(sizeof(int))];
+		uint8_t room[2 * CMSG_SPACE(sizeof(int))];
 	} controls[RECEIVE_MESSAGES];
 	for (int at = 0; at < RECEIVE_MESSAGES; at++) {
 		vectors[at] = (struct iovec){ receiver->buffers[at], FRAME_ROOM };
@@ -362,7 +377,9 @@ static bool receive_batch(struct receiver *receiver)
 	int count = recvmmsg(receiver->fd, headers, RECEIVE_MESSAGES, MSG_DONTWAIT, NULL);
 	for (int at = 0; at < count; at++) {
 		struct address sender = source(receiver, &from[at]);
-		size_t size = headers[at].msg_len, part = gro_size(&headers[at].msg_hdr, size);
+		size_t size = headers[at].msg_len;
+		struct note note = read_note(&headers[at].msg_hdr, size);
+		size_t part = note.part;
 		if (!addresses_contain(&receiver->worker.table->peers, &sender)) {
 			receiver->worker.counters.unknown_source += part == 0 ? 1 : (size + part - 1) / part;
 			continue;
@@ -371,7 +388,7 @@ static bool receive_batch(struct receiver *receiver)
 			continue;
 		for (size_t from_octet = 0; from_octet < size; from_octet += part) {
 			size_t left = size - from_octet;
-			receive_frame(receiver, receiver->buffers[at] + from_octet, left < part ? left : part);
+			receive_frame(receiver, receiver->buffers[at] + from_octet, left < part ? left : part, note.congested);
 		}
 		receiver->worker.counters.truncated += size == 0;
 	}

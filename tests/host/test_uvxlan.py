@@ -234,6 +234,40 @@ def test_a_taken_port_is_said(make_pair: Callable[..., Pair], tmp_path: Path) ->
     assert list(one.directory.iterdir()) == []
 
 
+@pytest.mark.parametrize("kind", ["user", "kernel"])
+@pytest.mark.parametrize("family", [4, 6])
+def test_the_underlays_mark_of_congestion_reaches_the_receiver(
+    make_pair: Callable[..., Pair], kind: Kind, family: int
+) -> None:
+    """Unless the sender knows no such marks: then the frame is dropped (RFC 6040)."""
+    one, two = make_pair("user", kind, family=family)
+    level, option = (socket.IPPROTO_IP, 1) if family == 4 else (socket.IPPROTO_IPV6, 67)
+
+    def send(mark: int, frame: bytes) -> None:
+        with socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, socket.SOCK_DGRAM) as out:
+            out.setsockopt(level, option, mark)
+            out.bind((one.local, 0))
+            out.sendto(b"\x08\0\0\0" + (VNI << 8).to_bytes(4) + frame, (one.remote, PORT))
+
+    def packets(mark: int) -> list[Packet]:
+        ether = Ether(src=MACS[0], dst=MACS[1])
+        return [
+            ether / IP(src="10.0.0.1", dst="10.0.0.2", tos=0xB8 | mark) / UDP(sport=1, dport=2) / Raw(b"x" * 40),
+            ether / IPv6(src="fd01::1", dst="fd01::2", tc=0xB8 | mark) / UDP(sport=1, dport=2) / Raw(b"x" * 40),
+        ]
+
+    with two.raw() as came:
+        for number in (0, 1):
+            one.do(send, 3, bytes(packets(0)[number]))
+            for mark in (1, 2, 3):
+                one.do(send, 3, bytes(packets(mark)[number]))
+                assert two.do(came.recv, 2000) == bytes(packets(3)[number]), mark
+            one.do(send, 2, bytes(packets(0)[number]))
+            assert two.do(came.recv, 2000) == bytes(packets(0)[number])
+    if kind == "user":
+        assert two.count("congested") == 2
+
+
 def test_a_tap_that_was_taken_away_keeps_no_thread_busy(make_pair: Callable[..., Pair]) -> None:
     """Until the daemon has made another, its descriptor is ready for ever, and nothing can be read of it."""
     one, _two = make_pair()

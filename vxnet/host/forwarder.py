@@ -30,7 +30,7 @@ _REPLY = struct.Struct("=Ii")
 _PAIR = struct.Struct("=II")
 _NUMBER = struct.Struct("=I")
 _VIEW = struct.Struct("=IIII")
-_COUNTS = struct.Struct("=16Q")
+_COUNTS = struct.Struct("=17Q")
 _ROW: Final = 24
 _ADDRESS: Final = 16
 _MESSAGE_MAX: Final = 65536
@@ -60,6 +60,7 @@ class Counters(msgspec.Struct, frozen=True):
     unknown_vni: int
     bad_checksum: int
     not_written: int
+    congested: int
 
 
 class SegmentView(NamedTuple):

@@ -39,6 +39,7 @@ DIRECTORY: Final = Path("/run/vxnet")
 _PREFIX = "uvxlan-"
 
 _UDP_GRO = 104
+_IP_RECVTOS, _IPV6_RECVTCLASS = 13, 66
 _IP_MTU_DISCOVER, _IP_RECVERR = 10, 11
 _IPV6_MTU_DISCOVER, _IPV6_RECVERR = 23, 25
 _PMTUDISC_DONT, _PMTUDISC_DO = 0, 2
@@ -51,7 +52,7 @@ _SEND_BUFFER = 64 << 20
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
     """What a forwarder is started with; with another it is another process."""
 
-    protocol: int = 1
+    protocol: int = 2
     """Of csrc/vxlan/command.h: a daemon of another version goes on with a forwarder that it understands."""
     local: str
     """This host's VTEP."""
@@ -172,6 +173,11 @@ def _receiving(family: int, setting: Setting) -> socket.socket:
     if setting.queues > 1:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     made.setsockopt(socket.SOL_UDP, _UDP_GRO, 1)
+    # For the underlay's marks of congestion (RFC 6040).
+    if family == socket.AF_INET:
+        made.setsockopt(socket.IPPROTO_IP, _IP_RECVTOS, 1)
+    else:
+        made.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVTCLASS, 1)
     made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
     made.setblocking(False)
     made.bind((setting.local, setting.port))
