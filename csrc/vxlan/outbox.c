@@ -39,7 +39,8 @@ static uint32_t outer_headers(const struct outbox *outbox)
 }
 
 /* Empties the socket's error queue; whether there was anything. `mtu`: the path's, if a message of our own did not fit it,
- * else 0. */
+ * else 0. Not what an ICMP says: that may be of another VTEP's path. The kernel takes note of it by destination, and the
+ * next message that is too long for that one does not fit. */
 static bool read_errors(struct outbox *outbox, int fd, uint32_t *mtu)
 {
 	bool found = false;
@@ -62,9 +63,9 @@ static bool read_errors(struct outbox *outbox, int fd, uint32_t *mtu)
 				continue;
 			memcpy(&error, CMSG_DATA(at), sizeof(error));
 			found = true;
-			if (error.ee_errno == EMSGSIZE)
+			if (error.ee_errno == EMSGSIZE && error.ee_origin == SO_EE_ORIGIN_LOCAL)
 				*mtu = error.ee_info;
-			else
+			else if (error.ee_errno != EMSGSIZE)
 				outbox->counters->unreachable++;
 		}
 	}
@@ -122,7 +123,7 @@ static void send_apart(struct outbox *outbox, struct lane *lane, struct message 
 				break;
 			}
 			bool earlier = read_errors(outbox, lane->fd, &mtu);
-			if (reason == EMSGSIZE && (mtu == 0 || octets > mtu)) {
+			if (reason == EMSGSIZE && (mtu == 0 ? !earlier : octets > mtu)) {
 				send_too_big(outbox, message, piece, mtu);
 				break;
 			}

@@ -9,7 +9,6 @@ import pytest
 
 from tests.host import uvxlan_rig
 from tests.host.rig import Machine, Pair
-from tests.host.underlay_relay import Relay
 from tests.host.uvxlan_rig import End, Kind, cable
 
 
@@ -40,7 +39,7 @@ def make_pair(tmp_path: Path) -> Iterator[Callable[..., uvxlan_rig.Pair]]:
         *,
         family: int = 4,
         queues: int = 1,
-        between: Relay | None = None,
+        between: uvxlan_rig.Between | None = None,
         virtual_underlay: bool = True,
     ) -> uvxlan_rig.Pair:
         kinds = enumerate((one, two), 1)

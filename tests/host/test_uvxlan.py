@@ -7,8 +7,7 @@ import resource
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -98,84 +97,6 @@ def test_what_is_dropped_is_counted_by_reason(make_pair: Callable[..., Pair]) ->
     with one.raw() as out:
         out.send(bytes(Ether(src=MACS[0], dst="02:00:00:00:00:77") / IP() / UDP()))
     one.wait_count("unknown_destination", 1)
-
-
-@pytest.mark.parametrize("version", [4, 6])
-def test_a_path_that_is_too_narrow_is_told_to_the_sender(make_pair: Callable[..., Pair], version: int) -> None:
-    one, two = make_pair()
-    wanted = 1300 - 20 - 8 - 8 - 14 if version == 4 else 1280  # below which no sender of IPv6 need go
-    one.sh("ip link set eth0 mtu 1300")
-    ip = IP(src="10.0.0.1", dst="10.0.0.2", flags="DF") if version == 4 else IPv6(src="fd01::1", dst="fd01::2")
-    with one.raw() as back, two.raw() as into:
-        back.send(bytes(Ether(src=MACS[0], dst=MACS[1]) / ip / UDP(sport=5, dport=6) / Raw(bytes(1350))))
-        while (frame := Ether(back.recv(2000))).dst != MACS[0]:
-            pass
-        assert frame.src == MACS[1]
-        told = frame[IP if version == 4 else IPv6]
-        assert (told.src, told.dst) == (ip.dst, ip.src)
-        assert (told[ICMP].nexthopmtu if version == 4 else told.payload.mtu) == wanted
-        rebuilt = frame.copy()
-        if version == 4:
-            del rebuilt[ICMP].chksum
-        else:
-            del rebuilt[IPv6].payload.cksum
-        assert bytes(rebuilt) == bytes(frame)
-        if version == 4:  # without DF it goes in fragments
-            whole = bytes(
-                Ether(src=MACS[0], dst=MACS[1]) / IP(src="10.0.0.1", dst="10.0.0.2") / UDP(dport=6) / Raw(bytes(1350))
-            )
-            back.send(whole)
-            while (seen := into.recv(2000))[6:12] != octets(MACS[0]):
-                pass
-            assert seen == whole
-    assert one.count("too_big") == (2 if version == 4 else 1)
-
-
-def waiting(opened: socket.socket) -> Iterator[bytes]:
-    """What came so far."""
-    opened.setblocking(False)
-    with suppress(BlockingIOError):
-        while True:
-            yield opened.recv(2000)
-
-
-@pytest.mark.parametrize(("kind", "family"), [("user", 4), ("user", 6), ("kernel", 4)])
-def test_what_cannot_be_told_to_its_sender_goes_in_fragments(
-    make_pair: Callable[..., Pair], kind: Kind, family: int
-) -> None:
-    one, two = make_pair(kind, family=family)
-    one.sh("ip link set eth0 mtu 1300")
-    ether, flagged = Ether(src=MACS[0], dst=MACS[1]), IP(src="10.0.0.1", dst="10.0.0.2", flags="DF")
-    large = Raw(bytes(1350))
-    sent = {
-        "IPv6, no longer than every path has to carry": (
-            ether / IPv6(src="fd01::1", dst="fd01::2") / UDP(sport=5, dport=6) / Raw(bytes(1280 - 48))
-        ),
-        "multicast": (
-            Ether(src=MACS[0], dst="01:00:5e:00:00:05")
-            / IP(src="10.0.0.1", dst="224.0.0.5", flags="DF")
-            / UDP(sport=5, dport=6)
-            / large
-        ),
-        "IPv6 multicast": (
-            Ether(src=MACS[0], dst="33:33:00:00:00:05")
-            / IPv6(src="fd01::1", dst="ff02::5")
-            / UDP(sport=5, dport=6)
-            / large
-        ),
-        "broadcast": Ether(src=MACS[0], dst="ff:ff:ff:ff:ff:ff") / flagged / UDP(sport=5, dport=6) / large,
-        "error": ether / flagged / ICMP(type=3, code=1) / flagged / UDP() / large,
-    }
-    with one.raw() as out, two.raw() as into:
-        for name, frame in sent.items():
-            out.send(bytes(frame))
-            while (seen := into.recv(2000))[6:12] != octets(MACS[0]):
-                pass
-            assert seen == bytes(frame), name
-        assert list(waiting(out)) == [], "no answer"
-    if kind == "user":
-        assert one.count("too_big") == len(sent)
-        assert one.count("not_sent") == 0
 
 
 def test_a_hundred_thousand_rows(make_pair: Callable[..., Pair]) -> None:

@@ -18,7 +18,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 from tests.host.open_vswitch import OpenVSwitch
 from tests.host.throwaway import Place
@@ -189,6 +189,12 @@ class End(Talker):
 
 
 Pair = tuple[End, End]
+
+
+class Between(Protocol):
+    """What connects two, if no cable does."""
+
+    def join(self, one: Place, two: Place) -> None: ...
 
 
 def cable(one: Place, name: str, other: Place, other_name: str) -> None:
