@@ -78,6 +78,7 @@ def main() -> int:
     if wrong := libfuzzer.unknown(names, list(TARGETS)):
         print(wrong, file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by somebody"))  # as Ctrl-C: nothing stays behind
     failed = []
     for name in names:
         PLACE.mkdir(parents=True, exist_ok=True)

@@ -63,15 +63,20 @@ def fuzz(name: str, seconds: float) -> bool:
     options.insert(0, "-len_control=0")
     with log.open("wb") as output:
         process = subprocess.Popen([program, *options], stdout=output, stderr=subprocess.STDOUT)
-        told, used = False, 0.0
-        # Until it is waited for, its entry in /proc stays.
-        while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        try:
+            told, used = False, 0.0
+            # Until it is waited for, its entry in /proc stays.
+            while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                used = cpu_s(process.pid)
+                if used >= seconds and not told:
+                    process.send_signal(signal.SIGUSR1)  # libFuzzer prints its figures and goes
+                    told = True
+                time.sleep(0.1)
             used = cpu_s(process.pid)
-            if used >= seconds and not told:
-                process.send_signal(signal.SIGUSR1)  # libFuzzer prints its figures and goes
-                told = True
-            time.sleep(0.1)
-        used = cpu_s(process.pid)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
     status = process.wait()
     libfuzzer.report(name, status, used, log)
     return status == 0
@@ -88,6 +93,7 @@ def main() -> int:
     if shutil.which("clang") is None:
         print("clang is not here: scripts/packages test, or apt-get install clang libclang-rt-14-dev", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by somebody"))  # as Ctrl-C: nothing stays behind
     clean = [fuzz(name, options.seconds) for name in options.targets or SEEDS]
     return 0 if all(clean) else 1
 
