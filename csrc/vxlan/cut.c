@@ -26,27 +26,6 @@ static int complete_checksum(uint8_t *frame, size_t size, size_t start, size_t o
 	return 0;
 }
 
-/* TCP or UDP behind extension headers of IPv6, which packet_parse leaves alone: only such as change nothing of the pseudo
- * header. If there is none, or it does not fit, protocol stays 0. */
-static void find_transport(struct packet *packet, const uint8_t *frame, uint8_t wanted)
-{
-	uint32_t at = packet->l4, least = wanted == IPPROTO_TCP ? 20 : 8, header = 8;
-	uint8_t next = frame[packet->l3 + 6];
-	while ((next == IPPROTO_HOPOPTS || next == IPPROTO_DSTOPTS) && at + 8 <= packet->end) {
-		next = frame[at];
-		at += 8 + 8u * frame[at + 1];
-	}
-	if (next != wanted || at + least > packet->end)
-		return;
-	if (wanted == IPPROTO_TCP)
-		header = (frame[at + 12] >> 4) * 4u;
-	if (header < least || at + header > packet->end || at + header > HEADERS_MAX)
-		return;
-	packet->protocol = wanted;
-	packet->l4 = (uint16_t)at;
-	packet->payload = (uint16_t)(at + header);
-}
-
 int cutter_begin(struct cutter *cutter, const struct virtio_net_hdr *asked, uint8_t *frame, size_t size)
 {
 	if (size < ETHERNET_HEADER || size > UINT32_MAX)
@@ -70,8 +49,7 @@ int cutter_begin(struct cutter *cutter, const struct virtio_net_hdr *asked, uint
 	default:
 		return -EINVAL;
 	}
-	if (packet->version == 6 && packet->protocol == 0)
-		find_transport(packet, frame, wanted);
+	packet_look_behind(frame, packet);
 	if (packet->protocol != wanted || asked->gso_size == 0 || packet->payload > HEADERS_MAX)
 		return -EINVAL;
 	if ((uint32_t)(packet->end - packet->payload) / asked->gso_size >= PIECES_MAX)

@@ -195,7 +195,11 @@ void joiner_add(struct joiner *joiner, void *tap, const struct join_rules *rules
 	struct packet packet = packet_parse(frame, size);
 	struct virtio_net_hdr plain = { 0 };
 	if (packet.protocol == 0) {
-		deliver_whole(joiner, tap, &plain, frame, size);
+		packet_look_behind(frame, &packet);
+		if (packet.protocol != 0 && verify(frame, size, &packet) == CHECKSUM_PARTIAL)
+			deliver_partial(joiner, tap, rules, frame, &packet);
+		else
+			deliver_whole(joiner, tap, &plain, frame, size);
 		return;
 	}
 	uint32_t hash = packet_hash(frame, size, &packet);

@@ -38,7 +38,7 @@ static void parse_ipv4(const uint8_t *frame, size_t size, struct packet *found)
 		parse_transport(frame, found->end, ip[9], found);
 }
 
-/* Extension headers are left alone: such a packet passes as it is. */
+/* Extension headers are left alone: such a packet is in no flow but its addresses', and joined to nothing. */
 static void parse_ipv6(const uint8_t *frame, size_t size, struct packet *found)
 {
 	const uint8_t *ip = frame + found->l3;
@@ -73,6 +73,25 @@ struct packet packet_parse(const uint8_t *frame, size_t size)
 	else if (found.ethertype == ETHERTYPE_IPV6)
 		parse_ipv6(frame, size, &found);
 	return found;
+}
+
+void packet_look_behind(const uint8_t *frame, struct packet *packet)
+{
+	if (packet->version != 6 || packet->protocol != 0)
+		return;
+	uint32_t at = packet->l4;
+	uint8_t next = frame[packet->l3 + 6];
+	while ((next == IPPROTO_HOPOPTS || next == IPPROTO_DSTOPTS) && at + 8 <= packet->end) {
+		next = frame[at];
+		at += 8 + 8u * frame[at + 1];
+	}
+	if (at > packet->end || at > HEADERS_MAX)
+		return;
+	struct packet found = *packet;
+	found.l4 = (uint16_t)at;
+	parse_transport(frame, found.end, next, &found);
+	if (found.protocol != 0 && found.payload <= HEADERS_MAX)
+		*packet = found;
 }
 
 static uint32_t mix(uint32_t hash, const uint8_t *data, size_t size)

@@ -28,6 +28,10 @@ struct packet {
 /* Never reads beyond size; whatever does not fit is "not IP" or "not TCP or UDP". */
 struct packet packet_parse(const uint8_t *frame, size_t size);
 
+/* Finds TCP or UDP behind extension headers of IPv6, where packet_parse found neither: for whoever has a checksum of theirs
+ * to make. Only behind such headers as change nothing of the pseudo header, and within HEADERS_MAX; else nothing is done. */
+void packet_look_behind(const uint8_t *frame, struct packet *packet);
+
 /* The same for all frames of a flow, and different for most others: TCP and UDP by addresses and ports, other IP by
  * addresses, the rest by MACs. */
 uint32_t packet_hash(const uint8_t *frame, size_t size, const struct packet *packet);

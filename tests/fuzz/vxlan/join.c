@@ -32,6 +32,19 @@ struct run {
 	int taps[2];		/* only their addresses count */
 };
 
+/* Also behind extension headers of IPv6, where nothing is joined but checksums are filled in. */
+static struct packet parse(const uint8_t *frame, size_t size)
+{
+	struct packet found = packet_parse(frame, size);
+	packet_look_behind(frame, &found);
+	return found;
+}
+
+static bool has_extensions(const struct packet *packet)
+{
+	return packet->version == 6 && packet->l4 > packet->l3 + 40;
+}
+
 static bool same_flow(const uint8_t *one, const struct packet *of_one, const uint8_t *other, const struct packet *of_other)
 {
 	if (of_one->protocol != of_other->protocol)
@@ -39,7 +52,7 @@ static bool same_flow(const uint8_t *one, const struct packet *of_one, const uin
 	if (of_one->protocol == 0)
 		return true;
 	size_t at = of_one->version == 4 ? 12 : 8, size = of_one->version == 4 ? 8 : 32;
-	return of_one->version == of_other->version &&
+	return of_one->version == of_other->version && has_extensions(of_one) == has_extensions(of_other) &&
 	       memcmp(one + of_one->l3 + at, other + of_other->l3 + at, size) == 0 &&
 	       memcmp(one + of_one->l4, other + of_other->l4, 4) == 0;
 }
@@ -64,7 +77,7 @@ static struct came *next(struct run *run, int tap, const uint8_t *frame, const s
 {
 	for (int at = 0; at < run->count; at++) {
 		struct came *came = &run->came[at];
-		struct packet of = packet_parse(came->copy, came->size);
+		struct packet of = parse(came->copy, came->size);
 		if (!came->done && came->tap == tap && same_flow(came->copy, &of, frame, packet))
 			return came;
 	}
@@ -80,10 +93,10 @@ static bool is_partial(uint8_t *frame, const struct packet *packet)
 
 static void compare(struct run *run, int tap, uint8_t *frame, size_t size)
 {
-	struct packet packet = packet_parse(frame, size);
+	struct packet packet = parse(frame, size);
 	struct came *came = next(run, tap, frame, &packet);
 	assert(came != NULL);
-	struct packet of = packet_parse(came->copy, came->size);
+	struct packet of = parse(came->copy, came->size);
 	if (!run->virtual || packet.protocol == 0) {
 		uint8_t *wanted = exact(came->copy, came->size);
 		size_t length = came->size;
@@ -152,7 +165,7 @@ static uint8_t *take(struct run *run, const uint8_t **data, size_t *left, uint8_
 	if (control & FOLLOW && last != NULL) {
 		*size = last->size;
 		frame = exact(last->copy, *size);
-		struct packet packet = packet_parse(frame, *size);
+		struct packet packet = parse(frame, *size);
 		if (packet.protocol == IPPROTO_TCP)
 			store32(frame + packet.l4 + 4, load32(frame + packet.l4 + 4) + packet.end - packet.payload);
 		if (packet.version == 4)
@@ -169,15 +182,15 @@ static uint8_t *take(struct run *run, const uint8_t **data, size_t *left, uint8_
 		*data += *size;
 		*left -= *size;
 	}
-	struct packet packet = packet_parse(frame, *size);
+	struct packet packet = parse(frame, *size);
 	if (control & SHORTER && packet.protocol != 0 && packet.payload < packet.end && packet.end == *size) {
 		(*size)--;
 		make_lengths(frame, *size, &packet);
-		packet = packet_parse(frame, *size);
+		packet = parse(frame, *size);
 	}
 	if (control & LENGTHS && packet.protocol != 0) {
 		make_lengths(frame, *size, &packet);
-		packet = packet_parse(frame, *size);
+		packet = parse(frame, *size);
 	}
 	if (control & CHECKSUMS && packet.protocol != 0) {
 		make_ip_checksum(frame, &packet);

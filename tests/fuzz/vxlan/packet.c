@@ -88,6 +88,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	struct packet packet = packet_parse(frame, size);
 	headers_are_within(&packet, size);
 	(void)packet_hash(frame, size, &packet);
+	struct packet behind = packet;
+	packet_look_behind(frame, &behind);
+	headers_are_within(&behind, size);
 	told_or_carried(frame, size, &packet, mtu);
 	flow_is_told_by_headers(frame, size, &packet);
 	answer_is_in_order(frame, size, &packet, mtu);
