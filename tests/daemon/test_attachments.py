@@ -48,8 +48,9 @@ class OneHost:
     async def lease(self, request: LeaseRequest) -> None:
         self.asked.append(request)
         if request.address is not None:
-            self._blocks.append(f"{request.address}/32")
-            self._chosen.append(f"{request.address}/32")
+            block = str(ip_network(request.address))
+            self._blocks.append(block)
+            self._chosen.append(block)
         elif self._spare:
             self._blocks.append(self._spare.pop(0))
 
@@ -106,6 +107,26 @@ async def test_a_chosen_address_elsewhere_is_leased_and_a_taken_one_names_its_ho
     assert host.asked == [LeaseRequest(network="n1", address=wanted, family=4)]
     with pytest.raises(ConflictError, match='"a"'):
         await host.place("b", NetworkWish(network="blue", ip=wanted))
+
+
+async def test_an_address_given_back_while_the_other_familys_is_asked_for_is_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is of no container yet, so what looks for idle ones may return it."""
+    six = Subnet(prefix=ip_network("fd00::/64"), gateway=ip_address("fd00::1"))
+    host = OneHost("10.0.16.8/29", networks=(replace(NET, subnets=(SUBNET, six)),))
+    wish = NetworkWish(network="blue", ip=ip_address("10.0.20.7"), ip6=ip_address("fd00::7"))
+    lease = host.lease
+
+    async def slow(request: LeaseRequest) -> None:
+        await lease(request)
+        if request.family == 6 and len(host.asked) == 2:
+            host._blocks.remove("10.0.20.7/32")
+
+    monkeypatch.setattr(host, "lease", slow)
+    found = (await host.place("a", wish)).attachments[0].addresses
+    assert [str(address.ip) for address in found] == ["10.0.20.7", "fd00::7"]
+    assert [request.family for request in host.asked] == [4, 6, 4]
 
 
 @pytest.mark.parametrize(

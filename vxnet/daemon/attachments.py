@@ -140,12 +140,12 @@ class Attachments:
         return self._place(network, wish, INGRESS_LINK)
 
     async def _make_room(self, network: Network, wish: NetworkWish) -> None:
-        for version in _versions(network):
-            wanted = wish.address(version)
-            if self._pick(network, version, wanted) is None:
-                if network.scope == "local":
-                    raise _no_address(network, wanted)
-                await self._lease(network, version, wanted)
+        # From the start each time: while one family's is asked for, the other's may be given back as unused.
+        while lacking := [one for one in _versions(network) if self._pick(network, one, wish.address(one)) is None]:
+            wanted = wish.address(lacking[0])
+            if network.scope == "local":
+                raise _no_address(network, wanted)
+            await self._lease(network, lacking[0], wanted)
 
     async def _lease(self, network: Network, version: int, wanted: IPAddress | None) -> None:
         """Until :meth:`_pick` finds one. A hundred at once ask one after the other, for all: each block is as large as
