@@ -30,7 +30,7 @@ _REPLY = struct.Struct("=Ii")
 _PAIR = struct.Struct("=II")
 _NUMBER = struct.Struct("=I")
 _VIEW = struct.Struct("=IIII")
-_COUNTS = struct.Struct("=17Q")
+_COUNT = struct.Struct("=Q")
 _ROW: Final = 24
 _ADDRESS: Final = 16
 _MESSAGE_MAX: Final = 65536
@@ -60,7 +60,8 @@ class Counters(msgspec.Struct, frozen=True):
     unknown_vni: int
     bad_checksum: int
     not_written: int
-    congested: int
+    congested: int = 0
+    """0, too, if the forwarder is an older version's."""
 
 
 class SegmentView(NamedTuple):
@@ -158,7 +159,8 @@ class Forwarder:
         return _addresses_of(self._ask(_PEERED, 0))
 
     def counters(self) -> Counters:
-        return Counters(*_COUNTS.unpack(self._ask(_COUNTERS, 0)))
+        told = [count for (count,) in _COUNT.iter_unpack(self._ask(_COUNTERS, 0))]
+        return Counters(*told[: len(Counters.__struct_fields__)])
 
     def stop(self) -> None:
         """End the forwarder, and with it its TAPs. Returns when it has given up the port, and raises if it does not.

@@ -52,7 +52,7 @@ _SEND_BUFFER = 64 << 20
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
     """What a forwarder is started with; with another it is another process."""
 
-    protocol: int = 2
+    protocol: int = 1
     """Of csrc/vxlan/command.h: a daemon of another version goes on with a forwarder that it understands."""
     local: str
     """This host's VTEP."""
