@@ -25,7 +25,7 @@ from vxnet.host import conntrack, elements
 from vxnet.host.netlink import Netlink
 from vxnet.model.host import GatewayBridge, HostBridge, HostPort, HostState, Interface, MacvlanMode, Sandbox
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.slow]
 
 IN_VAIN_S = 0.7
 """So long for an answer that is not to come."""

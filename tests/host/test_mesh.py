@@ -21,7 +21,7 @@ from vxnet.host.netlink import Netlink
 from vxnet.model.host import STICKY_BUCKETS
 from vxnet.model.mesh import MeshTraffic
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.slow]
 
 Version = Literal[4, 6]
 IP_MTU_DISCOVER, IP_PMTUDISC_DO, IP_MTU = 10, 2, 14

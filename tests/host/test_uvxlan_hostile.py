@@ -17,7 +17,7 @@ from scapy.packet import Raw
 
 from tests.host.uvxlan_rig import MACS, VNI, End, Pair, octets
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.slow]
 
 _SOL_PACKET, _PACKET_VNET_HDR = 263, 15
 _PIDFD_GETFD = 438

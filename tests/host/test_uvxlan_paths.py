@@ -19,7 +19,7 @@ from tests.host.throwaway import Place
 from tests.host.uvxlan_rig import MACS, PORT, End, Kind, Pair, cable, octets
 from vxnet.host import uvxlan
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.slow]
 
 
 @pytest.mark.parametrize("version", [4, 6])

@@ -18,7 +18,7 @@ import pytest
 
 from tests.host.uvxlan_rig import VNI, End, Kind, Pair, Talker, give_addresses, stream
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.host, pytest.mark.slow]
 
 PIECES = 300
 """Of about a megabyte."""
