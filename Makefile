@@ -47,7 +47,11 @@ help:
 demo: $(VENV)/demo.stamp ext
 	@$(BIN)/vxnet lab demo
 
+# Without root most tests would be skipped, and what is left would look like all.
+AS_ROOT = @[ "$$(id -u)" = 0 ] || { echo "make $@: as root" >&2; exit 2; }
+
 test: $(VENV)/test.stamp ext
+	$(AS_ROOT)
 	$(ROOTED) $(BIN)/python -m pytest
 
 test-fast: $(VENV)/test.stamp ext

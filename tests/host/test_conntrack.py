@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-import os
-import re
 import socket
 import struct
 from collections.abc import Iterable, Iterator
@@ -25,7 +23,6 @@ CTA_PROTOINFO, CTA_TIMEOUT = 4, 7
 TCP_SYN_SENT, TCP_ESTABLISHED = 1, 3
 IPS_SEEN_REPLY, IPS_CONFIRMED = 1 << 1, 1 << 3
 MANY = 1000
-LINUX = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
 EVERYTHING = (UNANSWERED, *UDP.values())
 
 
@@ -110,7 +107,6 @@ def forget(netlink: Reader) -> list[str]:
     return sorted(conntrack.forget(netlink, lambda flow: flow.backend != kept, EVERYTHING))
 
 
-@pytest.mark.skipif(LINUX < (5, 15), reason="this kernel cannot choose flows by their status (Linux 5.15)")
 def test_connections_that_were_answered_are_not_even_read(place: Place) -> None:
     fill(place)
     with Reader(place) as netlink:

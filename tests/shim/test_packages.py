@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -37,8 +36,6 @@ def state_of_host() -> dict[str, str]:
 
 @pytest.mark.host
 async def test_the_host_stays_as_it_was(boxes: Boxes, tmp_path: Path) -> None:
-    if not shutil.which("apt-get"):
-        pytest.skip("this host is no Debian: there are no packages to install")
     package = tmp_path / "package"
     (package / "DEBIAN").mkdir(parents=True)
     (package / "DEBIAN" / "control").write_text(CONTROL)
