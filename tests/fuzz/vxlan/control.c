@@ -81,10 +81,11 @@ static ssize_t ask(const uint8_t *message, size_t size, const int *taps, int cou
 						   .cmsg_len = CMSG_LEN(rights) };
 		memcpy(CMSG_DATA(&control.header), taps, rights);
 	}
-	assert(sendmsg(client, &header, MSG_NOSIGNAL) == (ssize_t)size);
+	assert(TEMP_FAILURE_RETRY(sendmsg(client, &header, MSG_NOSIGNAL)) == (ssize_t)size);
 	struct pollfd watched = { .fd = client, .events = POLLIN };
-	assert(poll(&watched, 1, ANSWER_MS) == 1);
-	ssize_t got = recv(client, reply, sizeof(reply), 0);
+	/* libFuzzer is told to end by a signal, which may come while the answer is waited for. */
+	assert(TEMP_FAILURE_RETRY(poll(&watched, 1, ANSWER_MS)) == 1);
+	ssize_t got = TEMP_FAILURE_RETRY(recv(client, reply, sizeof(reply), 0));
 	int32_t result;
 	assert(got >= 8);
 	memcpy(&result, reply + 4, sizeof(result));
