@@ -76,6 +76,16 @@ def test_nobody_lives_at_a_place_that_no_manager_certified(worker, vtep):
     assert refused == {"VTEP is not the owner's": 1}
 
 
+@pytest.mark.parametrize("vni", [-1, 1 << 32, 1 << 63])
+def test_a_network_that_cannot_be_is_one_that_nothing_is_leased_of(worker, vni):
+    """One row of one worker's would else stop the plan and the names of everybody."""
+    worker.show_certificate()
+    for addresses in ((ipaddress.ip_address("10.0.1.2"),), ()):
+        rows, refused = worker.say(endpoint("10.0.1.2", vni=vni, addresses=addresses))
+        assert rows == []
+        assert refused == {"address is not leased to the owner": 1}
+
+
 def test_a_place_is_proven_by_a_certificate_alone(worker):
     worker.say(endpoint("10.0.1.2"))
     assert worker.judge.addresses(worker.table, "node1", NOW) == frozenset()

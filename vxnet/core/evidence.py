@@ -320,7 +320,9 @@ def _claims(
     value: Endpoint | Gateway, blocks: _Blocks, places: frozenset[IPAddress]
 ) -> tuple[tuple[bytes, int], ...] | str:
     """Each address with the epoch of its lease, or why the row has no effect."""
-    leased = blocks.get((value.network, value.vni), ())
+    leased = blocks.get((value.network, value.vni))
+    if leased is None:
+        return "address is not leased to the owner"
     vni = value.vni.to_bytes(4, "big")
     claims = []
     follows = False
