@@ -335,7 +335,7 @@ POOL = PublicService(id="s2", name="pool", networks=(place(NET_A),), endpoint_mo
 TASKS = [
     row("my-app.1.x", "10.0.16.2", service="s1", ports=["http:8080/tcp", "stats:8125/udp"]),
     row("my-app.2.y", "10.0.16.3", service="s1", ports=["http:8081/tcp"], state="draining"),
-    row("my-app.3.z", "10.0.16.4", service="s1", ports=["http:8080/tcp", "odd"], state="starting"),
+    row("my-app.3.z", "10.0.16.4", service="s1", ports=["http:8080/tcp", "odd", f"long:{'9' * 5000}"], state="starting"),
     row("my-app.1.x", "10.0.32.2", "fd00:1::2", network=NET_B, service="s1"),
     row("pool.1.x", "10.0.16.11", service="s2"),
     row("pool.2.y", "10.0.16.12", service="s2"),
@@ -366,6 +366,7 @@ def served(rows: Iterable[Row] = TASKS, services: Sequence[PublicService] = (APP
         (ON_A, "_http._tcp.my-app", "A", "NOERROR"),
         (ON_A, "_http._udp.my-app", "SRV", "forward"),
         (ON_A, "_odd._tcp.my-app", "SRV", "forward"),
+        (ON_A, "_long._tcp.my-app", "SRV", "forward"),
         (ON_A, "100.16.0.10.in-addr.arpa", "PTR", ["my-app.network-a."]),
         (ON_A, "2.16.0.10.in-addr.arpa", "PTR", ["my-app.1.x.network-a."]),
         (ON_B, "my-app", "AAAA", ["fd00:1::64"]),
@@ -396,6 +397,17 @@ def test_a_services_name_comes_before_anothers_alias(alias: str) -> None:
     other = PublicService(id="s0", name="other", networks=(place(NET_A, "10.0.16.200", aliases=[alias]),))
     assert told(ON_A, alias, names=served(services=[other, APP, POOL])) != ["10.0.16.200"]
     assert told(ON_A, alias, names=served(services=[other])) == ["10.0.16.200"]
+
+
+@pytest.mark.parametrize("name, other", [("Web", "aa"), ("web", "we"), ("web", "b")])
+def test_whose_alias_it_is_does_not_matter(name: str, other: str) -> None:
+    """Names are found whatever their case; the other one's may be a part of it."""
+    mine = PublicService(id="s2", name=name, networks=(place(NET_A, "10.0.16.100"),))
+    theirs = PublicService(id="s1", name=other, networks=(place(NET_A, "10.0.16.200", aliases=[name]),))
+    tasks = [row(f"{id}.1", f"10.0.16.{id[1]}", service=id, ports=[f"http:808{id[1]}"]) for id in ("s1", "s2")]
+    names = served(tasks, [theirs, mine])
+    assert told(ON_A, name, names=names) == ["10.0.16.100"]
+    assert told(ON_A, f"_http._tcp.{name}", "SRV", names=names) == ["0 1 8082 s2.1.network-a."]
 
 
 _TEXT = st.sampled_from(["web", "WEB", "db", "a.b", "web.network-a", "web.other", ""])

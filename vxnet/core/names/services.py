@@ -30,9 +30,11 @@ Service = tuple[PublicService, ServiceNetwork]
 
 
 class _Meaning(NamedTuple):
-    """What a name stands for."""
+    """What a name stands for. Of several the least counts: a service's name before another's alias."""
 
+    is_alias: bool
     service: str
+    """Id."""
     kind: str
     """``service``, ``tasks`` or ``ptr``."""
 
@@ -86,8 +88,7 @@ class ServiceNames:
         meanings = self._meanings.get(name)
         if meanings is None:
             return self._pack_ports(name, rows)
-        # A service's name before another's alias that is the same; it is unique.
-        meaning = min(meanings, key=lambda one: (self._services[one.service][0].name.encode() not in name, one))
+        meaning = min(meanings)
         service, place = self._services[meaning.service]
         if meaning.kind == "ptr":
             target = encode_name(service.name)
@@ -105,7 +106,7 @@ class ServiceNames:
         if asked is None:
             return None
         port, protocol, base = asked
-        meaning = next((one for one in self._meanings.get(base, ()) if one.kind == "service"), None)
+        meaning = min((one for one in self._meanings.get(base, ()) if one.kind == "service"), default=None)
         if meaning is None:
             return None
         endpoints = self._endpoints(meaning.service, rows)
@@ -125,9 +126,9 @@ class ServiceNames:
         for text in dict.fromkeys((public.name, *place.aliases)):
             for kind, full in (("service", text), ("tasks", f"tasks.{text}")):
                 for name in self._both(full):
-                    yield name, _Meaning(public.id, kind)
+                    yield name, _Meaning(text != public.name, public.id, kind)
         for address in place.vips:
-            yield encode_reverse(address), _Meaning(public.id, "ptr")
+            yield encode_reverse(address), _Meaning(False, public.id, "ptr")
 
     def _both(self, text: str) -> Iterator[bytes]:
         if plain := encode_name(text):
@@ -149,7 +150,7 @@ def _ports(endpoint: Endpoint) -> Iterator[tuple[str, str, int]]:
     for text in endpoint.ports:
         name, _, rest = text.partition(":")
         number, _, protocol = rest.partition("/")
-        if name and number.isascii() and number.isdigit() and int(number) < 65536:
+        if name and number.isascii() and number.isdigit() and len(number) < 6 and int(number) < 65536:
             yield name.lower(), (protocol or "tcp").lower(), int(number)
 
 
