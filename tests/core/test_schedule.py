@@ -93,6 +93,24 @@ class World(MemoryServices):
         self.lost[id] = self.now
         self.settle()
 
+    def look(self):
+        """One plan, carried out."""
+        plan = schedule.plan(self.state(), self.now, self._ids)
+        self.write(plan.changes)
+        return plan
+
+    def say(self, task, **fields):
+        """What the task's node reports."""
+        report = TaskReport(task=task.id, **fields)
+        task = self.wishes.tasks[task.id]
+        self.write({f"status/{task.id}": advance(task, self.wishes.statuses.get(task.id), report, self.now)})
+
+    def end(self, task, *, settle=True):
+        """It fails."""
+        self.say(task, state="failed", exit_status=1)
+        if settle:
+            self.settle()
+
     def running(self, name="web"):
         return [task for task in self.tasks(name) if task.desired == "running" and task.state == "running"]
 
@@ -267,6 +285,29 @@ def test_global_follows_the_nodes():
     assert world.service("web").wanted == 4
 
 
+def test_a_node_that_is_back_before_its_task_has_ended_gets_one_other():
+    """However often there is another look meanwhile."""
+    world = World(nodes=1)
+    world.make(spec(mode="global"))
+    world.end(world.running()[0])
+    for availability in ("drain", "active"):
+        decision, _ = update_node(world.wishes, "n1", NodeUpdate(availability=availability))
+        world.write(decision.changes)
+        world.look()
+    assert not world.look().changes
+    assert [task.desired for task in world.wishes.tasks.values()].count("running") == 1
+
+
+def test_a_task_that_was_given_up_in_the_moment_it_was_made_leaves_nothing():
+    world = World(nodes=1)
+    world.make(spec(replicas=1))
+    world.end(world.running()[0], settle=False)
+    world.write(services.scale(world.wishes, "web", 0, world.now)[0].changes)
+    world.look()
+    assert not world.look().changes
+    assert not world.wishes.tasks and not world.wishes.statuses
+
+
 def test_a_task_that_ends_is_replaced_in_its_slot():
     world = World()
     world.make(
@@ -414,6 +455,25 @@ def test_an_update_waits_between_its_batches():
     update = world.service("web").service.update
     assert update is not None and update.completed_at is not None
     assert update.completed_at - begun == pytest.approx(35.0, abs=1.0)
+
+
+def test_an_update_that_waits_for_a_task_looks_when_there_is_something_to_see():
+    """And not all the time, once the pause between two batches is over."""
+    world = World(nodes=1)
+    world.make(spec(replicas=4, update=UpdateConfig(parallelism=2, delay_s=1.0, order="start-first")))
+    base = world.service("web").service.spec
+    task = replace(base.task, container=replace(base.task.container, argv=("other",)))
+    wish = ServiceUpdate(spec=replace(base, task=task), base=base)
+    world.write(services.update(world.wishes, "web", wish, world.now)[0].changes)
+    world.look()
+    first, second = [task for task in world.wishes.tasks.values() if task.version == 2]
+    world.say(first, state="running", ran_s=0.0)
+    world.say(second, state="preparing")
+    world.look()
+    assert world.look().next_at == pytest.approx(world.now + 1.0)
+    world.now += 30.0
+    plan = world.look()
+    assert not plan.changes and plan.next_at is None
 
 
 def test_an_update_that_fails_pauses():

@@ -87,8 +87,9 @@ class _Rollout:
         free = (config.parallelism or len(self._slots)) - len(under_way)
         if config.delay_s and old and runs_since:
             due = max(self._planner.due(since, config.delay_s) for since in runs_since)
-            if under_way or now < due:
+            if now < due:
                 self._planner.look_again(due)
+            if under_way or now < due:
                 free = 0
         # Those that serve nobody give way first.
         old.sort(key=lambda slot: self._planner.state(slot.head) == "running")

@@ -279,7 +279,7 @@ class Planner:
         for slot in slots:
             self._pass(service, rules, slot)
         if everywhere:
-            slots += self._global(service, rules, {slot.key for slot in slots if slot.in_use})
+            self._global(service, rules, slots)
         else:
             self._scale(service, slots)
         rollout.advance(self, service, slots)
@@ -376,15 +376,13 @@ class Planner:
         else:
             self.look_again(due)
 
-    def _global(self, service: Service, rules: Rules, served: set[int | str]) -> list[Slot]:
-        """A slot for each node that may have one and has none."""
-        used: dict[str, Used] = {}
-        return [
-            Slot(node.id, [self.make(service, node.id, None)])
-            for node in self.known.nodes.values()
-            if node.id not in served
-            and not rules.refusal(node, node.id in self.alive, 0, used.get(node.id, placement.NOTHING))
-        ]
+    def _global(self, service: Service, rules: Rules, slots: list[Slot]) -> None:
+        """A slot in use for each node that may have one and has none."""
+        last = {slot.key: slot for slot in slots}
+        served = {slot.key for slot in slots if slot.in_use}
+        for node in self.known.nodes.values():
+            if node.id not in served and not rules.refusal(node, node.id in self.alive, 0, placement.NOTHING):
+                self._begin(service, slots, last, node.id)
 
     def _scale(self, service: Service, slots: list[Slot]) -> None:
         in_use = {slot.key for slot in slots if slot.in_use}
@@ -400,12 +398,16 @@ class Planner:
             number += 1
             while number in in_use:
                 number += 1
-            old = last.get(number)
-            task = self.make(service, number, old.head if old is not None else None)
-            if old is not None:
-                old.tasks.append(task)
-            else:
-                slots.append(Slot(number, [task]))
+            self._begin(service, slots, last, number)
+
+    def _begin(self, service: Service, slots: list[Slot], last: Mapping[int | str, Slot], key: int | str) -> None:
+        """A task in a slot that is not in use: a new one, or one of ``last`` whose tasks have not all ended yet."""
+        old = last.get(key)
+        task = self.make(service, key, old.head if old is not None else None)
+        if old is not None:
+            old.tasks.append(task)
+        else:
+            slots.append(Slot(key, [task]))
 
     def _surplus(self, slots: Iterable[Slot], number: int) -> list[Slot]:
         """Those without a node or not running first, then from the nodes with the most of them; of these the newest."""
@@ -444,7 +446,9 @@ class Planner:
         slot.tasks = rest
 
     def _delete(self, task: Task) -> None:
-        if self.new.pop(task.id, None) is None:
+        if self.new.pop(task.id, None) is not None:
+            self.statuses.pop(task.id, None)
+        else:
             self.changed.pop(task.id, None)
             self.deleted.append(task.id)
 
