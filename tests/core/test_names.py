@@ -335,7 +335,9 @@ POOL = PublicService(id="s2", name="pool", networks=(place(NET_A),), endpoint_mo
 TASKS = [
     row("my-app.1.x", "10.0.16.2", service="s1", ports=["http:8080/tcp", "stats:8125/udp"]),
     row("my-app.2.y", "10.0.16.3", service="s1", ports=["http:8081/tcp"], state="draining"),
-    row("my-app.3.z", "10.0.16.4", service="s1", ports=["http:8080/tcp", "odd", f"long:{'9' * 5000}"], state="starting"),
+    row(
+        "my-app.3.z", "10.0.16.4", service="s1", ports=["http:8080/tcp", "odd", f"long:{'9' * 5000}"], state="starting"
+    ),
     row("my-app.1.x", "10.0.32.2", "fd00:1::2", network=NET_B, service="s1"),
     row("pool.1.x", "10.0.16.11", service="s2"),
     row("pool.2.y", "10.0.16.12", service="s2"),

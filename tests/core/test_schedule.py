@@ -21,6 +21,7 @@ from vxnet.model.errors import CallerError, ConflictError, NotFoundError, Unsupp
 from vxnet.model.service import Placement, RestartPolicy, ServiceSpec, TaskSpec, UpdateConfig
 
 HOUR = 3600.0
+COMMAND = ContainerSpec(argv=("x",))
 
 
 def node(number, **fields):
@@ -263,6 +264,54 @@ def test_rebalance_is_asked_for_and_ends():
     again = {task.id for task in world.running()}
     world.change("web", rebalance=True)
     assert {task.id for task in world.running()} == again
+
+
+@pytest.mark.parametrize("order", ["stop-first", "start-first"])
+@pytest.mark.parametrize("why", ["full", "fails"])
+def test_a_rebalance_ends_where_no_task_can_lie_better(why, order):
+    """A node that others have filled, or where the service's tasks fail, is no better place."""
+    world = World()
+    update = UpdateConfig(order=order)
+    if why == "full":
+        pinned = Placement(constraints=("node.hostname==h3",))
+        world.make(spec("big", replicas=1, task=TaskSpec(container=COMMAND, reserve_cpus=4.0, placement=pinned)))
+        world.make(spec(replicas=5, update=update, task=TaskSpec(container=COMMAND, reserve_cpus=0.5)))
+    else:
+        task = TaskSpec(container=COMMAND, restart=RestartPolicy(delay_s=0.0))
+        world.make(spec(argv=("fail:h3",), replicas=5, update=update, task=task))
+    kept = {task.id for task in world.running()}
+    world.change("web", rebalance=True)
+    assert {task.id for task in world.running()} == kept
+    assert sorted(world.places().values()) == [2, 3]
+    assert not world.service("web").service.rebalance
+
+
+def test_a_rebalance_spreads_over_zones_first_and_then_over_their_nodes():
+    world = World(nodes=5)
+    for number, zone in enumerate("aabbb", 1):
+        world.set_node(f"n{number}", labels_added={"zone": zone})
+    for number in (2, 4, 5):
+        world.set_node(f"n{number}", availability="drain")
+    task = TaskSpec(container=COMMAND, placement=Placement(preferences=("node.labels.zone",)))
+    world.make(spec(replicas=12, task=task))
+    assert world.places() == {"h1": 6, "h3": 6}
+    for number in (2, 4, 5):
+        world.set_node(f"n{number}", availability="active")
+    world.change("web", rebalance=True)
+    assert world.places() == {"h1": 3, "h2": 3, "h3": 2, "h4": 2, "h5": 2}
+    assert not world.service("web").service.rebalance
+
+
+def test_tasks_of_two_versions_are_placed_each_as_it_asks():
+    world = World()
+    world.make(spec(replicas=3, task=TaskSpec(container=COMMAND, reserve_cpus=64.0)))
+    base = world.service("web").service.spec
+    wish = ServiceUpdate(spec=replace(base, task=replace(base.task, reserve_cpus=1.0)), base=base)
+    world.write(services.update(world.wishes, "web", wish, world.now)[0].changes)
+    world.look()
+    assert {task.version for task in world.wishes.tasks.values() if task.node} == {2}
+    world.settle()
+    assert set(world.places().values()) == {1}
 
 
 def test_global_follows_the_nodes():

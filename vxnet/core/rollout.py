@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
-from vxnet.core.lifecycle import ENDED, FAILED
-from vxnet.core.placement import Board, attribute
+from vxnet.core import rebalance
+from vxnet.core.lifecycle import FAILED
 from vxnet.model.service import Service, Task, UpdateConfig, UpdateState, UpdateStatus
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def advance(planner: Planner, service: Service, slots: Sequence[Slot]) -> None:
     if update is not None and update.state in ("updating", "rollback_started"):
         _Rollout(planner, service, update, [slot for slot in slots if slot.in_use]).advance()
     elif service.rebalance:
-        _rebalance(planner, service, [slot for slot in slots if slot.in_use])
+        rebalance.step(planner, service, [slot for slot in slots if slot.in_use])
 
 
 def back(service: Service, now: float, message: str, *, and_forth: bool) -> Service:
@@ -150,40 +150,3 @@ class _Rollout:
     def _keep(self, service: Service) -> None:
         self._planner.services[service.id] = service
         self._planner.look_again(self._planner.now)
-
-
-def _rebalance(planner: Planner, service: Service, slots: Sequence[Slot]) -> None:
-    """Move a task from where a fresh start would put fewer, one at a time, until they lie as after a fresh start."""
-    if any(planner.state(slot.head) not in ENDED | {"running"} or _overlaps(planner, slot) for slot in slots):
-        return
-    running = [slot for slot in slots if planner.state(slot.head) == "running"]
-    board = Board(planner.known.nodes.values(), planner.alive, {})
-    ideal: dict[str, int] = {}
-    for node in board.place(service.spec.task, len(running), {}, {}):
-        ideal[node] = ideal.get(node, 0) + 1
-    actual: dict[str, int] = {}
-    for slot in running:
-        actual[slot.head.node] = actual.get(slot.head.node, 0) + 1
-    if len(ideal) == 0 or _shape(planner, service, actual) == _shape(planner, service, ideal):
-        planner.services[service.id] = replace(service, rebalance=False)
-        return
-    crowded = max(running, key=lambda slot: (actual[slot.head.node] - ideal.get(slot.head.node, 0), str(slot.key)))
-    planner.replace_head(crowded, service, service.spec.update.order)
-
-
-def _overlaps(planner: Planner, slot: Slot) -> bool:
-    return any(not planner.ended(task) for task in slot.tasks[:-1])
-
-
-def _shape(planner: Planner, service: Service, counts: dict[str, int]) -> list[list[int]]:
-    """How evenly tasks lie: sorted counts by node, and by the values of each preference. Which node has which is no
-    matter.
-    """
-    shape = [sorted(count for count in counts.values() if count)]
-    for key in service.spec.task.placement.preferences:
-        by_value: dict[str, int] = {}
-        for id, count in counts.items():
-            value = attribute(planner.known.nodes[id], key) if id in planner.known.nodes else ""
-            by_value[value] = by_value.get(value, 0) + count
-        shape.append(sorted(by_value.values()))
-    return shape

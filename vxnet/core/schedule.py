@@ -464,16 +464,26 @@ class Planner:
             return
         tasks = {service: [task for slot in some for task in slot.tasks] for service, some in slots.items()}
         gone = {id: some for id, some in self.known.tasks.items() if id not in slots}
-        used, counts = carried(self.known._replace(tasks=tasks | gone, statuses=self.statuses))
-        board = Board(self.known.nodes.values(), self.alive, used)
+        board, counts = self.board(tasks | gone)
         for service_id, waiting in homeless.items():
             service = self.services.get(service_id) or self.known.services[service_id]
-            failures = self._failures(service, slots[service_id])
-            chosen = board.place(waiting[0].head.spec, len(waiting), counts[service_id], failures)
-            for slot, node in zip(waiting, chosen, strict=False):
-                self.keep(slot, len(slot.tasks) - 1, self.settle(service, slot.head, node))
+            failures = self.failures(service, slots[service_id])
+            # In the middle of an update they are of two versions, and fit to other nodes.
+            for version in dict.fromkeys(slot.head.version for slot in waiting):
+                some = [slot for slot in waiting if slot.head.version == version]
+                here = counts[service_id]
+                chosen = board.place(some[0].head.spec, len(some), here, failures)
+                for slot, node in zip(some, chosen, strict=False):
+                    self.keep(slot, len(slot.tasks) - 1, self.settle(service, slot.head, node))
+                    here[node] = here.get(node, 0) + 1
 
-    def _failures(self, service: Service, slots: Iterable[Slot]) -> dict[str, int]:
+    def board(self, tasks: Mapping[str, Collection[Task]]) -> tuple[Board, dict[str, dict[str, int]]]:
+        """The nodes with what these ``tasks`` take of them, and how many each service has on each."""
+        used, counts = carried(self.known._replace(tasks=tasks, statuses=self.statuses))
+        return Board(self.known.nodes.values(), self.alive, used), counts
+
+    def failures(self, service: Service, slots: Iterable[Slot]) -> dict[str, int]:
+        """What of late speaks against nodes."""
         failures: Counter[str] = Counter()
         for slot in slots:
             for task in slot.tasks:
