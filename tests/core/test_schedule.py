@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from tests.daemon.memory_services import MemoryServices
 from vxnet.core import schedule, services
-from vxnet.core.decisions import update_node
+from vxnet.core.decisions import remove_network, update_node
 from vxnet.core.lifecycle import ENDED, advance, state_of
 from vxnet.model.api import NodeUpdate, ServiceUpdate, TaskReport
 from vxnet.model.cluster import Cluster, Network, Node, Subnet
@@ -552,6 +552,65 @@ def test_an_update_that_fails_is_rolled_back_and_keeps_the_untouched():
     assert len(after) == 6 and len(after & before) == 4
     with pytest.raises(ConflictError):
         services.roll_back(world.wishes, "web", world.now)
+
+
+GREEN = Network(
+    id="net2",
+    name="green",
+    vni=65537,
+    subnets=(Subnet(prefix=ipaddress.ip_network("10.0.1.0/24"), gateway=ipaddress.ip_address("10.0.1.1")),),
+)
+
+
+def test_who_goes_back_by_itself_goes_back_to_its_networks():
+    """Several at once, each to a virtual IP of its own."""
+    world = World()
+    world.follow(world.wishes.nodes, {NETWORK.id: NETWORK, GREEN.id: GREEN})
+    for name in ("web", "api"):
+        world.make(spec(name, replicas=1, update=UpdateConfig(failure_action="rollback")))
+    before = {name: world.service(name).service.networks for name in ("web", "api")}
+    for name in ("web", "api"):
+        wish = spec(
+            name, argv=("fail",), replicas=1, networks=("green",), update=UpdateConfig(failure_action="rollback")
+        )
+        update = ServiceUpdate(spec=wish, base=world.service(name).service.spec)
+        world.write(services.update(world.wishes, name, update, world.now)[0].changes)
+    world.settle()
+    for name in ("web", "api"):
+        service = world.service(name).service
+        assert service.update is not None and service.update.state == "rollback_completed"
+        assert [place.network for place in service.networks] == [NETWORK.id]
+    vips = {name: world.service(name).service.networks[0].vips[0] for name in before}
+    leased = {lease.prefix.network_address: lease.service for lease in world.wishes.leases()}
+    assert leased == {vip: world.service(name).service.id for name, vip in vips.items()}
+
+
+def test_a_network_that_an_update_may_go_back_to_stays_and_one_that_is_gone_is_told():
+    world = World()
+    world.follow(world.wishes.nodes, {NETWORK.id: NETWORK, GREEN.id: GREEN})
+    base = world.make(spec()).spec
+    wish = replace(base, task=replace(base.task, container=replace(COMMAND, networks=(NetworkWish(network="green"),))))
+    world.write(services.update(world.wishes, "web", ServiceUpdate(spec=wish, base=base), world.now)[0].changes)
+    with pytest.raises(ConflictError, match="in use by service web"):
+        remove_network(world.wishes, "blue", lambda network: [])
+    world.settle()
+    world.write(remove_network(world.wishes, "blue", lambda network: [])[0].changes)
+    with pytest.raises(ConflictError, match="network that has been removed"):
+        services.roll_back(world.wishes, "web", world.now)
+
+
+def test_failures_of_earlier_days_do_not_fail_an_update_back_by_hand():
+    world = World()
+    world.make(spec(replicas=1))
+    world.end(world.running()[0])
+    world.now += HOUR
+    world.command("web", "serve2")
+    world.now += HOUR
+    world.command("web", "serve")
+    service = world.service("web").service
+    assert service.version == 1, "its tasks of before are as good as new ones"
+    assert service.update is not None and service.update.state == "completed"
+    assert {task.argv for task in world.running()} == {("serve",)}
 
 
 def test_a_few_failures_may_be_allowed():

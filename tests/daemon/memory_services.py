@@ -57,7 +57,7 @@ class MemoryServices:
         until = self.now + HORIZON_S
         while True:
             plan = schedule.plan(self.state(), self.now, self._ids)
-            self.write(plan.changes)
+            self.write(services.with_places(self.wishes, plan.changes))
             if not self._work() and not plan.changes:
                 if plan.next_at is None or plan.next_at > until:
                     return

@@ -28,6 +28,7 @@ from vxnet.model.errors import (
     NotFoundError,
     UnavailableError,
 )
+from vxnet.model.service import Service
 
 BLOCKS_AT_ONCE = 90
 """Leases in a commit, which takes at most 100 records."""
@@ -169,9 +170,7 @@ def remove_network(wishes: Wishes, ref: str, users_of: Callable[[str], list[str]
     """Raises :class:`NotFoundError`, or :class:`ConflictError` naming who still uses it."""
     network = networks.find(ref, wishes.networks.values(), "network")
     services = sorted(
-        service.name
-        for service in wishes.services.values()
-        if any(place.network == network.id for place in service.networks)
+        service.name for service in wishes.services.values() if network.id in _networks_of_service(service)
     )
     if services:
         raise ConflictError(
@@ -195,6 +194,12 @@ def remove_network(wishes: Wishes, ref: str, users_of: Callable[[str], list[str]
         changes["set/ingress"] = Counter()
         guards += ["set/ingress", "set/service"]
     return Decision(changes, guards), network
+
+
+def _networks_of_service(service: Service) -> set[str]:
+    """Also those that an update which is under way may have to go back to."""
+    again = service.fallback.task.container.networks if service.fallback is not None else ()
+    return {place.network for place in service.networks} | {wish.network for wish in again}
 
 
 # Nodes

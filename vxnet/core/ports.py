@@ -157,8 +157,8 @@ def held_by_services(services: Mapping[str, Service], *, but: str = "") -> list[
         if service.id == but:
             continue
         held += [Held(port, f"service {service.name}") for port in service.spec.ports]
-        if service.previous is not None and service.update is not None and service.update.state == "updating":
-            more = [port for port in service.previous.ports if port not in service.spec.ports]
+        if service.fallback is not None:
+            more = [port for port in service.fallback.ports if port not in service.spec.ports]
             held += [Held(port, f"service {service.name}, whose update is under way") for port in more]
     return held
 

@@ -97,8 +97,9 @@ class _Rollout:
             self._planner.replace_head(slot, self._service, config.order)
 
     def _new(self, task: Task) -> bool:
-        """An update has a version of its own; a rollback has that of tasks which have been there all the time."""
-        return task.version == self._service.version and (not self._back or task.created_at >= self._update.started_at)
+        """An update has a version of its own; whoever goes back has that of tasks which were there before."""
+        revisits = self._back or self._update.revisits
+        return task.version == self._service.version and (not revisits or task.created_at >= self._update.started_at)
 
     def _failed(self, slot: Slot) -> Task | None:
         """The latest of the slot's new tasks that failed soon."""

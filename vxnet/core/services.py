@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping
@@ -73,7 +74,7 @@ def update(wishes: Wishes, ref: str, wish: ServiceUpdate, now: float) -> tuple[D
             changed,
             version=service.previous_version if back else service.last_version + 1,
             last_version=service.last_version + (not back),
-            update=UpdateStatus(state="updating", started_at=now),
+            update=UpdateStatus(state="updating", started_at=now, revisits=back),
         )
     if changed == replace(service, updated_at=now):
         return Decision({}), service
@@ -94,6 +95,25 @@ def roll_back(wishes: Wishes, ref: str, now: float) -> tuple[Decision, Service]:
     changed = replace(changed, spec=spec, networks=_networks(wishes, spec, service.networks))
     changes: dict[str, object | None] = {f"service/{service.id}": changed, "set/service": Counter()}
     return _guarded(_with_vips(wishes, changes, changed, service.networks), spec), changed
+
+
+def with_places(wishes: Wishes, changes: Mapping[str, object | None]) -> dict[str, object | None]:
+    """The scheduler's ``changes``, and with a service that goes back by itself (core/rollout) its places on networks
+    as they have to be then. These are first, so that they are one commit. Of several services one: the others' turn
+    comes with the next plan, which knows the virtual IPs that are given here.
+    """
+    rest = dict(changes)
+    first: dict[str, object | None] = {}
+    for key, changed in changes.items():
+        before = wishes.services.get(changed.id) if isinstance(changed, Service) else None
+        if not isinstance(changed, Service) or before is None or changed.spec == before.spec:
+            continue
+        del rest[key]
+        if not first:
+            with contextlib.suppress(CallerError):  # no address is left: it goes back all the same
+                changed = replace(changed, networks=_networks(wishes, changed.spec, before.networks))
+            first = _with_vips(wishes, {key: changed}, changed, before.networks).changes
+    return first | rest
 
 
 def scale(wishes: Wishes, ref: str, replicas: int, now: float) -> tuple[Decision, Service]:
@@ -228,7 +248,12 @@ def _networks(wishes: Wishes, spec: ServiceSpec, before: Iterable[ServiceNetwork
     vips = {place.network: place.vips for place in before}
     places = []
     for wish in spec.task.container.networks:
-        network = wishes.networks[wish.network]
+        network = wishes.networks.get(wish.network)
+        if network is None:
+            raise ConflictError(
+                f"service {spec.name} was on a network that has been removed since (id {wish.network})",
+                hint="change it with `vxnet service update` instead",
+            )
         if network.driver != "overlay":
             raise UnsupportedError(f"services on network {network.name} (driver {network.driver}) are not built yet")
         mine = vips.get(network.id, ()) if spec.endpoint_mode == "vip" else ()

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import structlog
 
 from vxnet.cluster.store import MAX_OCTETS, MAX_RECORDS
-from vxnet.core import lifecycle, schedule
+from vxnet.core import lifecycle, schedule, services
 from vxnet.core.schedule import Plan, State
 from vxnet.core.wishes import Wishes
 from vxnet.daemon.commits import Commits
@@ -91,8 +91,9 @@ class Scheduler:
         async with self._commits.turn:
             began = time.monotonic()
             plan = schedule.plan(self.known(), self._now(), self._ids)
+            changes = services.with_places(self._wishes(), plan.changes)
             self._thought_s = time.monotonic() - began
-            for part in pieces({key: None if one is None else to_json(one) for key, one in plan.changes.items()}):
+            for part in pieces({key: None if one is None else to_json(one) for key, one in changes.items()}):
                 await self._commits.write(part)
         return plan
 

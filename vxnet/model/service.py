@@ -165,6 +165,8 @@ class UpdateStatus(Record, frozen=True, kw_only=True):
     started_at: float
     completed_at: float | None = None
     message: str = ""
+    revisits: bool = False
+    """The version is one that the service had before: some of its tasks are older than this update."""
 
 
 class Service(Record, frozen=True, kw_only=True):
@@ -187,6 +189,11 @@ class Service(Record, frozen=True, kw_only=True):
     @property
     def name(self) -> str:
         return self.spec.name
+
+    @property
+    def fallback(self) -> ServiceSpec | None:
+        """What an update that is under way may have to go back to."""
+        return self.previous if self.update is not None and self.update.state == "updating" else None
 
     @property
     def public(self) -> PublicService:
