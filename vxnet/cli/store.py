@@ -33,21 +33,41 @@ def migrate(client: Client, store: StoreWish) -> None:
 def backup(client: Client, file: str) -> None:
     """Write all that the managers know to FILE.
 
-    It holds the cluster's CA and its keys: whoever has the file is the cluster.
+    It holds the cluster's CA and its keys: whoever has the file is the cluster. FILE may be a pipe, or "-" for
+    standard output.
     """
     made = client.back_up_store()
-    beside = f"{file}.new"
+    data = to_json(made)
+    plain = file != "-" and (not os.path.exists(file) or os.path.isfile(file))
     try:
-        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        if file == "-":
+            click.echo(data, nl=False)
+        elif plain:
+            _replace(os.path.realpath(file), data)
+        else:  # a pipe or a device stays what it is
+            with open(file, "wb") as out:
+                out.write(data)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise HostError(f"cannot write {file}: {error.strerror}") from error
+    click.echo(f"{len(made.records)} records as of revision {made.revision} are in {file}.", err=not plain)
+
+
+def _replace(file: str, data: bytes) -> None:
+    """Whole or not at all, and for its owner alone."""
+    beside = f"{file}.new"
+    fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
         with open(fd, "wb") as out:
             os.fchmod(fd, 0o600)
-            out.write(to_json(made))
+            out.write(data)
             out.flush()
             os.fsync(fd)
         os.replace(beside, file)
-    except OSError as error:
-        raise HostError(f"cannot write {file}: {error.strerror}") from error
-    click.echo(f"{len(made.records)} records as of revision {made.revision} are in {file}.")
+    except BaseException:
+        os.unlink(beside)
+        raise
 
 
 @click.command("restore")
