@@ -12,6 +12,7 @@ import click
 
 from vxnet.cli import output
 from vxnet.cli.complete import network_names
+from vxnet.cli.options import seconds
 from vxnet.cluster.client import Client
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("-w", "--write", "path", metavar="FILE", help="Also into FILE, as pcapng: names and comments are in it.")
 @click.option("-c", "--count", type=click.IntRange(min=1), help="End after so many packets.")
-@click.option("-t", "--time", "seconds", type=click.FloatRange(min=0, min_open=True), help="End after so many seconds.")
+@click.option("-t", "--time", "time_s", type=seconds, metavar="SECONDS", help="End after so many seconds.")
 @click.option("--network", metavar="NAME", help="Only this network's.", shell_complete=network_names)
 @click.option("--container", metavar="NAME", help="Only what this container sends or gets.")
 @click.option("-i", "--interface", default="", help="Listen here; default: the card that has this host's VTEP.")
@@ -31,7 +32,7 @@ def capture(
     client: Client,
     path: str | None,
     count: int | None,
-    seconds: float | None,
+    time_s: float | None,
     network: str | None,
     container: str | None,
     interface: str,
@@ -46,7 +47,7 @@ def capture(
     from vxnet.tools import pcapng
     from vxnet.tools.capture import Capture
 
-    until = time.monotonic() + seconds if seconds is not None else None
+    until = time.monotonic() + time_s if time_s is not None else None
     taken = 0
     with contextlib.ExitStack() as stack:
         capture = stack.enter_context(Capture(client, interface))

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from vxnet.cli.complete import words
-from vxnet.cli.options import address, amount, octets, pairs, restart_policy, signal_name
+from vxnet.cli.options import address, amount, octets, pairs, restart_policy, seconds, signal_name
 from vxnet.model.capability import NAMES
 from vxnet.model.container import Mount
 from vxnet.model.errors import CallerError, UnsupportedError
@@ -65,7 +65,7 @@ _OPTIONS = (
     click.option("--stop-signal", default="", type=signal_name, metavar="NAME|NUMBER", help="What `stop` sends first."),
     click.option(
         "--stop-timeout",
-        type=click.FloatRange(min=0),
+        type=seconds,
         metavar="SECONDS",
         help="From that to SIGKILL; default 10.",
     ),

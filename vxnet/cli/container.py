@@ -9,7 +9,7 @@ import click
 from vxnet.cli import output
 from vxnet.cli.complete import container_names, running_names
 from vxnet.cli.group import FAILED, FAILURES, for_each, report
-from vxnet.cli.options import Format, filter_option, inspect_format, label_matches, list_options, matches
+from vxnet.cli.options import Format, filter_option, inspect_format, label_matches, list_options, matches, seconds
 from vxnet.cluster.client import Client
 from vxnet.model.api import ContainerView
 from vxnet.model.errors import ConflictError, NotFoundError
@@ -119,7 +119,7 @@ def _guest(client: Client, ref: str) -> GuestView:
 
 _patience = click.option(
     *("-t", "--time", "--timeout", "timeout_s"),
-    type=click.FloatRange(min=0),
+    type=seconds,
     metavar="SECONDS",
     help="From the stop signal to SIGKILL; default: its --stop-timeout, or 10.",
 )

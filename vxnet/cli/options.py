@@ -8,7 +8,7 @@ import re
 import signal
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import click
 
@@ -21,6 +21,8 @@ from vxnet.model.errors import CallerError, ConflictError, UnsupportedError
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 Format = Literal["table", "json"]
+LONGEST_S: Final = 100 * 365.25 * 86400
+"""No wait is longer: Python's and the kernel's clocks end at 292 years."""
 
 
 def address(text: str) -> IPAddress:
@@ -61,6 +63,13 @@ def ratio(text: str) -> float:
 
 def seconds(text: str) -> float:
     """An option's type: a duration in Docker's notation, ``500ms``, ``1m30s``; a bare number means seconds."""
+    found = _seconds(text)
+    if found > LONGEST_S:
+        raise click.BadParameter(f"{text!r} is longer than 100 years")
+    return found
+
+
+def _seconds(text: str) -> float:
     if re.fullmatch(r"\d+(\.\d+)?", text):
         return amount(text)
     units = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
