@@ -130,6 +130,8 @@ def test_network_rm_names_who_uses_it(server: Daemon, vxnet_: Vxnet) -> None:
     result = vxnet_("network", "rm", "my-net", "b")
     assert (result.exit_code, result.stdout) == (1, "b\n")
     assert result.stderr == "vxnet: network my-net is in use by web; remove them first\n"
+    result = vxnet_("network", "rm", "-f", "b")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "vxnet: no such network: b\n")
 
 
 def test_network_connect(server: Daemon, vxnet_: Vxnet) -> None:
@@ -162,7 +164,9 @@ def test_stop_kill_rm_wait(server: Daemon, vxnet_: Vxnet) -> None:
     result = vxnet_("rm", "a", "c", "b")
     assert (result.exit_code, result.stdout) == (1, "a\nb\n")
     assert result.stderr == "vxnet: container c runs; stop it first, or use --force\n"
-    assert vxnet_("rm", "-f", "c").stdout == "c\n"
+    assert vxnet_("rm", "-fv", "c").stdout == "c\n"
+    result = vxnet_("rm", "-f", "c")  # as Docker's: what is not there need not go
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "vxnet: no such container: c\n")
     assert not server.agent.container_table
 
 

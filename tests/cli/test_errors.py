@@ -72,6 +72,7 @@ TABLE: list[tuple[str, int, str]] = [
     ("lab up --hosts 0", 2, "invalid value for '--hosts': 0 is not in the range x>=1; see `vxnet lab up --help`"),
     ("lab exec h1", 1, "no command given to run"),
     # run: vxnet's own failures are 125
+    ("inspect nobody", 1, "no such container, guest, network, node or service: 'nobody'"),
     ("run", 125, "no command given to run"),
     ("run --stop-timeout inf true", 125, "invalid value for '--stop-timeout': expected a duration such as 10s or 1m30s, found 'inf'; see `vxnet run --help`"),
     ("run --not-there true", 125, "no such option '--not-there'; see `vxnet run --help`"),
@@ -108,6 +109,24 @@ def test_wrong_input(vxnet_: Vxnet, words: str, status: int, line: str) -> None:
     assert result.stderr == f"vxnet: {line}\n"
     assert result.exit_code == status
     assert result.stdout in ("", "[]\n")
+
+
+# In a cluster of h1 with the service app
+IN_A_CLUSTER: list[tuple[str, str]] = [
+    ("service update --args sleep'x app", "--args \"sleep'x\" is no command line: no closing quotation"),
+    ("service scale app=999999999999", "a service has from 0 to 100000 replicas, not 999999999999"),
+    ("service scale app=0x", "expected SERVICE=REPLICAS, found 'app=0x'"),
+    ("service ps nobody", "there is no service 'nobody'; there are: app"),
+    ("node ps nobody", "there is no node 'nobody'; there are: h1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words, line", IN_A_CLUSTER)
+def test_wrong_input_in_a_cluster(vxnet_: Vxnet, words: str, line: str) -> None:
+    vxnet_("init")
+    assert vxnet_("service", "create", "-d", "--name", "app", "true").exit_code == 0
+    result = vxnet_(*words.split())
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", f"vxnet: {line}\n")
 
 
 def test_nothing_is_made_by_a_wrong_run(server: Daemon, vxnet_: Vxnet) -> None:

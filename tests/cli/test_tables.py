@@ -126,14 +126,16 @@ def test_inspect(server: Daemon, vxnet_: Vxnet) -> None:
     vxnet_("init")
     vxnet_("network", "create", "my-net")
     put(server, "web", state="running", pid=4711)
-    result = vxnet_("inspect", "web", "my-net", "h1", "nobody")
-    container, network, node = json.loads(result.stdout)
+    vxnet_("service", "create", "-d", "--name", "app", "true")
+    result = vxnet_("inspect", "web", "my-net", "h1", "app", "nobody")
+    container, network, node, service = json.loads(result.stdout)
     assert (container["pid"], container["spec"]["name"]) == (4711, "web")
     assert network["network"]["subnets"] == [
         {"prefix": "10.0.16.0/20", "gateway": "10.0.16.1", "range": None, "auxiliary": {}}
     ]
     assert node["leader"] is True
-    assert result.stderr == "vxnet: no such container, network or node: 'nobody'\n"
+    assert service == json.loads(vxnet_("service", "inspect", "app").stdout)[0]
+    assert result.stderr == "vxnet: no such container, guest, network, node or service: 'nobody'\n"
     assert result.exit_code == 1
     assert result.stdout.startswith('[\n    {\n        "id"')
     assert vxnet_("inspect", "--type", "network", "web").stdout == "[]\n"

@@ -43,5 +43,10 @@ def test_prune_asks(server: Daemon, vxnet_: Vxnet) -> None:
     environment = {"VXNET_SOCKET": str(server.path)}
     refused = CliRunner().invoke(root, ["prune"], prog_name="vxnet", env=environment, input="n\n")
     assert "ended" in refused.output and names(server) == {"lives", "ended", "labelled"}
+    assert (refused.exit_code, refused.stderr) == (1, "Nothing was removed.\n")
+    for words in (["prune"], ["network", "prune"]):
+        nobody = CliRunner().invoke(root, words, prog_name="vxnet", env=environment)
+        assert nobody.exit_code == 1
+        assert nobody.stderr == "vxnet: nobody answered, so nothing was removed; --force does not ask\n"
     CliRunner().invoke(root, ["prune"], prog_name="vxnet", env=environment, input="y\n")
     assert names(server) == {"lives"}

@@ -350,6 +350,15 @@ async def test_managers_need_another_store(manager):
         await manager.rotate_token("manager")
 
 
+async def test_only_a_worker_is_promoted(cluster, manager):
+    await cluster.join(2)
+    assert (await manager.set_role("h1", "manager")).role == "manager"
+    with pytest.raises(UnsupportedError, match="etcd"):
+        await manager.set_role("h2", "manager")
+    with pytest.raises(NotFoundError, match="h9"):
+        await manager.set_role("h9", "manager")
+
+
 @pytest.mark.parametrize("alive", [True, False])
 async def test_names_and_addresses_are_unique(cluster, manager, alive):
     await cluster.join(2)

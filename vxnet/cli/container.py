@@ -8,13 +8,14 @@ import click
 
 from vxnet.cli import output
 from vxnet.cli.complete import container_names, running_names
-from vxnet.cli.group import FAILED, FAILURES, for_each, report
+from vxnet.cli.group import FAILED, FAILURES, confirm, for_each, report
 from vxnet.cli.options import Format, filter_option, inspect_format, label_matches, list_options, matches, seconds
 from vxnet.cluster.client import Client
 from vxnet.model.api import ContainerView
 from vxnet.model.errors import ConflictError, NotFoundError
 from vxnet.model.guest import GuestView
 
+_KINDS = ("container", "guest", "network", "node", "service")
 _COMMAND_WIDTH = 20
 """Of the COMMAND column, as Docker's."""
 
@@ -81,16 +82,17 @@ def status_words(view: ContainerView) -> str:
 
 @click.command()
 @inspect_format
-@click.option("--type", "kind", type=click.Choice(["container", "guest", "network", "node"]), help="Default: any.")
+@click.option("--type", "kind", type=click.Choice(_KINDS), help="Default: any.")
 @click.argument("names", nargs=-1, required=True, metavar="NAME|ID...", shell_complete=container_names)
 @click.pass_obj
 def inspect(client: Client, kind: str | None, names: tuple[str, ...]) -> None:
-    """Show everything about containers, guests, networks or nodes."""
+    """Show everything about containers, networks, services and so on."""
     kinds: dict[str, Callable[[str], object]] = {
         "container": client.container,
         "guest": lambda ref: _guest(client, ref),
         "network": client.network,
         "node": client.node,
+        "service": client.service,
     }
 
     def find(ref: str) -> object:
@@ -102,10 +104,10 @@ def inspect(client: Client, kind: str | None, names: tuple[str, ...]) -> None:
             except NotFoundError:
                 continue
             except ConflictError:
-                # Only a manager knows the nodes: elsewhere none of them has the name.
-                if name != "node":
+                # Only a manager knows nodes and services: elsewhere none of them has the name.
+                if name not in ("node", "service"):
                     raise
-        raise NotFoundError(f"no such container, network or node: {ref!r}")
+        raise NotFoundError(f"no such container, guest, network, node or service: {ref!r}")
 
     output.inspect(names, find)
 
@@ -165,12 +167,13 @@ def kill(client: Client, signal: str, containers: tuple[str, ...]) -> None:
 
 
 @click.command()
-@click.option("-f", "--force", is_flag=True, help="Also a running one: it is killed.")
+@click.option("-f", "--force", is_flag=True, help="Also a running one: it is killed. One that is gone is no failure.")
+@click.option("-v", "--volumes", is_flag=True, expose_value=False, help="As Docker's scripts say it: there are none.")
 @click.argument("containers", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=container_names)
 @click.pass_obj
 def rm(client: Client, force: bool, containers: tuple[str, ...]) -> None:
     """Remove containers."""
-    for_each(containers, lambda ref: client.remove(ref, force=force))
+    for_each(containers, lambda ref: client.remove(ref, force=force), may_be_gone=force)
 
 
 @click.command()
@@ -236,5 +239,5 @@ def prune(client: Client, force: bool, filters: dict[str, list[str]]) -> None:
     views = [view for view in client.containers(all=True) if ended(view)]
     if views and not force:
         names = ", ".join(view.name for view in views)
-        click.confirm(f"This removes what they wrote and their logs: {names}. Go on?", abort=True)
+        confirm(f"This removes what they wrote and their logs: {names}. Go on?")
     for_each((view.id for view in views), client.remove)

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 import click
 
-from vxnet.model.errors import VxnetError
+from vxnet.model.errors import CallerError, NotFoundError, VxnetError
 
 FAILED: Final = 1
 INTERRUPTED: Final = 130
@@ -142,10 +142,26 @@ def report(error: Exception) -> None:
             say(_one_line(str(error)))
 
 
-def for_each(targets: Iterable[str], act: Callable[[str], object], *, echo: bool = True) -> None:
+def confirm(question: str) -> None:
+    """Ends the command with status 1 unless somebody says yes. Raises :class:`CallerError` where nobody can."""
+    try:
+        agreed = click.confirm(question)
+    except click.Abort:
+        if sys.stdin.isatty():  # Ctrl-C
+            raise
+        click.echo()
+        raise CallerError("nobody answered, so nothing was removed", hint="--force does not ask") from None
+    if not agreed:
+        click.echo("Nothing was removed.", err=True)
+        raise click.exceptions.Exit(FAILED)
+
+
+def for_each(
+    targets: Iterable[str], act: Callable[[str], object], *, echo: bool = True, may_be_gone: bool = False
+) -> None:
     """Do it to every target, whatever happens to the others; names those it was done to (``echo``), as Docker does.
 
-    Ends the command with status 1 if any failed.
+    Ends the command with status 1 if any failed; ``may_be_gone``: one that is not there is said, and no failure.
     """
     failed = False
     for target in targets:
@@ -153,7 +169,7 @@ def for_each(targets: Iterable[str], act: Callable[[str], object], *, echo: bool
             act(target)
         except FAILURES as error:
             report(error)
-            failed = True
+            failed |= not (may_be_gone and isinstance(error, NotFoundError))
         else:
             if echo:
                 click.echo(target)

@@ -11,7 +11,7 @@ import click
 
 from vxnet.cli import output
 from vxnet.cli.complete import connected_names, container_names, network_names
-from vxnet.cli.group import for_each
+from vxnet.cli.group import confirm, for_each
 from vxnet.cli.options import (
     Format,
     address,
@@ -216,11 +216,12 @@ def inspect(client: Client, verbose: bool, networks: tuple[str, ...]) -> None:
 
 
 @click.command("rm")
+@click.option("-f", "--force", is_flag=True, help="One that is gone is no failure.")
 @click.argument("networks", nargs=-1, required=True, metavar="NETWORK...", shell_complete=network_names)
 @click.pass_obj
-def rm(client: Client, networks: tuple[str, ...]) -> None:
+def rm(client: Client, force: bool, networks: tuple[str, ...]) -> None:
     """Remove networks that nobody uses any more."""
-    for_each(networks, client.remove_network)
+    for_each(networks, client.remove_network, may_be_gone=force)
 
 
 @click.command("prune")
@@ -232,7 +233,7 @@ def prune(client: Client, force: bool, filters: dict[str, list[str]]) -> None:
     moments = [datetime.fromisoformat(moment(text)[:26]).replace(tzinfo=UTC) for text in filters.get("until", ())]
     request = NetworkPrune(labels=tuple(filters.get("label", ())), until=min(moments).timestamp() if moments else None)
     if not force:
-        click.confirm("This removes all networks that no container is on, anywhere in the cluster. Go on?", abort=True)
+        confirm("This removes all networks that no container is on, anywhere in the cluster. Go on?")
     for network in client.prune_networks(request):
         click.echo(network.name)
 

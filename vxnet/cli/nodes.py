@@ -80,7 +80,8 @@ def ps(
         except FAILURES as error:
             report(error)
             failed = True
-    show_tasks(tasks, quiet, form, no_trunc, filters)
+    if tasks or not failed:
+        show_tasks(tasks, quiet, form, no_trunc, filters)
     if failed:
         raise click.exceptions.Exit(FAILED)
 

@@ -103,7 +103,7 @@ def update(
     new = replace(old, task=replace(old.task, container=replace(old.task.container, networks=named)))
     new = with_changed_lists(with_options(new, options), options)
     if args is not None:
-        argv = tuple(shlex.split(args))
+        argv = _split(args)
         new = replace(new, task=replace(new.task, container=replace(new.task.container, argv=command_of(argv))))
     if force:
         new = replace(new, task=replace(new.task, force=new.task.force + 1))
@@ -111,6 +111,13 @@ def update(
     click.echo(changed.spec.name)
     if not detach:
         wait_converged(client, changed, quiet)
+
+
+def _split(args: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(args))
+    except ValueError as error:
+        raise CallerError(f'--args "{args}" is no command line: {str(error).lower()}') from None
 
 
 @click.command("rollback")
@@ -242,7 +249,8 @@ def ps(
         except FAILURES as error:
             report(error)
             failed = True
-    show_tasks(tasks, quiet, form, no_trunc, filters)
+    if tasks or not failed:
+        show_tasks(tasks, quiet, form, no_trunc, filters)
     if failed:
         raise click.exceptions.Exit(FAILED)
 

@@ -414,11 +414,13 @@ class Manager:
 
     async def set_role(self, ref: str, role: Role) -> Node:
         """The node itself does what follows."""
-        self._check_role(role)
 
         def decide(wishes: Wishes) -> tuple[Decision, Node]:
             if role == "manager":
-                return managership.promote(wishes, ref)
+                decision, node = managership.promote(wishes, ref)
+                if decision.changes:
+                    self._check_role(role)
+                return decision, node
             return managership.demote(wishes, ref, self.alive, managed=self.electors.is_managed)
 
         node = await self._decide(decide)

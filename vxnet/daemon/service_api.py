@@ -16,6 +16,7 @@ from vxnet.cluster.api import (
     stream_response,
     until_disconnect,
 )
+from vxnet.core.services import REPLICAS_MAX
 from vxnet.model.api import LogRequest, ServiceProgress, ServiceUpdate, ServiceView, TaskView
 from vxnet.model.codec import to_json
 from vxnet.model.errors import CallerError
@@ -98,7 +99,7 @@ class ServiceRoutes:
     async def scale(self, request: web.Request) -> web.Response:
         text = request.match_info["replicas"]
         if not (text.isascii() and text.isdecimal() and len(text) <= 9):
-            raise CallerError(f"a number of replicas is wanted, found {text!r}")
+            raise CallerError(f"a service has from 0 to {REPLICAS_MAX} replicas, not {text}")
         return json_response(await self._agent.services("service scale").scale(request.match_info["ref"], int(text)))
 
     async def roll_back(self, request: web.Request) -> web.Response:
