@@ -219,17 +219,16 @@ def join(
         )
     key = trust.key_digest(claim.csr)
     again = check_claim(claim, key, wishes.nodes.values(), alive)
-    node = Node(
-        id=again.id if again else id,
+    node = again or Node(
+        id=id,
         name=claim.name,
         role=role,
         advertise_addr=claim.advertise_addr,
         data_path_addr=claim.data_path_addr,
-        joined_at=again.joined_at if again else now,
-        routes=claim.routes,
-        version=claim.version,
+        joined_at=now,
         key=key,
     )
+    node = replace(node, role=role, routes=claim.routes, version=claim.version)
     certificate = certify(wishes.authority, node, claim.csr, serial, now)
     changes: dict[str, object | None] = {f"node/{node.id}": node, "set/node": Counter(), "set/lease": Counter()}
     guards = ["set/node", "set/lease", f"node/{node.id}", f"token/{role}"]
@@ -238,9 +237,10 @@ def join(
     for network in wishes.networks.values():
         if has_first_blocks(network) and len(changes) < BLOCKS_AT_ONCE:
             leases = wishes.leases_of_network(network.id)
-            given = allocate.first_blocks(network, leases, {*wishes.nodes, node.id})
-            changes |= _leases(network, [(one, block) for one, block in given if one == node.id], wishes.revision)
-            guards.append(f"network/{network.id}")
+            blocks = allocate.first_blocks(network, leases, {*wishes.nodes, node.id})
+            given = [(one, block) for one, block in blocks if one == node.id]
+            changes |= _leases(network, given, wishes.revision)
+            guards += [f"network/{network.id}"] if given else []
     return Decision(changes, guards), (node, certificate)
 
 
@@ -396,7 +396,8 @@ def release(wishes: Wishes, node_id: str, leases: Sequence[Lease]) -> tuple[Deci
     prefix but another epoch are others.
     """
     member(wishes, node_id)
-    held = [lease for lease in wishes.leases_of_node(node_id) if lease in leases]
+    returned = set(leases)
+    held = [lease for lease in wishes.leases_of_node(node_id) if lease in returned]
     changes = _end(held)
     return Decision(changes, list(changes)), len(held) > len(changes)
 
@@ -413,9 +414,8 @@ def mend(wishes: Wishes, now: float) -> tuple[Decision, bool]:
             return Decision(made, ["set/vni", "set/node", "set/ingress"]), True
     lost = [one for one in wishes.leases() if one.network not in wishes.networks or not _has_holder(wishes, one)]
     changes = _end(lost)
-    for one in list(wishes.removed.values())[: BLOCKS_AT_ONCE - len(changes)]:
-        if one.removed_at + FORGOTTEN_S < now:
-            changes[f"removed/{one.id}"] = None
+    forgotten = [one.id for one in wishes.removed.values() if one.removed_at + FORGOTTEN_S < now]
+    changes |= {f"removed/{id}": None for id in forgotten[: BLOCKS_AT_ONCE - len(changes)]}
     guards = ["set/lease", "set/node"]
     for network in wishes.networks.values():
         room = BLOCKS_AT_ONCE - len(changes)
