@@ -69,6 +69,16 @@ def test_a_roster_on_another_is_as_one_of_its_own(acts: list[tuple[int, Status, 
     assert all(found.at(one.endpoint) == one and found.of_id(one.id) == one for one in found.values())
 
 
+def test_who_calls_itself_another_each_time_is_known_by_the_last_name_alone() -> None:
+    found = roster(3)
+    for number in range(200):
+        found.put(member(1)._replace(id=f"liar{number}", incarnation=number + 2))
+    assert found.of_id("liar199") == found["h1"]
+    assert len(found._ids) == 3
+    found.put(member(1, incarnation=300))
+    assert found.of_id("id1") == found["h1"] and len(found._ids) == 3
+
+
 def test_drawing_finds_the_few_among_many(rng: random.Random) -> None:
     found = roster(500)
     found.put(member(77, "suspect"))

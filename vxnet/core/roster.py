@@ -103,6 +103,8 @@ class Roster(Mapping[str, Member]):
             if before is not None and self._at.get(before.endpoint) == name:
                 del self._at[before.endpoint]
             self._at[after.endpoint] = name
+        if before is not None and before.id != after.id and self._ids.get(before.id) == name:
+            del self._ids[before.id]
         if after.is_vxnet and self._ids.get(after.id) != name:
             other = self.of_id(after.id)
             # Under another name it may be here, while the old one is dead.
