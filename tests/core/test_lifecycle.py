@@ -9,6 +9,7 @@ import pytest
 from vxnet.core.lifecycle import (
     BACKOFF_LAST_S,
     ENDED,
+    MESSAGE_MAX,
     NEXT,
     ORDER,
     advance,
@@ -20,6 +21,7 @@ from vxnet.core.lifecycle import (
 )
 from vxnet.model.api import TaskReport
 from vxnet.model.container import ContainerSpec
+from vxnet.model.published import PublishedPort
 from vxnet.model.service import RestartPolicy, Task, TaskSpec, TaskStatus
 
 SPEC = TaskSpec(container=ContainerSpec(argv=("x",)))
@@ -61,6 +63,14 @@ def test_a_report_that_says_nothing_new_is_none():
     first = advance(TASK, None, TaskReport(task="t", state="running", ran_s=1.0), 20.0)
     assert first is not None and first.started_at == 19.0
     assert advance(TASK, first, TaskReport(task="t", state="running", ran_s=31.0), 50.0) is None
+
+
+def test_a_report_that_no_commit_takes_keeps_nobody_elses_out():
+    long = advance(TASK, None, TaskReport(task="t", state="failed", message="x" * 1_000_000), 20.0)
+    assert long is not None and len(long.message) == MESSAGE_MAX
+    ports = tuple(PublishedPort(target=80, published=number, interface="x" * 500) for number in range(1, 1001))
+    for odd in ({"container": "x" * 1_000_000}, {"ports": ports}):
+        assert advance(TASK, None, TaskReport(task="t", state="running", **odd), 20.0) is None
 
 
 def test_random_reports_never_take_a_task_back(rng: random.Random):

@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import Final, get_args
 
 from vxnet.model.api import TaskReport
+from vxnet.model.codec import to_json
 from vxnet.model.service import RestartPolicy, Task, TaskState, TaskStatus
 
 ORDER: Final[tuple[TaskState, ...]] = get_args(TaskState)
@@ -44,6 +45,13 @@ SETTLED_S: Final = 10.0
 ``--restart``)."""
 
 
+MESSAGE_MAX: Final = 2000
+"""Characters of what a node says about a task."""
+STATUS_MAX: Final = 100_000
+"""Octets in JSON: a service's whole specification, with its ports, takes less. A report goes into the store together
+with those of other nodes, and what no commit takes (1 MB) would keep theirs out, too."""
+
+
 def state_of(task: Task, status: TaskStatus | None) -> TaskState:
     if status is not None:
         return status.state
@@ -52,7 +60,7 @@ def state_of(task: Task, status: TaskStatus | None) -> TaskState:
 
 def advance(task: Task, status: TaskStatus | None, report: TaskReport, now: float) -> TaskStatus | None:
     """The status after ``report``, which came in at ``now``; None if it tells nothing new, or something that cannot
-    be: a report that was overtaken, or of a task that was given up.
+    be: a report that was overtaken, or of a task that was given up, or one that is too long.
     """
     old = state_of(task, status)
     if report.state != old and report.state not in NEXT[old]:
@@ -66,11 +74,13 @@ def advance(task: Task, status: TaskStatus | None, report: TaskReport, now: floa
         state=report.state,
         since=since,
         started_at=started_at,
-        message=report.message,
+        message=report.message[:MESSAGE_MAX],
         exit_status=report.exit_status,
         container=report.container,
         ports=report.ports,
     )
+    if len(to_json(new)) > STATUS_MAX:
+        return None
     if status is not None and report.state == old and (old in ENDED or _told(new) == _told(status)):
         return None
     return new
