@@ -18,7 +18,7 @@ from vxnet.model.api import NodeUpdate, ServiceUpdate, TaskReport
 from vxnet.model.cluster import Cluster, Network, Node, Subnet
 from vxnet.model.container import ContainerSpec, NetworkWish
 from vxnet.model.errors import CallerError, ConflictError, NotFoundError, UnsupportedError
-from vxnet.model.service import Placement, RestartPolicy, ServiceSpec, TaskSpec, UpdateConfig
+from vxnet.model.service import HealthCheck, Placement, RestartPolicy, ServiceSpec, TaskSpec, UpdateConfig
 
 HOUR = 3600.0
 COMMAND = ContainerSpec(argv=("x",))
@@ -672,6 +672,10 @@ def test_refusals():
     stale = ServiceUpdate(spec=spec(), base=spec())
     with pytest.raises(ConflictError, match="changed meanwhile"):
         services.update(world.wishes, "web", stale, world.now)
+    for never in ({"interval_s": 0.0}, {"start_interval_s": 0.0}, {"timeout_s": 0.0}, {"retries": 0}):
+        health = HealthCheck(argv=("true",), **never)
+        with pytest.raises(CallerError, match="health check"):
+            world.make(spec("other", task=TaskSpec(container=COMMAND, health=health)))
     container = ContainerSpec(argv=("x",), env=("A={{.Node.Colour}}",))
     with pytest.raises(CallerError, match="no template"):
         world.make(ServiceSpec(name="other", task=TaskSpec(container=container)))

@@ -227,8 +227,9 @@ def _check_task(task: TaskSpec) -> None:
             raise CallerError(f"{flag} cannot be negative, found {number:g}")
     if task.health is not None:
         health = task.health
-        if not health.argv or health.retries < 1 or min(health.interval_s, health.timeout_s) <= 0:
-            raise CallerError("a health check needs a command, an interval, a timeout and at least one retry")
+        waits = health.interval_s, health.timeout_s, health.start_interval_s
+        if not health.argv or health.retries < 1 or min(waits) <= 0:
+            raise CallerError("a health check needs a command, intervals, a timeout and at least one retry")
     for port in task.ports:
         found = re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,13}[a-z0-9])?:([0-9]{1,5})/(tcp|udp|sctp)", port)
         if not found or not 0 < int(found[2]) < 65536:
