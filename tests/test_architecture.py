@@ -8,6 +8,7 @@ or that only a type checker sees, is still an arrow.
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -78,7 +79,13 @@ def sources(*parts: str) -> list[Path]:
     return sorted(path for folder in folders for path in folder.rglob("*.py"))
 
 
-def imports_of(path: Path) -> Iterator[Import]:
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+@functools.cache
+def imports_of(path: Path) -> tuple[Import, ...]:
     def walk(node: ast.AST, late: bool) -> Iterator[Import]:
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -95,11 +102,11 @@ def imports_of(path: Path) -> Iterator[Import]:
         for child in ast.iter_child_nodes(node):
             yield from walk(child, late)
 
-    yield from walk(ast.parse(path.read_text(), str(path)), False)
+    return tuple(walk(tree_of(path), False))
 
 
 def for_types_only(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
 def part_of(path: Path) -> str:
@@ -135,7 +142,7 @@ def test_pure_parts_have_no_clock_socket_or_randomness(part: str) -> None:
     wrong = []
     for path in sources(part):
         wrong += [str(found) for found in imports_of(path) if found.module.split(".")[0] in IMPURE]
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in IMPURE_CALLS:
                 wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} calls {ast.unparse(node.func)}()")
     assert not wrong, f"{part} decides, it does not touch: `now`, entropy and bytes come in as arguments\n" + "\n".join(
@@ -214,7 +221,7 @@ def test_the_reading_order_lists_what_there_is() -> None:
     files = {str(path.relative_to(PACKAGE)) for path in sources() if path.name != "__init__.py"}
     # A package's __init__ is a line of its own only where it holds code and not just the folder's word.
     for path in PACKAGE.rglob("__init__.py"):
-        if len(ast.parse(path.read_text()).body) > 1 and path.parent != PACKAGE:
+        if len(tree_of(path).body) > 1 and path.parent != PACKAGE:
             files.add(str(path.relative_to(PACKAGE)))
     files |= {str(path.relative_to(ROOT)) for pattern in ("csrc/**/*.c", "csrc/**/*.h") for path in ROOT.glob(pattern)}
     assert set(listed) == files, (
