@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.tutorial.console import matches
 from vxnet.lab import Lab, figures
 from vxnet.lab.stage import Stage, WrongError
 
 pytestmark = pytest.mark.lab
+
+README = Path(__file__).resolve().parents[2] / "README.md"
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +34,10 @@ def test_the_demo() -> None:
     assert "VXLAN by hand" in done.stdout
     assert "\x1b" not in done.stdout, "colours where there is no terminal"
     assert done.stderr == ""
+    # README.md shows some of it, and leaves out what comes before a prompt.
+    [shown] = re.findall(r"```console\n(h1# vxnet init.*?)```", README.read_text(), re.DOTALL)
+    excerpt = re.sub(r"^(?=\s*(?:h\d)?# )", "…\n", shown, flags=re.MULTILINE) + "…"
+    assert matches(excerpt.splitlines(), done.stdout), "README.md shows what the demo does not print"
 
 
 def test_what_is_typed_and_what_comes_back_is_shown(plain: Lab, capsys: pytest.CaptureFixture[str]) -> None:
