@@ -114,14 +114,14 @@ def vtep(patient: Patient) -> Iterator[Finding]:
     held = {one.address.ip: one.interface for one in patient.addresses}
     for what, address in {"advertise": info.advertise_addr, "data path": info.data_path_addr}.items():
         what, flag = f"{what} address", f"--{what.replace(' ', '-')}-addr"
-        rejoin = f"give it back to its interface, or `vxnet leave` and join with {flag}"
+        move = f"on a manager: `vxnet node update {flag} ADDRESS {info.name}`"
         if address not in held:
             have = listed([f"{ip} ({name})" for ip, name in held.items()]) or "none"
             words = f"no interface that is up has the {what} {address}; there are {have}"
-            found.append(finding("vtep", "fault", words, rejoin))
+            found.append(finding("vtep", "fault", words, f"give it back to its interface, or {move}"))
         if address.is_loopback or address.is_link_local or address.is_multicast or address.is_unspecified:
             words = f"the {what} {address} is none that another host can reach"
-            found.append(finding("vtep", "fault", words, rejoin))
+            found.append(finding("vtep", "fault", words, move))
         if str(address) == NAT_ADDRESS:
             words = f"the {what} is {address}, which VirtualBox gives to every machine"
             found.append(
