@@ -7,9 +7,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 from tests.host.throwaway import Host, Place, wire
@@ -147,6 +148,31 @@ class Pair:
     def close(self) -> None:
         for place in (self.h1, self.h2, self.c1, self.d1):
             place.close()
+
+
+class Lasting:
+    """A pair for tests that leave it as they found it, and look at that themselves: who fails takes it along."""
+
+    def __init__(self, kinds: tuple[Kind, Kind]) -> None:
+        self._kinds = kinds
+        self._kept: Pair | None = None
+
+    @contextlib.contextmanager
+    def borrowed(self) -> Iterator[Pair]:
+        pair, self._kept = self._kept, None
+        if pair is None:
+            pair = Pair(4, self._kinds)
+            pair.reconcile()
+        try:
+            yield pair
+        except BaseException:
+            pair.close()
+            raise
+        self._kept = pair
+
+    def close(self) -> None:
+        if self._kept is not None:
+            self._kept.close()
 
 
 def state(

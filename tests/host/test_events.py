@@ -38,7 +38,10 @@ def settled(pair: Pair) -> Pair:
     assert errors(pair.h1.reconcile(pair.s1)) == []
     places = (pair.h1, pair.c1)
     assert wait_until(lambda: not any(place.run("ip", "-6", "addr", "show", "tentative") for place in places))
-    assert wait_until(lambda: not any("DOWN" in place.run("ip", "-br", "link", "show", "up") for place in places))
+    up = "ip", "-br", "link", "show", "up"
+    assert wait_until(
+        lambda: not any("DOWN" in shown for shown in (*(one.run(*up) for one in places), pair.h1.inside(*up)))
+    )
     while select.select([pair.h1.kernel.events], [], [], 0.2)[0]:
         pair.h1.kernel.events.drain()
     assert pair.h1.reconcile(pair.s1) == []

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import pytest
 
 from tests.host.damages import DAMAGES, Damage, assert_mended, picture_at_rest, settles_to, works
-from tests.host.rig import Pair, errors, wait_until
+from tests.host.rig import Lasting, Pair, errors, wait_until
 from vxnet.model.host import HostState
 
 pytestmark = pytest.mark.host
 
 
+@pytest.fixture(scope="module")
+def lasting() -> Iterator[Lasting]:
+    with contextlib.closing(Lasting(("kernel", "kernel"))) as lasting:
+        yield lasting
+
+
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.what.replace(" ", "-"))
-def test_is_mended(pair: Pair, damage: Damage) -> None:
-    assert_mended(pair, damage)
+def test_is_mended(lasting: Lasting, damage: Damage) -> None:
+    with lasting.borrowed() as pair:
+        assert_mended(pair, damage)
 
 
 def test_everything_at_once(pair: Pair) -> None:

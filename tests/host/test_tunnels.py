@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.host.damages import DAMAGES, Damage, assert_mended, inside
-from tests.host.rig import VNI, Kind, Machine, Pair, addresses, errors, wait_until
+from tests.host.rig import VNI, Kind, Lasting, Machine, Pair, addresses, errors, wait_until
 from vxnet.host import forwarder as forwarder_module
 from vxnet.host import tunnels, uvxlan
 from vxnet.host.forwarder import Forwarder
@@ -22,13 +23,22 @@ from vxnet.model.host import Change, HostState
 pytestmark = pytest.mark.host
 
 
+KINDS: tuple[Kind, Kind] = ("userspace", "kernel")
+"""The user-space tunnel's host, and one whose tunnel is the kernel's."""
+
+
 @pytest.fixture
 def pair() -> Iterator[Pair]:
-    """The user-space tunnel's host, and one whose tunnel is the kernel's."""
-    pair = Pair(4, ("userspace", "kernel"))
+    pair = Pair(4, KINDS)
     pair.reconcile()
     yield pair
     pair.close()
+
+
+@pytest.fixture(scope="module")
+def lasting() -> Iterator[Lasting]:
+    with contextlib.closing(Lasting(KINDS)) as lasting:
+        yield lasting
 
 
 def forwarder(machine: Machine) -> Forwarder:
@@ -169,8 +179,9 @@ OWN_DAMAGES = [
     [*(damage for damage in DAMAGES if damage.what in ALIKE), *OWN_DAMAGES],
     ids=lambda damage: damage.what.replace(" ", "-"),
 )
-def test_is_mended(pair: Pair, damage: Damage) -> None:
-    assert_mended(pair, damage)
+def test_is_mended(lasting: Lasting, damage: Damage) -> None:
+    with lasting.borrowed() as pair:
+        assert_mended(pair, damage)
 
 
 def test_a_tap_that_the_forwarder_refuses_is_one_failure(
