@@ -11,6 +11,7 @@ reboot leaves no path to keep. Batches are signed by their owners: the file need
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Callable, Iterable
@@ -68,13 +69,17 @@ class Journal:
         try:
             if self._fd < 0:
                 self._open()
-            self._octets += os.write(self._fd, _framed(batch))
+            framed = _framed(batch)
+            written = os.write(self._fd, framed)
+            self._octets += written
+            if written < len(framed):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             self._fail(error)
 
     def tend(self, live_octets: int, live: Callable[[], Iterable[Batch]]) -> None:
         """Write the file anew with ``live`` alone when most of it no longer counts."""
-        if self._octets > 2 * live_octets + SLACK:
+        if not self._failed and self._octets > 2 * live_octets + SLACK:
             self.rewrite(live())
 
     def rewrite(self, batches: Iterable[Batch]) -> None:
