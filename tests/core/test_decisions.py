@@ -96,6 +96,17 @@ def test_a_join_that_is_repeated_undoes_nothing_that_was_said_of_the_node(manage
     assert node == known
 
 
+def test_what_is_no_more_leaves_no_trace(managers):
+    for _ in range(3):
+        managers.make_networks(20, 20)
+        while (found := decisions.mend(managers.wishes, NOW))[1]:
+            managers.commit(found[0])
+        for number in range(20):
+            managers.commit(decisions.remove_network(managers.wishes, f"net{number}", lambda id: [])[0])
+    assert {lease.network for lease in managers.wishes.leases()} == managers.wishes.networks.keys()
+    assert managers.wishes._leases_of_network.keys() == managers.wishes.networks.keys()
+
+
 def test_removed_nodes_are_forgotten_however_many_are_not_yet(managers):
     gone = {
         f"removed/{at}{n}": RemovedNode(id=f"{at}{n}", name="h", removed_at=NOW - at * DAY)

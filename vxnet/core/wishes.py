@@ -297,18 +297,16 @@ class Wishes:
         before = self._leases.get(key)
         for one, value in ((before, None), (lease, lease)):
             if one is not None:
-                _set(self._leases_of_network.setdefault(one.network, {}), key, value)
-                _set(self._leases_of_node.setdefault(one.node, {}), key, value)
+                _set_below(self._leases_of_network, one.network, key, value)
+                _set_below(self._leases_of_node, one.node, key, value)
         _set(self._leases, key, lease)
 
     def _put_task(self, id: str, task: Task | None) -> None:
         before = self.tasks.get(id)
         for one, value in ((before, None), (task, task)):
             if one is not None:
-                _set(self.tasks_of_service.setdefault(one.service, {}), id, value)
-                _set(self._tasks_of_node.setdefault(one.node, {}), id, value)
-        if before is not None and not self.tasks_of_service[before.service]:
-            del self.tasks_of_service[before.service]
+                _set_below(self.tasks_of_service, one.service, id, value)
+                _set_below(self._tasks_of_node, one.node, id, value)
         _set(self.tasks, id, task)
 
     def _public(self, key: str) -> PublicService | None:
@@ -350,6 +348,14 @@ def _set(table: dict[str, Any], key: str, value: Any) -> None:
         table.pop(key, None)
     else:
         table[key] = value
+
+
+def _set_below(tables: dict[str, dict[str, Any]], name: str, key: str, value: Any) -> None:
+    """In the table ``name``, which is there as long as something is in it."""
+    table = tables.setdefault(name, {})
+    _set(table, key, value)
+    if not table:
+        del tables[name]
 
 
 def _read(key: str, value: bytes) -> Any:
