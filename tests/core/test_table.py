@@ -67,7 +67,7 @@ def test_rows_are_numbered_and_only_changes_are_told(cluster: Cluster) -> None:
     content = decode_content(batch.content)
     assert (content.owner, content.incarnation) == ("id1", 7)
     assert [(row.kind, row.id, row.seq) for row in content.rows] == [("endpoint", "e", 1)]
-    assert not author.put("endpoint", "e", endpoint("10.0.1.5")) and not author.is_waiting
+    assert not author.put("endpoint", "e", endpoint("10.0.1.5")) and not author.flush()
     # There and back within one batch is nothing.
     author.put("endpoint", "e", endpoint("10.0.1.6"))
     author.put("endpoint", "e", endpoint("10.0.1.5"))
@@ -124,7 +124,7 @@ def test_a_row_that_is_too_long_is_refused_with_whose_it_is_and_what_to_do(clust
         with pytest.raises(CallerError, match="65536") as caught:
             author.put("kind", "", value)
         assert whose in caught.value.message and cure in caught.value.hint
-    assert not author.is_waiting
+    assert not author.flush()
 
 
 # Merging

@@ -114,7 +114,9 @@ class Cluster:
 
     def leases(self, signed):
         """The set, as everybody checks it, without those of the ingress network, which each node has."""
-        identity = trust.verify_signed(signed, trust.LEASES_PURPOSE, self.manager.roots, self.time)
+        identity = trust.verify_certificate(signed.certificate, self.manager.roots, self.time)
+        key = trust.public_key(signed.certificate)
+        assert trust.is_signed_by(key, trust.LEASES_PURPOSE, signed.content, signed.signature)
         assert identity == trust.Identity(node=self.manager.node_id, role="manager")
         found = lease_set(signed)
         ingress = {one.id for one in self.manager.networks() if one.ingress}

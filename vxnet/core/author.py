@@ -64,10 +64,6 @@ class Author:
         return Version(self.incarnation, self.seq)
 
     @property
-    def is_waiting(self) -> bool:
-        return bool(self._changed) or self._floor_wanted
-
-    @property
     def tombstones(self) -> int:
         return len(self._tombstones)
 

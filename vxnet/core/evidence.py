@@ -15,9 +15,6 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import msgspec
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from vxnet.core import lease_sets, trust
 from vxnet.core.allocate import mac_of_packed
@@ -236,9 +233,8 @@ class Judge:
             self._remember(len(der))
         try:
             identity = trust.verify_certificate(der, self._roots, wall)
-            key = x509.load_der_x509_certificate(der).public_key()
-            raw = key.public_bytes(Encoding.Raw, PublicFormat.Raw) if isinstance(key, Ed25519PublicKey) else b""
-            held = _Holder(identity, raw, trust.addresses(der), min(trust.validity(der)[1], wall + RECHECK_S))
+            until = min(trust.validity(der)[1], wall + RECHECK_S)
+            held = _Holder(identity, trust.public_key(der), trust.addresses(der), until)
         except PeerError:
             # It may be one that is not valid yet.
             held = _Holder(None, b"", frozenset(), wall + DOUBT_S)

@@ -64,15 +64,6 @@ def parse_constraint(text: str) -> Constraint:
     return Constraint(key, sign == "==", value)
 
 
-def parse_preference(text: str) -> str:
-    """The key of ``spread=node.labels.zone``. Raises :class:`CallerError`."""
-    kind, _, key = text.partition("=")
-    if kind.strip() != "spread" or not key.strip():
-        raise CallerError(f"{text!r} is no placement preference", hint="write spread=node.labels.KEY")
-    check_key(key.strip())
-    return key.strip()
-
-
 def check_key(key: str) -> None:
     if key.startswith("engine."):
         raise UnsupportedError(f"{key}: there is no engine that has labels", hint="use `vxnet node update --label-add`")

@@ -16,7 +16,6 @@ from typing import NamedTuple, Protocol
 from vxnet.core.layered import Layered
 from vxnet.core.members import Address, Member, hash_member
 
-RING = 1 << 32
 BUCKETS = 128
 DRAWS = 8
 """Draws for each member wanted before all are looked at."""

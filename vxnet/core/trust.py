@@ -231,6 +231,17 @@ def validity(der: bytes) -> tuple[float, float]:
     return certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
 
 
+def public_key(der: bytes) -> bytes:
+    """Of a node's certificate: Ed25519, 32 octets. Raises :class:`PeerError`."""
+    try:
+        key = _load(der).public_key()
+    except UNREADABLE as error:
+        raise PeerError(f"a certificate is not one of vxnet's ({error})") from error
+    if not isinstance(key, Ed25519PublicKey):
+        raise PeerError("a certificate's key is not an Ed25519 key")
+    return key.public_bytes_raw()
+
+
 def addresses(der: bytes) -> frozenset[IPAddress]:
     """Those that a manager wrote into a certificate: of the gossip and of the data path. Raises :class:`PeerError`."""
     try:
@@ -296,17 +307,8 @@ def sign_bytes(purpose: str, content: bytes, key: Ed25519PrivateKey) -> bytes:
     return key.sign(_to_be_signed(purpose, content))
 
 
-def verify_bytes(purpose: str, content: bytes, signature: bytes, certificate: bytes) -> bool:
-    """Whether the holder of ``certificate`` (DER) signed. Says nothing of the certificate itself."""
-    try:
-        key = _load(certificate).public_key()
-    except (PeerError, *UNREADABLE):
-        return False
-    return isinstance(key, Ed25519PublicKey) and is_signed_by(key.public_bytes_raw(), purpose, content, signature)
-
-
 def is_signed_by(key: bytes, purpose: str, content: bytes, signature: bytes) -> bool:
-    """The same for a key of which one knows already whose it is: 32 octets."""
+    """Whether the holder of ``key`` (32 octets) did; whose that is, is another question."""
     try:
         Ed25519PublicKey.from_public_bytes(key).verify(signature, _to_be_signed(purpose, content))
     except (InvalidSignature, ValueError):
@@ -316,16 +318,6 @@ def is_signed_by(key: bytes, purpose: str, content: bytes, signature: bytes) -> 
 
 def sign(purpose: str, content: bytes, key: Ed25519PrivateKey, certificate: bytes) -> Signed:
     return Signed(content=content, signature=sign_bytes(purpose, content, key), certificate=certificate)
-
-
-def verify_signed(signed: Signed, purpose: str, roots: Sequence[bytes], now: float) -> Identity:
-    """Who vouches for ``signed.content``; what they may vouch for is the caller's question. Raises
-    :class:`PeerError`.
-    """
-    identity = verify_certificate(signed.certificate, roots, now)
-    if not verify_bytes(purpose, signed.content, signed.signature, signed.certificate):
-        raise PeerError(f"the signature of node {identity.node} over a {purpose!r} is wrong")
-    return identity
 
 
 # Join tokens: VXTKN-1-<SHA-256 of the CA's certificate, base 36>-<secret>
