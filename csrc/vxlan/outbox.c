@@ -38,6 +38,35 @@ static uint32_t outer_headers(const struct outbox *outbox)
 	return (outbox->family == AF_INET ? IPV4_HEADER : IPV6_HEADER) + UDP_HEADER + VXLAN_HEADER;
 }
 
+union control {
+	struct cmsghdr header;
+	uint8_t room[CMSG_SPACE(sizeof(int)) + CMSG_SPACE(sizeof(uint16_t))];
+};
+
+/* `header` has a `union control` with room for it. */
+static void add_control(struct msghdr *header, int level, int type, const void *value, size_t size)
+{
+	uint8_t *at = (uint8_t *)header->msg_control + header->msg_controllen;
+	struct cmsghdr control = { .cmsg_level = level, .cmsg_type = type, .cmsg_len = CMSG_LEN(size) };
+	memcpy(at, &control, sizeof(control));
+	memcpy(at + CMSG_LEN(0), value, size);
+	header->msg_controllen += CMSG_SPACE(size);
+}
+
+/* For so many pieces of the message, from this one on. */
+static struct msghdr describe(const struct outbox *outbox, struct message *message, struct iovec *piece, unsigned pieces,
+			      union control *control)
+{
+	struct msghdr header = { .msg_name = &message->to, .msg_namelen = endpoint_size(outbox), .msg_iov = piece,
+				 .msg_iovlen = pieces * 2u, .msg_control = control };
+	int ecn = message->ecn;
+	if (ecn != 0 && outbox->family == AF_INET)
+		add_control(&header, SOL_IP, IP_TOS, &ecn, sizeof(ecn));
+	else if (ecn != 0)
+		add_control(&header, SOL_IPV6, IPV6_TCLASS, &ecn, sizeof(ecn));
+	return header;
+}
+
 /* Empties the socket's error queue; whether there was anything. `mtu`: the path's, if a message of our own did not fit it,
  * else 0. Not what an ICMP says: that may be of another VTEP's path. The kernel takes note of it by destination, and the
  * next message that is too long for that one does not fit. */
@@ -73,7 +102,7 @@ static bool read_errors(struct outbox *outbox, int fd, uint32_t *mtu)
 }
 
 /* A piece that is longer than the path: its sender learns of it, or it goes in fragments. */
-static void send_too_big(struct outbox *outbox, struct message *message, const struct iovec *piece, uint32_t mtu)
+static void send_too_big(struct outbox *outbox, struct message *message, struct iovec *piece, uint32_t mtu)
 {
 	size_t headers = piece[0].iov_len - VXLAN_HEADER, size = headers + piece[1].iov_len;
 	uint32_t outer = outer_headers(outbox);
@@ -91,9 +120,8 @@ static void send_too_big(struct outbox *outbox, struct message *message, const s
 		outbox->too_big(outbox->context, vni, outbox->whole, size, told);
 		return;
 	}
-	struct iovec vectors[2] = { piece[0], piece[1] };
-	struct msghdr loose = { .msg_name = &message->to, .msg_namelen = endpoint_size(outbox), .msg_iov = vectors,
-				.msg_iovlen = 2 };
+	union control control;
+	struct msghdr loose = describe(outbox, message, piece, 1, &control);
 	if (sendmsg(outbox->loose, &loose, MSG_DONTWAIT) < 0)
 		outbox->counters->not_sent++;
 }
@@ -110,8 +138,8 @@ static void send_apart(struct outbox *outbox, struct lane *lane, struct message 
 {
 	for (unsigned at = message->first; at < (unsigned)message->first + message->pieces; at++) {
 		struct iovec *piece = &lane->vectors[at * 2];
-		struct msghdr header = { .msg_name = &message->to, .msg_namelen = endpoint_size(outbox),
-					 .msg_iov = piece, .msg_iovlen = 2 };
+		union control control;
+		struct msghdr header = describe(outbox, message, piece, 1, &control);
 		size_t octets = piece[0].iov_len - VXLAN_HEADER + piece[1].iov_len + outer_headers(outbox);
 		/* A try may only deliver the error of an earlier packet, and of those there may be many: one VTEP that
 		 * nobody is at must not cost the others' frames. */
@@ -138,24 +166,14 @@ static void send_apart(struct outbox *outbox, struct lane *lane, struct message 
 static void flush_lane(struct outbox *outbox, struct lane *lane)
 {
 	struct mmsghdr headers[LANE_MESSAGES];
-	union {
-		struct cmsghdr header;
-		uint8_t room[CMSG_SPACE(sizeof(uint16_t))];
-	} controls[LANE_MESSAGES];
+	union control controls[LANE_MESSAGES];
 	for (unsigned at = 0; at < lane->messages; at++) {
 		struct message *message = &lane->message[at];
 		struct msghdr *header = &headers[at].msg_hdr;
-		*header = (struct msghdr){ .msg_name = &message->to, .msg_namelen = endpoint_size(outbox),
-					   .msg_iov = &lane->vectors[message->first * 2],
-					   .msg_iovlen = message->pieces * 2u };
-		if (message->pieces == 1)
-			continue;
+		*header = describe(outbox, message, &lane->vectors[message->first * 2], message->pieces, &controls[at]);
 		uint16_t size = (uint16_t)message->piece;
-		controls[at].header = (struct cmsghdr){ .cmsg_level = SOL_UDP, .cmsg_type = UDP_SEGMENT,
-							.cmsg_len = CMSG_LEN(sizeof(size)) };
-		memcpy(CMSG_DATA(&controls[at].header), &size, sizeof(size));
-		header->msg_control = &controls[at];
-		header->msg_controllen = sizeof(controls[at]);
+		if (message->pieces > 1)
+			add_control(header, SOL_UDP, UDP_SEGMENT, &size, sizeof(size));
 	}
 	for (unsigned at = 0; at < lane->messages;) {
 		int sent = sendmmsg(lane->fd, headers + at, lane->messages - at, MSG_DONTWAIT);
@@ -173,28 +191,30 @@ static void flush_lane(struct outbox *outbox, struct lane *lane)
 }
 
 /* The message that this piece goes into. */
-static struct message *message_for(struct outbox *outbox, struct lane *lane, const struct address *vtep, uint32_t octets)
+static struct message *message_for(struct outbox *outbox, struct lane *lane, const struct address *vtep, uint8_t ecn,
+				   uint32_t octets)
 {
 	if (lane->messages > 0) {
 		struct message *last = &lane->message[lane->messages - 1];
 		if (!last->closed && octets <= last->piece && last->pieces < MESSAGE_PIECES &&
-		    last->octets + octets <= MESSAGE_OCTETS && memcmp(&last->vtep, vtep, sizeof(*vtep)) == 0)
+		    last->octets + octets <= MESSAGE_OCTETS && last->ecn == ecn &&
+		    memcmp(&last->vtep, vtep, sizeof(*vtep)) == 0)
 			return last;
 	}
 	struct message *message = &lane->message[lane->messages++];
-	*message = (struct message){ .vtep = *vtep, .piece = octets, .first = lane->pieces };
+	*message = (struct message){ .vtep = *vtep, .piece = octets, .first = lane->pieces, .ecn = ecn };
 	set_endpoint(outbox, vtep, &message->to);
 	return message;
 }
 
 void outbox_add(struct outbox *outbox, unsigned lane_number, uint32_t vni, const struct address *vtep,
-		const uint8_t *headers, const struct piece *piece)
+		uint8_t ecn, const uint8_t *headers, const struct piece *piece)
 {
 	struct lane *lane = &outbox->lanes[lane_number];
 	if (lane->messages == LANE_MESSAGES || lane->pieces == LANE_PIECES)
 		flush_lane(outbox, lane);
 	uint32_t octets = VXLAN_HEADER + piece->headers + piece->size;
-	struct message *message = message_for(outbox, lane, vtep, octets);
+	struct message *message = message_for(outbox, lane, vtep, ecn, octets);
 	uint8_t *header = lane->headers[lane->pieces];
 	struct iovec *vectors = &lane->vectors[lane->pieces * 2];
 	store32(header, (uint32_t)VXLAN_VNI_VALID << 24);

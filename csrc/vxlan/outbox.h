@@ -1,7 +1,7 @@
 /* Datagrams on their way out, gathered so that the kernel is called once for many.
  *
  *   lane (a socket, and so a source port)
- *     message   one VTEP, pieces of one size but a shorter last: UDP_SEGMENT cuts them apart again
+ *     message   one VTEP and ECN field, pieces of one size but a shorter last: UDP_SEGMENT cuts them apart again
  *       piece   | VXLAN header, inner headers |  part of the frame |
  *
  * Inner headers are copied, parts are borrowed until outbox_flush. */
@@ -35,6 +35,7 @@ struct message {
 	uint32_t octets;
 	uint16_t pieces;
 	uint16_t first;		/* index of its first piece in the lane */
+	uint8_t ecn;
 	bool closed;
 };
 
@@ -61,9 +62,9 @@ struct outbox {
 	uint8_t whole[65536 + HEADERS_MAX];	/* one frame in a piece, for too_big */
 };
 
-/* Adds one piece for `vtep`; sends what there is first if there is no room. */
-void outbox_add(struct outbox *outbox, unsigned lane, uint32_t vni, const struct address *vtep, const uint8_t *headers,
-		const struct piece *piece);
+/* Adds one piece for `vtep`; sends what there is first if there is no room. `ecn`: of the datagram. */
+void outbox_add(struct outbox *outbox, unsigned lane, uint32_t vni, const struct address *vtep, uint8_t ecn,
+		const uint8_t *headers, const struct piece *piece);
 /* Sends all. What the kernel refuses is counted. */
 void outbox_flush(struct outbox *outbox);
 

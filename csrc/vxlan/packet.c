@@ -2,6 +2,7 @@
 #include "packet.h"
 
 #include <netinet/in.h>
+#include <netinet/ip.h>
 #include <string.h>
 
 enum { ETHERTYPE_IPV4 = 0x0800, ETHERTYPE_IPV6 = 0x86dd, ETHERTYPE_VLAN = 0x8100, ETHERTYPE_QINQ = 0x88a8 };
@@ -110,6 +111,16 @@ uint32_t packet_hash(const uint8_t *frame, size_t size, const struct packet *pac
 		return size < 12 ? 0 : mix(1, frame, 12);
 	uint32_t hash = packet->version == 4 ? mix(2, frame + packet->l3 + 12, 8) : mix(3, frame + packet->l3 + 8, 32);
 	return packet->protocol == 0 ? hash : mix(hash ^ packet->protocol, frame + packet->l4, 4);
+}
+
+uint8_t packet_outer_ecn(const uint8_t *frame, const struct packet *packet)
+{
+	uint8_t ecn = 0;
+	if (packet->version == 4)
+		ecn = frame[packet->l3 + 1] & IPTOS_ECN_MASK;
+	else if (packet->version == 6)
+		ecn = frame[packet->l3 + 1] >> 4 & IPTOS_ECN_MASK;
+	return ecn == IPTOS_ECN_CE ? IPTOS_ECN_ECT0 : ecn;
 }
 
 bool packet_mark_congestion(uint8_t *frame, size_t size)

@@ -36,6 +36,10 @@ void packet_look_behind(const uint8_t *frame, struct packet *packet);
  * addresses, the rest by MACs. */
 uint32_t packet_hash(const uint8_t *frame, size_t size, const struct packet *packet);
 
+/* What the underlay is told of the sender of a frame, so that it marks what it would else have to drop: its ECN field. A
+ * mark that it has already stays within (RFC 3168 section 9.1.1, as INET_ECN_encapsulate in include/net/inet_ecn.h). */
+uint8_t packet_outer_ecn(const uint8_t *frame, const struct packet *packet);
+
 /* Takes over the underlay's mark of congestion (RFC 6040 section 4.2). false: the sender knows no such marks, and the
  * frame is to be dropped, as without the tunnel it would have been. */
 bool packet_mark_congestion(uint8_t *frame, size_t size);

@@ -175,11 +175,12 @@ static void send_frame(struct sender *sender, struct segment *segment, const str
 		}
 	}
 	unsigned lane = cutter.hash % VXLAN_LANES;
+	uint8_t ecn = packet_outer_ecn(frame, &cutter.packet);
 	uint8_t headers[HEADERS_MAX];
 	struct piece piece;
 	while (cutter_next(&cutter, headers, &piece)) {
 		for (size_t at = 0; at < count; at++)
-			outbox_add(&sender->outbox, lane, segment->vni, &to[at], headers, &piece);
+			outbox_add(&sender->outbox, lane, segment->vni, &to[at], ecn, headers, &piece);
 	}
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import socket
 import struct
 import time
@@ -187,6 +188,45 @@ def test_the_underlays_mark_of_congestion_reaches_the_receiver(
             assert two.do(came.recv, 2000) == bytes(packets(0)[number])
     if kind == "user":
         assert two.count("congested") == 2
+
+
+@pytest.mark.parametrize("kind", ["user", "kernel"])
+@pytest.mark.parametrize("family", [4, 6])
+def test_the_underlay_may_mark_what_may_be_marked(make_pair: Callable[..., Pair], kind: Kind, family: int) -> None:
+    """The frame's ECN field is the datagram's, too; a mark that it has already stays within (RFC 3168, 9.1.1)."""
+    one, two = make_pair(kind, "user", family=family)
+    ether, load = Ether(src=MACS[0], dst=MACS[1]), UDP(sport=1, dport=2) / Raw(b"x" * 400)
+    fields = [0, 1, 1, 2, 3, 3, 0, 2]
+    for version in (4, 6):
+        frames = [
+            bytes(
+                ether
+                / (IP(dst="10.0.0.2", tos=0xB8 | field) if version == 4 else IPv6(dst="::2", tc=0xB8 | field))
+                / load
+            )
+            for field in fields
+        ]
+        piece = 8 + len(frames[0])
+        with one.raw() as out, two.raw("eth0") as wire:
+            # All lie there before the first is read, so that those that may go as one message do.
+            if kind == "user":
+                os.kill(one.forwarders_pid(), signal.SIGSTOP)
+            for frame in frames:
+                out.send(frame)
+            if kind == "user":
+                os.kill(one.forwarders_pid(), signal.SIGCONT)
+            seen: list[tuple[int, int]] = []
+            while len(seen) < len(fields):
+                packet = Ether(two.do(wire.recv, 1 << 16))
+                if UDP not in packet or packet[UDP].dport != PORT:
+                    continue
+                outer = packet[IP].tos if family == 4 else packet[IPv6].tc
+                datagrams = bytes(packet[UDP].payload)
+                assert len(datagrams) % piece == 0
+                for at in range(0, len(datagrams), piece):
+                    inner = Ether(datagrams[at + 8 : at + piece])
+                    seen.append((inner[IP].tos & 3 if version == 4 else inner[IPv6].tc & 3, outer))
+        assert seen == [(field, 2 if field == 3 else field) for field in fields]
 
 
 def test_a_tap_that_was_taken_away_keeps_no_thread_busy(make_pair: Callable[..., Pair]) -> None:

@@ -168,12 +168,12 @@ class End(Talker):
         ):
             assert self.count(name) == 0, self.forwarder.counters()
 
-    def raw(self) -> socket.socket:
-        """A packet socket on the tunnel, which sees what came out of it and sends into it."""
+    def raw(self, device: str = "tunnel") -> socket.socket:
+        """A packet socket on the device. On the tunnel, it sees what came out of it and sends into it."""
 
         def make() -> socket.socket:
             made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-            made.bind(("tunnel", 3))
+            made.bind((device, 3))
             made.settimeout(10)
             return made
 

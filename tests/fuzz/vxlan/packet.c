@@ -77,6 +77,18 @@ static void told_or_carried(const uint8_t *data, size_t size, const struct packe
 	assert(too_big_reply(data, size, told, reply) > 0);
 }
 
+/* Whose datagram may be marked on the way can take the mark over. */
+static void what_may_be_marked_takes_it(const uint8_t *data, size_t size, const struct packet *packet)
+{
+	uint8_t ecn = packet_outer_ecn(data, packet);
+	assert(ecn <= 2 && (ecn == 0 || packet->version != 0));
+	uint8_t *marked = exact(data, size);
+	assert(packet_mark_congestion(marked, size) == (ecn != 0 || packet->version == 0));
+	struct packet same = packet_parse(marked, size);
+	assert(packet_outer_ecn(marked, &same) == (ecn != 0 ? 2 : 0));
+	free(marked);
+}
+
 /* u16 mtu, then the frame. */
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
@@ -91,6 +103,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	struct packet behind = packet;
 	packet_look_behind(frame, &behind);
 	headers_are_within(&behind, size);
+	what_may_be_marked_takes_it(frame, size, &packet);
 	told_or_carried(frame, size, &packet, mtu);
 	flow_is_told_by_headers(frame, size, &packet);
 	answer_is_in_order(frame, size, &packet, mtu);
