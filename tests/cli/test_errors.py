@@ -19,11 +19,23 @@ DAEMON = "; start it with `systemctl start vxnetd` or `vxnet daemon`"
 # words → exit status, the line without "vxnet: "
 TABLE: list[tuple[str, int, str]] = [
     ("bogus", 2, "no such command 'bogus'; see `vxnet --help`"),
+    ("swarm init", 2, "no such command 'swarm': `vxnet init`, `join`, `leave`, `join-token` and `ca` are its commands here"),
+    ("container ls", 2, "no such command 'container': its commands stand alone here, such as `vxnet ps` and `vxnet rm`"),
+    ("images", 2, "no such command 'images': there are no images; a container sees its host's files, or `vxnet run --rootfs DIRECTORY`"),
     ("network bogus", 2, "no such command 'bogus'; see `vxnet network --help`"),
     ("ps --bogus", 2, "no such option '--bogus'; see `vxnet ps --help`"),
     ("ps --format yaml", 2, "invalid value for '--format': 'yaml' is not one of 'table', 'json'; see `vxnet ps --help`"),
-    ("ps -f colour=red", 2, "invalid value for '-f' / '--filter': takes KEY=VALUE with KEY one of id, label, name, network, status; found 'colour=red'; see `vxnet ps --help`"),
-    ("ps -f name", 2, "invalid value for '-f' / '--filter': takes KEY=VALUE with KEY one of id, label, name, network, status; found 'name'; see `vxnet ps --help`"),
+    ("ps -f colour=red", 2, "invalid value for '-f' / '--filter': takes KEY=VALUE with KEY one of exited, id, label, name, network, status; found 'colour=red'; see `vxnet ps --help`"),
+    ("ps -f name", 2, "invalid value for '-f' / '--filter': takes KEY=VALUE with KEY one of exited, id, label, name, network, status; found 'name'; see `vxnet ps --help`"),
+    ("ps -f status=gone", 2, "invalid value for '-f' / '--filter': status is one of created, running, restarting, exited, dead; found 'gone'; see `vxnet ps --help`"),
+    ("ps -f exited=x", 2, "invalid value for '-f' / '--filter': exited is a number; found 'x'; see `vxnet ps --help`"),
+    ("ps -n -1", 2, "invalid value for '-n' / '--last': -1 is not in the range x>=1; see `vxnet ps --help`"),
+    ("node ls -f role=boss", 2, "invalid value for '-f' / '--filter': role is one of worker, manager; found 'boss'; see `vxnet node ls --help`"),
+    ("service ls -f mode=many", 2, "invalid value for '-f' / '--filter': mode is one of replicated, global; found 'many'; see `vxnet service ls --help`"),
+    ("events -f type=image", 2, "invalid value for '-f' / '--filter': type is one of container, network, service, node, daemon; found 'image'; see `vxnet events --help`"),
+    ("bench --plot /nowhere/x.svg", 1, "cannot write /nowhere/x.svg: there is no directory /nowhere"),
+    ("init --default-addr-pool-mask-length 24", 1, "`vxnet init --default-addr-pool-mask-length` is not built yet"),
+    ("init --availability drain", 1, "`vxnet init --availability` is not built yet"),
     ("rm", 2, "missing argument 'CONTAINER...'; see `vxnet rm --help`"),
     ("stop -t -1 web", 2, "invalid value for '-t' / '--time' / '--timeout': expected a duration such as 10s or 1m30s, found '-1'; see `vxnet stop --help`"),
     ("stop -t nan web", 2, "invalid value for '-t' / '--time' / '--timeout': expected a duration such as 10s or 1m30s, found 'nan'; see `vxnet stop --help`"),
@@ -127,6 +139,11 @@ def test_wrong_input_in_a_cluster(vxnet_: Vxnet, words: str, line: str) -> None:
     assert vxnet_("service", "create", "-d", "--name", "app", "true").exit_code == 0
     result = vxnet_(*words.split())
     assert (result.exit_code, result.stdout, result.stderr) == (1, "", f"vxnet: {line}\n")
+
+
+def test_an_empty_target(vxnet_: Vxnet) -> None:
+    result = vxnet_("trace", "web", "")
+    assert (result.exit_code, result.stderr) == (1, "vxnet: a target is a name or an address, found nothing\n")
 
 
 def test_nothing_is_made_by_a_wrong_run(server: Daemon, vxnet_: Vxnet) -> None:

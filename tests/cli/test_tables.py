@@ -39,6 +39,13 @@ def test_node_ls(server: Daemon, vxnet_: Vxnet) -> None:
     assert vxnet_("node", "ls", "-q", "--filter", "role=manager").stdout == f"{h1}\n{h3}\n"
     assert vxnet_("node", "list", "-q", "--no-trunc", "-f", "name=h3").stdout == f"{make_id('h3')}\n"
     assert vxnet_("node", "ls", "-q", "-f", "status=Down", "-f", "role=worker").stdout == f"{long}\n"
+    assert vxnet_("node", "ls", "-q", "-f", "name=^h[13]$", "-f", "membership=accepted").stdout == f"{h1}\n{h3}\n"
+    assert vxnet_("node", "ls", "-q", "-f", "membership=pending").stdout == ""
+    node = server.agent.cluster_nodes[make_id("h3")]
+    server.agent.cluster_nodes[node.id] = replace(node, labels={"zone": "a"})
+    for filter in ("label=zone", "node.label=zone=a"):
+        assert vxnet_("node", "ls", "-q", "-f", filter).stdout == f"{h3}\n"
+    assert vxnet_("node", "ls", "-q", "-f", "label=zone=b").stdout == ""
 
 
 def test_network_ls(vxnet_: Vxnet) -> None:
@@ -60,6 +67,10 @@ def test_network_ls(vxnet_: Vxnet) -> None:
         (["label=team=b"], []),
         ([f"id={b[:3]}"], [b]),
         (["scope=local"], []),
+        (["name=^b$"], [b]),
+        (["name=("], []),
+        (["type=custom", "driver=overlay"], [NET]),
+        (["type=builtin"], []),
     ]:
         filters = [word for text in words for word in ("-f", text)]
         assert vxnet_("network", "ls", "-q", *filters).stdout.split() == expected, words
@@ -86,6 +97,11 @@ def test_ps(server: Daemon, vxnet_: Vxnet) -> None:
     assert vxnet_("ps", "-q", "-f", "status=exited").stdout.split() == [ids["ended"]]
     assert vxnet_("ps", "-aq", "-f", "name=e", "-f", "status=created").stdout.split() == [ids["new"]]
     assert vxnet_("ps", "-q", "-f", "network=b").stdout.split() == [WEB]
+    assert vxnet_("ps", "-q", "-f", "exited=3", "-f", "name=^ended$").stdout.split() == [ids["ended"]]
+    assert vxnet_("ps", "-aq", "-f", "name=^end$").stdout == vxnet_("ps", "-q", "-f", "exited=0").stdout == ""
+    put(server, "newest", created_at=CREATED_AT + 1)
+    assert vxnet_("ps", "-q", "-n", "2").stdout.split() == [make_id("newest")[:12], WEB]
+    assert vxnet_("ps", "-lq").stdout.split() == [make_id("newest")[:12]]
     whole = vxnet_("ps", "--no-trunc").stdout
     assert make_id("web") in whole and '"python3 -m http.server 8080"' in whole
 

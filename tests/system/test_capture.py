@@ -56,6 +56,8 @@ def test_it_ends_when_told(session: Session) -> None:
     done = session.run("h1", "vxnet capture -t 0.3 -q -w /run/none.pcapng")
     assert (done.returncode, done.stderr) == (0, "listening on eth1\n0 packets\n")
     assert "cannot listen on nosuch" in session.run("h1", "vxnet capture -i nosuch").stderr
+    waiting = session.run("h1", "vxnet capture -t 0.3 --container nobody").stderr
+    assert waiting == "listening on eth1\nnobody is called nobody so far\n0 packets\n"
     # Without scapy it says what to do.
     session.say("h1", "mkdir -p /run/noscapy/scapy; echo 'raise ImportError' >/run/noscapy/scapy/__init__.py")
     try:

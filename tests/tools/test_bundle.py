@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,13 @@ def test_it_is_whole_and_for_its_owner_alone(monkeypatch: pytest.MonkeyPatch, tm
     assert path.stat().st_mode & 0o777 == 0o600
     with tarfile.open(path) as tar:
         assert [name.partition("/")[2] for name in tar.getnames()] == ["version", "links.txt"]
+
+
+def test_it_goes_to_standard_output(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    monkeypatch.setattr(bundle, "_files", lambda *_: iter([("version", b"1")]))
+    bundle.write(Client("none.sock"), None, lambda: None)
+    with tarfile.open(fileobj=io.BytesIO(capfdbinary.readouterr().out)) as tar:
+        assert [name.partition("/")[2] for name in tar.getnames()] == ["version"]
 
 
 def test_a_link_is_not_followed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

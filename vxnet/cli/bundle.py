@@ -13,7 +13,9 @@ from vxnet.model.errors import CallerError
 
 
 @click.command()
-@click.option("-o", "--output", "path", metavar="FILE", help="Default: vxnet-support-HOST-TIME.tar.gz, here.")
+@click.option(
+    "-o", "--output", "path", metavar="FILE", help="Default: vxnet-support-HOST-TIME.tar.gz, here; -: standard output."
+)
 @click.pass_obj
 def bundle(client: Client, path: str | None) -> None:
     """Put all that is known of this host into one file.
@@ -26,6 +28,12 @@ def bundle(client: Client, path: str | None) -> None:
     from vxnet.doctor import examine
     from vxnet.tools.bundle import write
 
+    if path == "-":
+        if sys.stdout.isatty():
+            raise CallerError("standard output is a terminal", hint="write `-o - >FILE`, or a FILE with -o")
+        write(client, None, lambda: examine(client)[1], _progress)
+        _progress("")
+        return
     chosen = Path(path or f"vxnet-support-{os.uname().nodename}-{time.strftime('%Y%m%d-%H%M%S')}.tar.gz")
     if chosen.exists() or chosen.is_symlink():
         raise CallerError(f"{chosen} is there already", hint="choose another name with -o")

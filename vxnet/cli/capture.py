@@ -56,6 +56,8 @@ def capture(
         if file is not None:
             file.write(pcapng.head(capture.interface, f"vxnet {__version__}") + pcapng.names(capture.names.known()))
         click.echo(f"listening on {capture.interface}", err=True)
+        if container is not None and container not in capture.names.macs.values():
+            click.echo(f"nobody is called {output.printable(container)} so far", err=True)
         with contextlib.suppress(KeyboardInterrupt):
             for one in capture.packets(until):
                 if (vni and one.vni != vni) or (container is not None and container not in one.who):

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import get_args
+
 import click
 from msgspec.structs import asdict
 
 from vxnet.cli import output
 from vxnet.cli.complete import node_names
 from vxnet.cli.group import for_each
-from vxnet.cli.options import Format, filter_option, inspect_format, list_options, matches, node_of, not_built, prefix
+from vxnet.cli.options import (
+    Format,
+    filter_option,
+    inspect_format,
+    label_matches,
+    list_options,
+    matches,
+    name_matches,
+    node_of,
+    not_built,
+    prefix,
+)
 from vxnet.cli.store_options import store_options
 from vxnet.cluster.client import Client
 from vxnet.model.address import IPNetwork
-from vxnet.model.api import Info, InitRequest, JoinRequest, NodeView
+from vxnet.model.api import Info, InitRequest, JoinRequest, MemberStatus, NodeView
 from vxnet.model.cluster import CONTROL_PORT, DATA_PORT, GossipProfile, Role
 from vxnet.model.store import StoreWish
 
@@ -42,7 +56,10 @@ ROLES = click.Choice(["worker", "manager"])
     help="wan: hosts that answer each other in more than a tenth of a second; a death is noticed later.",
 )
 @click.option("--force-new-cluster", is_flag=True, help="Go on as the only manager: the others are lost for good.")
-@not_built("--listen-addr", "--cert-expiry", "--external-ca", flags=["--autolock"])
+@not_built(
+    *("--listen-addr", "--cert-expiry", "--external-ca", "--availability", "--default-addr-pool-mask-length"),
+    flags=["--autolock"],
+)
 @click.pass_obj
 def init(
     client: Client,
@@ -169,7 +186,10 @@ def _info_lines(info: Info) -> list[tuple[str, object]]:
 
 @click.command("ls")
 @list_options
-@filter_option("id", "name", "role", "status")
+@filter_option(
+    *("id", "label", "name", "node.label", "membership=accepted|pending", "role=worker|manager"),
+    f"status={'|'.join(get_args(MemberStatus))}",
+)
 @click.pass_obj
 def node_ls(client: Client, quiet: bool, form: Format, no_trunc: bool, filters: dict[str, list[str]]) -> None:
     """List the cluster's nodes."""
@@ -185,10 +205,16 @@ def node_ls(client: Client, quiet: bool, form: Format, no_trunc: bool, filters: 
 
 
 def _wanted(view: NodeView, filters: dict[str, list[str]]) -> bool:
-    tests = {
+    def label(text: str) -> bool:
+        return label_matches(view.node.labels, text)
+
+    tests: dict[str, Callable[[str], bool]] = {
         "id": view.node.id.startswith,
-        "name": lambda text: text in view.node.name,
-        "role": view.node.role.__eq__,
+        "label": label,
+        "node.label": label,
+        "name": lambda text: name_matches(view.node.name, text),
+        "membership": lambda text: text.lower() == "accepted",
+        "role": lambda text: text.lower() == view.node.role,
         "status": lambda text: text.lower() == view.status,
     }
     return matches(filters, tests)

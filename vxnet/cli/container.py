@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import get_args
 
 import click
 
 from vxnet.cli import output
 from vxnet.cli.complete import container_names, running_names
 from vxnet.cli.group import FAILED, FAILURES, confirm, for_each, report
-from vxnet.cli.options import Format, filter_option, inspect_format, label_matches, list_options, matches, seconds
+from vxnet.cli.options import (
+    Format,
+    filter_option,
+    inspect_format,
+    label_matches,
+    list_options,
+    matches,
+    name_matches,
+    seconds,
+)
 from vxnet.cluster.client import Client
 from vxnet.model.api import ContainerView
+from vxnet.model.container import ContainerState
 from vxnet.model.errors import ConflictError, NotFoundError
 from vxnet.model.guest import GuestView
 
@@ -23,14 +34,27 @@ _COMMAND_WIDTH = 20
 @click.command()
 @click.option("-a", "--all", "everything", is_flag=True, help="Also those that do not run.")
 @list_options
-@filter_option("id", "label", "name", "network", "status")
+@filter_option("exited=#", "id", "label", "name", "network", f"status={'|'.join(get_args(ContainerState))}")
+@click.option("-n", "--last", type=click.IntRange(min=1), metavar="NUMBER", help="The newest ones, running or not.")
+@click.option("-l", "--latest", is_flag=True, help="The newest one, running or not.")
 @click.pass_obj
 def ps(
-    client: Client, everything: bool, quiet: bool, form: Format, no_trunc: bool, filters: dict[str, list[str]]
+    client: Client,
+    everything: bool,
+    quiet: bool,
+    form: Format,
+    no_trunc: bool,
+    filters: dict[str, list[str]],
+    last: int | None,
+    latest: bool,
 ) -> None:
     """List this host's containers."""
+    last = 1 if latest else last
     # As with Docker, asking for a status asks for containers in it, running or not.
-    views = [view for view in client.containers(all=everything or "status" in filters) if _wanted(view, filters)]
+    everything |= last is not None or "status" in filters or "exited" in filters
+    views = [view for view in client.containers(all=everything) if _wanted(view, filters)]
+    if last is not None:
+        views = sorted(views, key=lambda view: view.created_at, reverse=True)[:last]
     if quiet:
         for view in views:
             click.echo(output.short(view.id, whole=no_trunc))
@@ -43,11 +67,12 @@ def ps(
 
 def _wanted(view: ContainerView, filters: dict[str, list[str]]) -> bool:
     tests = {
+        "exited": lambda text: view.state == "exited" and view.exit_status == int(text),
         "id": view.id.startswith,
         "label": lambda text: label_matches(view.labels, text),
-        "name": lambda text: text in view.name,
+        "name": lambda text: name_matches(view.name, text),
         "network": view.networks.__contains__,
-        "status": view.state.__eq__,
+        "status": lambda text: text.lower() == view.state,
     }
     return matches(filters, tests)
 

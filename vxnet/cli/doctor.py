@@ -45,11 +45,11 @@ def doctor(client: Client, fix: bool, quiet: bool, form: Format) -> None:
 
 
 def _show(one: Finding) -> None:
-    click.echo(f"{MARKS[one.verdict]:8} {one.check + ':':14} {output.printable(one.found)}")
+    click.echo(f"{MARKS[one.verdict]:8} {one.check + ':':16} {output.printable(one.found)}")
     if one.fixed:
-        click.echo(f"{'':8} {'':14} fixed: {output.printable(one.fixed)}")
+        click.echo(f"{'':8} {'':16} fixed: {output.printable(one.fixed)}")
     if one.advice and one.verdict != "ok":
-        click.echo(f"{'':8} {'':14} {output.printable(one.advice)}")
+        click.echo(f"{'':8} {'':16} {output.printable(one.advice)}")
 
 
 def _progress(text: str) -> None:

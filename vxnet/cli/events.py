@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import get_args
 
 import click
 
 from vxnet.cli import output
 from vxnet.cli.options import Format, filter_option, matches, moment
 from vxnet.cluster.client import Client
-from vxnet.model.api import Event
+from vxnet.model.api import Event, EventType
 
 TIME = "A time, or how long ago: 2026-01-31T12:00:00Z, 10m."
 
 
 @click.command()
-@filter_option("container", "event", "label", "network", "node", "service", "type")
+@filter_option(*("container", "event", "label", "network", "node", "service"), f"type={'|'.join(get_args(EventType))}")
 @click.option("--since", type=moment, default="", metavar="TIME", help=f"Also those from then on. {TIME}")
 @click.option("--until", type=moment, default="", metavar="TIME", help="Only those up to then, and end.")
 @click.option(
@@ -73,6 +74,6 @@ def _wanted(event: Event, filters: dict[str, list[str]]) -> bool:
             "network": lambda text: about("network", text),
             "node": lambda text: about("node", text),
             "service": lambda text: about("service", text),
-            "type": lambda text: event.type == text,
+            "type": lambda text: event.type == text.lower(),
         },
     )

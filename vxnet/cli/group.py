@@ -91,6 +91,17 @@ def _section(name: str, text: str, table: Table, alone: click.Command) -> Group:
 class Root(Group):
     """The whole command: runs it and ends the process with the right status."""
 
+    def __init__(self, *args: Any, elsewhere: dict[str, str], **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._elsewhere = elsewhere
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] in self._elsewhere:
+            raise click.UsageError(f"no such command {args[0]!r}: {self._elsewhere[args[0]]}")
+        return super().resolve_command(ctx, args)
+
     def main(
         self,
         args: Sequence[str] | None = None,

@@ -17,9 +17,11 @@ from vxnet.cli.options import (
     address,
     filter_option,
     inspect_format,
+    label_matches,
     list_options,
     matches,
     moment,
+    name_matches,
     not_built,
     pairs,
     prefix,
@@ -172,7 +174,7 @@ def update(
 
 @click.command("ls")
 @list_options
-@filter_option("driver", "id", "label", "name", "scope")
+@filter_option("driver", "id", "label", "name", "scope=swarm|local", "type=builtin|custom")
 @click.pass_obj
 def ls(client: Client, quiet: bool, form: Format, no_trunc: bool, filters: dict[str, list[str]]) -> None:
     """List networks."""
@@ -191,16 +193,15 @@ def ls(client: Client, quiet: bool, form: Format, no_trunc: bool, filters: dict[
 
 
 def _wanted(network: Network, filters: dict[str, list[str]]) -> bool:
-    def labelled(text: str) -> bool:
-        key, sign, value = text.partition("=")
-        return key in network.labels and (not sign or network.labels[key] == value)
-
+    # What is part of every host goes by its name alone.
+    kind = "builtin" if network.id == network.name else "custom"
     tests: dict[str, Callable[[str], bool]] = {
         "driver": network.driver.__eq__,
         "id": network.id.startswith,
-        "label": labelled,
-        "name": lambda text: text in network.name,
-        "scope": network.scope.__eq__,
+        "label": lambda text: label_matches(network.labels, text),
+        "name": lambda text: name_matches(network.name, text),
+        "scope": lambda text: text.lower() == network.scope,
+        "type": lambda text: text.lower() == kind,
     }
     return matches(filters, tests)
 

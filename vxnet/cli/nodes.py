@@ -65,7 +65,7 @@ def update(
 
 @click.command("ps")
 @list_options
-@filter_option("id", "name", "desired-state")
+@filter_option("id", "name", "desired-state=ready|running|shutdown")
 @click.argument("nodes", nargs=-1, metavar="[NODE...]", shell_complete=node_names)
 @click.pass_obj
 def ps(

@@ -179,8 +179,13 @@ def session_options(command: F) -> F:
     return command
 
 
-def filter_option(*keys: str, short: bool = True) -> Callable[[F], F]:
-    """``-f KEY=VALUE``, repeatable; see :func:`matches`. Not ``short`` where ``-f`` is Docker's ``--force``."""
+def filter_option(*declared: str, short: bool = True) -> Callable[[F], F]:
+    """``-f KEY=VALUE``, repeatable; see :func:`matches`. Not ``short`` where ``-f`` is Docker's ``--force``.
+
+    ``declared``: a key, with the values that it may have if they are few: ``role=worker|manager``; of ``#``, numbers.
+    """
+    possible = {key: values.split("|") for key, _, values in (one.partition("=") for one in declared)}
+    keys = list(possible)
 
     def parse(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
@@ -188,6 +193,11 @@ def filter_option(*keys: str, short: bool = True) -> Callable[[F], F]:
             key, sign, wanted = value.partition("=")
             if not sign or key not in keys:
                 raise click.BadParameter(f"takes KEY=VALUE with KEY one of {', '.join(keys)}; found {value!r}")
+            if possible[key] == ["#"]:
+                if not (wanted.isascii() and wanted.isdecimal()):
+                    raise click.BadParameter(f"{key} is a number; found {wanted!r}")
+            elif possible[key] != [""] and wanted.lower() not in possible[key]:
+                raise click.BadParameter(f"{key} is one of {', '.join(possible[key])}; found {wanted!r}")
             found.setdefault(key, []).append(wanted)
         return found
 
@@ -199,6 +209,14 @@ def filter_option(*keys: str, short: bool = True) -> Callable[[F], F]:
 def matches(filters: dict[str, list[str]], tests: dict[str, Callable[[str], bool]]) -> bool:
     """Docker's rule: every key must hold, by any one of its values."""
     return all(any(tests[key](value) for value in values) for key, values in filters.items())
+
+
+def name_matches(name: str, wanted: str) -> bool:
+    """A part of it, or as Docker has it a regular expression: ``name=^web$``."""
+    try:
+        return wanted in name or re.search(wanted, name) is not None
+    except re.error:
+        return False
 
 
 def label_matches(labels: dict[str, str], wanted: str) -> bool:

@@ -117,7 +117,21 @@ TABLE: Final[Table] = {
 """Command → ``module:attribute`` below ``vxnet.cli``."""
 
 
-@click.command(cls=Root, table=TABLE, invoke_without_command=False)
+_IMAGES: Final = "there are no images; a container sees its host's files, or `vxnet run --rootfs DIRECTORY`"
+ELSEWHERE: Final = {
+    "swarm": "`vxnet init`, `join`, `leave`, `join-token` and `ca` are its commands here",
+    "container": "its commands stand alone here, such as `vxnet ps` and `vxnet rm`",
+    "system": "`vxnet info`, `vxnet events` and `vxnet prune` are its commands here",
+    "port": "`vxnet ps` shows the ports of containers",
+    "create": "`vxnet run -d` makes a container and starts it",
+    "volume": "there are no named volumes; `vxnet run -v` shows a container a directory of its host",
+    **dict.fromkeys(("build", "commit", "image", "images", "pull", "push", "rmi"), _IMAGES),
+    **dict.fromkeys(("config", "secret", "stack"), "that is not built yet"),
+}
+"""Docker's commands that vxnet has not, and what it has in their place."""
+
+
+@click.command(cls=Root, table=TABLE, elsewhere=ELSEWHERE, invoke_without_command=False)
 @click.option("--socket", envvar=SOCKET_VARIABLE, metavar="PATH", help="Socket of the vxnet daemon.")
 @click.version_option(__version__, message="vxnet %(version)s")
 @click.pass_context

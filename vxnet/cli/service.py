@@ -19,6 +19,7 @@ from vxnet.cli.options import (
     label_matches,
     list_options,
     matches,
+    name_matches,
     not_built,
 )
 from vxnet.cli.progress import wait_converged, wait_gone
@@ -183,7 +184,7 @@ def rm(client: Client, detach: bool, services: tuple[str, ...]) -> None:
 
 @click.command("ls")
 @list_options
-@filter_option("id", "label", "mode", "name")
+@filter_option("id", "label", "mode=replicated|global", "name")
 @click.pass_obj
 def ls(client: Client, quiet: bool, form: Format, no_trunc: bool, filters: dict[str, list[str]]) -> None:
     """List services."""
@@ -203,8 +204,8 @@ def _wanted(view: ServiceView, filters: dict[str, list[str]]) -> bool:
     tests = {
         "id": view.service.id.startswith,
         "label": lambda text: label_matches(spec.labels, text),
-        "mode": spec.mode.__eq__,
-        "name": lambda text: text in spec.name,
+        "mode": lambda text: text.lower() == spec.mode,
+        "name": lambda text: name_matches(spec.name, text),
     }
     return matches(filters, tests)
 
@@ -229,7 +230,7 @@ def _command(argv: tuple[str, ...], whole: bool) -> str:
 
 @click.command("ps")
 @list_options
-@filter_option("id", "name", "node", "desired-state")
+@filter_option("id", "name", "node", "desired-state=ready|running|shutdown")
 @click.argument("services", nargs=-1, required=True, metavar="SERVICE...", shell_complete=service_names)
 @click.pass_obj
 def ps(
@@ -261,9 +262,9 @@ def show_tasks(tasks: list[TaskView], quiet: bool, form: Format, whole: bool, fi
     def wanted(task: TaskView) -> bool:
         tests = {
             "id": task.id.startswith,
-            "name": lambda text: text in task.name,
+            "name": lambda text: name_matches(task.name, text),
             "node": task.node.__eq__,
-            "desired-state": task.desired.__eq__,
+            "desired-state": lambda text: text.lower() == task.desired,
         }
         return matches(filters, tests)
 

@@ -8,6 +8,7 @@ from vxnet.cli import output
 from vxnet.cli.complete import container_names
 from vxnet.cli.options import Format
 from vxnet.cluster.client import Client
+from vxnet.model.errors import CallerError
 
 STOPPED = 4
 
@@ -29,6 +30,8 @@ def trace(client: Client, form: Format, container: str, target: str) -> None:
     """
     from vxnet.tools.trace import trace as hops
 
+    if not target:
+        raise CallerError("a target is a name or an address, found nothing")
     stopped = False
     for hop in hops(client, container, target):
         stopped |= not hop.ok

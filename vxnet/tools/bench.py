@@ -215,6 +215,8 @@ def check_plot(path: str) -> None:
             "a plot needs matplotlib, which is not installed",
             hint="pip install 'vxnet[plot]'; into the package: docs/operations.md, Install",
         )
+    if not os.path.isdir(folder := os.path.dirname(path) or "."):
+        raise CallerError(f"cannot write {path}: there is no directory {folder}")
 
 
 def plot(figures: Sequence[HostFigures], path: str) -> None:

@@ -11,9 +11,10 @@ import json
 import os
 import re
 import subprocess
+import sys
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,25 +53,36 @@ _SECRET_NAMES = frozenset({"env", "environment", "secret", "token", "keys", "key
 
 
 def write(
-    client: Client, path: Path, findings: Callable[[], object], progress: Callable[[str], None] = lambda text: None
+    client: Client,
+    path: Path | None,
+    findings: Callable[[], object],
+    progress: Callable[[str], None] = lambda text: None,
 ) -> list[str]:
     """Names of the files in it. ``findings``: what a doctor finds. Only root may read it; interrupted, it is not there.
+    Without a ``path`` to standard output.
 
     Raises OSError, also if ``path`` is there already: nobody's link is followed.
     """
-    top = f"vxnet-support-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
-    names = []
+    if path is None:
+        with tarfile.open(fileobj=sys.stdout.buffer, mode="w|gz") as tar:
+            return _fill(tar, _files(client, findings, progress))
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file, tarfile.open(fileobj=file, mode="w:gz") as tar:
-            for name, data in _files(client, findings, progress):
-                about = tarfile.TarInfo(f"{top}/{name}")
-                about.size, about.mtime, about.mode = len(data), int(time.time()), 0o600
-                tar.addfile(about, io.BytesIO(data))
-                names.append(name)
+            return _fill(tar, _files(client, findings, progress))
     except BaseException:
         path.unlink(missing_ok=True)
         raise
+
+
+def _fill(tar: tarfile.TarFile, files: Iterable[tuple[str, bytes]]) -> list[str]:
+    top = f"vxnet-support-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
+    names = []
+    for name, data in files:
+        about = tarfile.TarInfo(f"{top}/{name}")
+        about.size, about.mtime, about.mode = len(data), int(time.time()), 0o600
+        tar.addfile(about, io.BytesIO(data))
+        names.append(name)
     return names
 
 
