@@ -176,3 +176,39 @@ def test_a_link_that_has_only_counted_is_the_same_object(place: Place, netlink: 
     assert after == links.dump(netlink)
     place.sh("ip link set v2 mtu 1400 alias new")
     assert reader.dump(netlink)["v2"] == before["v2"]._replace(mtu=1400, alias="new")
+
+
+@pytest.mark.host
+def test_a_dump_that_was_torn_is_asked_for_again(place: Place, netlink: Netlink) -> None:
+    """The kernel marks the first datagram behind the change, and not the end."""
+    with Netlink(place.fd) as other:
+        assert not other.batch([links.add(Wish(f"br{number}", "bridge", 1450)) for number in range(2, 120)])
+        changed: list[int] = []
+        asked: list[int] = []
+
+        def change(data: bytes) -> None:
+            (sequence,) = struct.unpack_from("=I", data, 8)
+            if not changed:
+                other.request(links.add(BR))
+            changed.append(sequence)
+            if sequence not in asked:
+                asked.append(sequence)
+
+        netlink.dump_whole(links.RTM_GETLINK, links._IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0), change)
+    assert changed.count(asked[0]) > 2, "all was told at once: nothing could be torn"
+    assert len(asked) == 2
+
+
+@pytest.mark.host
+def test_a_dump_that_the_kernel_refuses_is_not_an_empty_one(netlink: Netlink) -> None:
+    wrong = addresses._IFADDR.pack(socket.AF_UNSPEC, 5, 0, 0, 0)
+    with pytest.raises(OSError, match="Invalid values in header for address dump request") as refused:
+        netlink.dump(addresses.RTM_GETADDR, wrong)
+    assert refused.value.errno == errno.EINVAL
+
+
+@pytest.mark.host
+def test_of_what_is_not_there_a_dump_is_empty(netlink: Netlink) -> None:
+    assert addresses.dump(netlink, 999) == []
+    assert addresses.dump_routes(netlink, 77) == []
+    assert neighbours.dump_bridge(netlink, 999) == {}

@@ -5,7 +5,6 @@ What vxnet sets carries its protocol number, so that it knows its own: IFA_PROTO
 
 from __future__ import annotations
 
-import errno
 import ipaddress
 import socket
 import struct
@@ -125,7 +124,7 @@ def dump_routes(netlink: Netlink, table: int = RT_TABLE_MAIN) -> list[Route]:
     """Unicast routes of a table, and those that say *unreachable*."""
     found = []
     for kind in (socket.AF_INET, socket.AF_INET6):
-        for body in _dump_routes(netlink, kind, table):
+        for body in netlink.dump(RTM_GETROUTE, _RTMSG.pack(kind, 0, 0, 0, table, 0, 0, 0, 0)):
             _family, length, _source, _tos, number, protocol, _scope, sort, _flags = _RTMSG.unpack_from(body)
             if number != table or sort not in (RTN_UNICAST, RTN_UNREACHABLE):
                 continue
@@ -145,15 +144,6 @@ def dump_routes(netlink: Netlink, table: int = RT_TABLE_MAIN) -> list[Route]:
                 )
             )
     return found
-
-
-def _dump_routes(netlink: Netlink, kind: int, table: int) -> list[bytes]:
-    try:
-        return netlink.dump(RTM_GETROUTE, _RTMSG.pack(kind, 0, 0, 0, table, 0, 0, 0, 0))
-    except OSError as error:
-        if error.errno == errno.ENOENT:  # the kernel's word for a table without a route
-            return []
-        raise
 
 
 def _u32(raw: bytes | None) -> int:

@@ -226,7 +226,7 @@ class Netlink:
                     return None if kind == NLMSG_ERROR else body
 
     def dump(self, kind: int, body: bytes) -> list[bytes]:
-        """Bodies of all answers to one dump request. Raises OSError.
+        """Bodies of all answers to one dump request; none if what it is about is not there. Raises OSError.
 
         A dump that the kernel marks as torn (something changed meanwhile) is asked for again; after a few times it is
         taken as it is, as the next look will see the rest.
@@ -248,9 +248,12 @@ class Netlink:
         self._socket.send(request + body)
         taken: list[S] = []
         bodies: list[bytes] = []
+        torn = False
         while True:
             data = self._socket.recv(BATCH_OCTETS)
-            _length, answer, _flags, sequence, _port = HEADER.unpack_from(data)
+            _length, answer, flags, sequence, _port = HEADER.unpack_from(data)
+            # The mark is on what comes first behind the change, and seldom on the end.
+            torn = torn or (sequence == wanted and bool(flags & NLM_F_DUMP_INTR))
             if answer > NLMSG_DONE and sequence == wanted and (one := whole(data)) is not None:
                 taken.append(one)
                 continue
@@ -264,10 +267,10 @@ class Netlink:
                 if answer > NLMSG_DONE:
                     bodies.append(content)
                     continue
-                failure = _failure(flags, content) if answer == NLMSG_ERROR else None
+                failure = _failure(flags, content) if answer == NLMSG_ERROR else _end(flags, content)
                 if failure is not None:
                     raise OSError(*failure)
-                return taken, bodies, bool(flags & NLM_F_DUMP_INTR)
+                return taken, bodies, torn or bool(flags & NLM_F_DUMP_INTR)
 
 
 def _barrier(sequence: int) -> bytes:
@@ -287,21 +290,31 @@ NLMSGERR_ATTR_MSG = 1
 
 
 def _failure(flags: int, body: bytes) -> Failure | None:
+    """Of NLMSG_ERROR; None: it is an acknowledgement."""
+    # With NETLINK_CAP_ACK the refused message is cut to its header, and the kernel's words follow.
+    cut = flags & NLM_F_CAPPED or not flags & NLM_F_ACK_TLVS
+    return _said(flags, body, 4 + (HEADER.size if cut else (HEADER.unpack_from(body, 4)[0] + 3) & ~3))
+
+
+def _end(flags: int, body: bytes) -> Failure | None:
+    """Of NLMSG_DONE, in which a dump's failure comes; None: it is whole, or what was asked about is not there."""
+    failure = _said(flags, body, 4)
+    return None if failure is None or failure[0] in GONE else failure
+
+
+def _said(flags: int, body: bytes, words_at: int) -> Failure | None:
     (number,) = struct.unpack_from("=i", body)
     if number == 0:
         return None
     words = os.strerror(-number)
-    if flags & NLM_F_ACK_TLVS:
-        # With NETLINK_CAP_ACK the refused message is cut to its header, and the kernel's words follow.
-        skip = 4 + HEADER.size if flags & NLM_F_CAPPED else 4 + ((HEADER.unpack_from(body, 4)[0] + 3) & ~3)
-        said = attributes(body, skip).get(NLMSGERR_ATTR_MSG)
-        if said:
-            words = f"{words}: {said.rstrip(bytes(1)).decode(errors='replace')}"
+    if flags & NLM_F_ACK_TLVS and (said := attributes(body, words_at).get(NLMSGERR_ATTR_MSG)):
+        words = f"{words}: {said.rstrip(bytes(1)).decode(errors='replace')}"
     return -number, words
 
 
 GONE = frozenset((errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL))
-"""What the kernel answers to the deletion of something that is not there (ESRCH: of a route)."""
+"""What the kernel answers to the deletion of something that is not there (ESRCH: of a route), or to a question about
+it."""
 
 
 FORGOTTEN_S = 0.05
