@@ -43,9 +43,10 @@ def ensure(namespace: int, netlink: Netlink, file: Path = FILE) -> list[Change]:
         lines = file.read_text()
     except FileNotFoundError:
         lines = ""
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         nft.run(text(), namespace)
-        return [Change(verb="add", object=f"rules of {file}", error=error.strerror or str(error))]
+        why = error.strerror if isinstance(error, OSError) else f"it is not in UTF-8: {error}"
+        return [Change(verb="add", object=f"rules of {file}", error=why or str(error))]
     try:
         nft.run(f"{text()}{lines}", namespace)
     except HostError as error:

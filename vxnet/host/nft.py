@@ -78,7 +78,7 @@ class Running:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.communicate()
-            return f"nft did not answer within {TIMEOUT_S:.0f} s"
+            return _LATE
         if self._process.returncode == 0:
             return ""
         return next(iter(said.splitlines()), f"nft ended with status {self._process.returncode}")
@@ -101,19 +101,29 @@ def run(text: str, namespace: int | None = None) -> None:
 def read(namespace: int, netlink: Netlink) -> Ruleset | None:
     """vxnet's table as it is, in the namespace of both; None: there is none. Raises HostError without nft, OSError."""
 
-    def start() -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["nft", "-s", "-t", "list", "table", *TABLE.split()], capture_output=True, text=True, timeout=TIMEOUT_S
-        )
-
-    done = _start(start, namespace)
-    if done.returncode:
+    said = show(namespace, "-s", "-t", "list", "table", *TABLE.split())
+    if said is None:
         return None
-    body = done.stdout.split("\n", 1)[1].rsplit("}", 1)[0]
+    body = said.split("\n", 1)[1].rsplit("}", 1)[0]
     body = _NUMBER.sub(lambda found: f"l4proto {_PROTOCOLS[found[1]]}", body)
     return Ruleset(body, {name: elements.dump(netlink, name) for name in _SET.findall(body)})
 
 
+def show(namespace: int, *words: str) -> str | None:
+    """What ``nft`` with these arguments prints, in the namespace of the descriptor; None: it refuses. Raises
+    HostError."""
+
+    def start() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["nft", *words], capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S)
+
+    try:
+        done = _start(start, namespace)
+    except subprocess.TimeoutExpired:
+        raise HostError(_LATE) from None
+    return done.stdout if done.returncode == 0 else None
+
+
+_LATE = f"nft did not answer within {TIMEOUT_S:.0f} s"
 _PROTOCOLS = {"6": "tcp", "17": "udp"}
 _NUMBER = re.compile(r"l4proto (6|17)\b")
 """As nft prints them where there is no /etc/protocols: Debian's netbase is not everywhere."""

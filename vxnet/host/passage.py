@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import re
 import struct
-import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -64,7 +63,9 @@ def closed(netlink: Netlink, hook: int = _FORWARD) -> list[Closed]:
         family = _FAMILIES.get(body[0], "")
         parts = attributes(body, 4)
         hooked = attributes(parts.get(_CHAIN_HOOK, b""))
-        table, chain = (parts.get(one, b"").rstrip(b"\0").decode() for one in (_CHAIN_TABLE, _CHAIN_NAME))
+        table, chain = (
+            parts.get(one, b"").rstrip(b"\0").decode(errors="replace") for one in (_CHAIN_TABLE, _CHAIN_NAME)
+        )
         if not family or _number(hooked.get(1)) != hook or table.startswith(NFT_TABLE):
             continue
         rules = _rules(netlink, body[0], table, chain)
@@ -182,7 +183,7 @@ def _change(verb: Literal["add", "delete"], one: Closed, text: str, namespace: i
 
 def obstacles(namespace: int, netlink: Netlink, ports: Iterable[tuple[str, int, str]]) -> list[str]:
     """What of other people's firewalls is in vxnet's way. ``ports``: protocol, number, what for; of this host, that
-    others must reach. Blocks. Raises OSError."""
+    others must reach. Blocks. Raises OSError, HostError."""
     found = [
         f"{one} drops what containers send out of this host, and vxnet has no accept there: "
         f'nft insert rule {one} iifname "{BRIDGE_PREFIX}*" accept, and the same with oifname'
@@ -190,7 +191,7 @@ def obstacles(namespace: int, netlink: Netlink, ports: Iterable[tuple[str, int, 
         if one.passes < len(_RULES)
     ]
     for one in closed(netlink, _INPUT):
-        text = _listed(namespace, one)
+        text = nft.show(namespace, "-n", "list", "table", one.family, one.table) or ""
         found += [
             f"{one} drops what comes in, and no rule of that table speaks of {protocol} port {port} ({what}): "
             f"nft insert rule {one} {protocol} dport {port} accept"
@@ -203,14 +204,6 @@ def obstacles(namespace: int, netlink: Netlink, ports: Iterable[tuple[str, int, 
             f"iptables-legacy -I FORWARD -i {BRIDGE_PREFIX}+ -j ACCEPT, and the same with -o"
         )
     return found
-
-
-def _listed(namespace: int, one: Closed) -> str:
-    def start() -> subprocess.CompletedProcess[str]:
-        argv = ["nft", "-n", "list", "table", one.family, one.table]
-        return subprocess.run(argv, capture_output=True, text=True, timeout=nft.TIMEOUT_S, check=False)
-
-    return netns.inside(namespace, start).stdout
 
 
 _NUMBERS = re.compile(r"\b(\d+)(?:-(\d+))?\b")
