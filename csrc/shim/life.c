@@ -173,9 +173,10 @@ static void write_exit(const struct shim *shim, int status)
 	char text[1024], from[4096], to[4096];
 	struct timespec now;
 	clock_gettime(CLOCK_REALTIME, &now);
-	int used = snprintf(text, sizeof(text), "status=%d\nerror=%s\nstarted_at=%lld.%09ld\nfinished_at=%lld.%09ld\n",
-			    status, shim->failure.text, (long long)shim->started_at.tv_sec, shim->started_at.tv_nsec,
-			    (long long)now.tv_sec, now.tv_nsec);
+	/* The error last: a command that it quotes may have lines that look like these. */
+	int used = snprintf(text, sizeof(text), "status=%d\nstarted_at=%lld.%09ld\nfinished_at=%lld.%09ld\nerror=%s\n",
+			    status, (long long)shim->started_at.tv_sec, shim->started_at.tv_nsec, (long long)now.tv_sec,
+			    now.tv_nsec, shim->failure.text);
 	if (snprintf(from, sizeof(from), "%s/exit.tmp", shim->config.dir) >= (int)sizeof(from) ||
 	    snprintf(to, sizeof(to), "%s/exit", shim->config.dir) >= (int)sizeof(to))
 		return;

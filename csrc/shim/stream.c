@@ -125,7 +125,7 @@ static void sink_ready(struct source *source, uint32_t events)
 {
 	struct sink *sink = (struct sink *)source;
 	struct stream *stream = sink->stream;
-	if ((events & EPOLLERR) != 0)
+	if ((events & (EPOLLERR | EPOLLHUP)) != 0)
 		sink_close(sink);
 	else
 		source_watch(stream->epoll, source, 0);

@@ -45,6 +45,13 @@ async def test_all(directory: Path) -> None:
     assert await numbers(directory) == list(range(250))
 
 
+async def test_of_a_shim_that_was_killed_while_it_turned_them_over(directory: Path) -> None:
+    """It was looked for without end."""
+    (directory / "log").rename(directory / "log.3")
+    async with asyncio.timeout(20):
+        assert sorted(await numbers(directory)) == list(range(250))
+
+
 @pytest.mark.parametrize("tail", [0, 1, 49, 50, 51, 150, 249, 250, 1000])
 async def test_tail(directory: Path, tail: int) -> None:
     assert await numbers(directory, tail=tail) == list(range(250))[max(0, 250 - tail) :]

@@ -69,3 +69,13 @@ async def test_many_side_by_side(box: Box) -> None:
         *(box.task.execute(["sh", "-c", f"echo {number}; exit {number}"], timeout_s=20) for number in range(20))
     )
     assert found == [(number, f"{number}\n".encode()) for number in range(20)]
+
+
+async def test_nothing_is_remembered_of_one_that_took_too_long(box: Box) -> None:
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            await box.task.execute(["sleep", "777"], timeout_s=0.05)
+    while (await box.task.status())["execs"] != "0":
+        await asyncio.sleep(0.01)
+    await box.task.status()  # its answer comes behind the news of their ends
+    assert not box.task._executions

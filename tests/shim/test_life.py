@@ -112,6 +112,23 @@ async def test_failed_start_leaves_nothing(boxes: Boxes) -> None:
     await eventually(lambda: not traces(box), "nothing left")
 
 
+async def test_what_the_host_refuses_is_said_as_the_hosts(boxes: Boxes) -> None:
+    """An OSError went past all who wait for a HostError; by way of a restart's policy it ended the daemon."""
+    box = boxes("true")
+    (box.directory / "hosts").mkdir(parents=True)
+    with pytest.raises(HostError, match="hosts"):
+        await box.start()
+
+
+async def test_a_commands_name_does_not_speak_for_its_exit_status(boxes: Boxes) -> None:
+    box = boxes("no\nstatus=0\nstarted_at=1\nfinished_at=2\nerror=\nsuch")
+    task = await box.start()
+    with pytest.raises(CallerError):
+        await task.start_main()
+    end = await task.wait()
+    assert (end.status, end.error) == (127, "cannot run no") and (end.finished_at or 0) > 2
+
+
 async def test_same_container_twice(boxes: Boxes) -> None:
     box = boxes("sleep", "1000")
     task = await box.start()

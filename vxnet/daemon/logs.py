@@ -21,6 +21,7 @@ PIECE = 1 << 16
 POLL_S = 0.1
 """How long a follower may be behind the log."""
 _ROTATED_MAX = 100
+_TRIES = 100
 
 
 async def read_log(directory: Path, request: LogRequest, ended: asyncio.Future[Container]) -> AsyncIterator[bytes]:
@@ -50,8 +51,10 @@ async def read_log(directory: Path, request: LogRequest, ended: asyncio.Future[C
 
 
 def _open_all(directory: Path) -> list[BinaryIO]:
-    """Oldest first. A turning over in between shows a file twice, or hides one: then once more."""
-    while True:
+    """Oldest first. A turning over in between shows a file twice, or hides one: then once more. A shim that was killed
+    in the midst of one hides it for good.
+    """
+    for tries in range(_TRIES, 0, -1):
         found = [directory / "log"]
         found += [path for n in range(1, _ROTATED_MAX) if (path := directory / f"log.{n}").exists()]
         files: list[BinaryIO] = []
@@ -61,12 +64,11 @@ def _open_all(directory: Path) -> list[BinaryIO]:
             except FileNotFoundError:
                 continue
         numbers = [os.fstat(file.fileno()).st_ino for file in files]
-        if len(set(numbers)) == len(numbers) and (not files or len(files) == len(found)):
+        if len(set(numbers)) == len(numbers) and (not files or len(files) == len(found) or tries == 1):
             return files
         for file in files:
             file.close()
-        if not directory.exists():
-            return []
+    return []
 
 
 def _newer_than(directory: Path, last: BinaryIO) -> list[BinaryIO]:

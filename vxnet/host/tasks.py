@@ -24,7 +24,7 @@ import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from vxnet.host import cgroups, creation, systemd
 from vxnet.model import shim as protocol
@@ -84,8 +84,9 @@ class Task:
         self._connection = connection
         self._loop = asyncio.get_running_loop()
         self._answers: dict[int, asyncio.Future[tuple[Message, list[int]]]] = {}
-        self._executions: dict[int, asyncio.Future[int]] = {}
-        """Exit statuses of the commands beside the first, by the tag of their EXEC."""
+        self._executions: dict[int, asyncio.Future[int | None]] = {}
+        """Exit statuses that somebody waits for, of the commands beside the first, by the tag of their EXEC; None: the
+        container has ended."""
         self._tag = 0
         self._exit: asyncio.Future[Exit] = self._loop.create_future()
         self._gone = asyncio.Event()
@@ -129,18 +130,15 @@ class Task:
         with contextlib.ExitStack() as held:
             reader, writer = os.pipe2(os.O_CLOEXEC)
             held.callback(os.close, reader)
-            nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                answer, _ = await self._ask(Kind.EXEC, fields, (nothing, writer, writer))
-            finally:
-                os.close(writer)
-                os.close(nothing)
+            tag = self._next_tag()
+            ended = self._executions[tag] = self._loop.create_future()
+            held.callback(self._executions.pop, tag)
+            with open(writer, "wb", buffering=0), open(os.devnull, "rb") as nothing:
+                answer, _ = await self._ask(Kind.EXEC, fields, (nothing.fileno(), writer, writer), tag)
             os.set_blocking(reader, False)
             output = bytearray()
             self._loop.add_reader(reader, self._collect, reader, output)
             held.callback(self._loop.remove_reader, reader)
-            ended = self._executions.setdefault(answer.tag, self._loop.create_future())
-            held.callback(self._executions.pop, answer.tag, None)
             try:
                 async with asyncio.timeout(timeout_s):
                     status = await ended
@@ -148,15 +146,23 @@ class Task:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(int(answer.fields["pid"]), signal.SIGKILL)
                 raise
-            self._collect(reader, output)
+            if status is None:
+                raise self._ended()
+            while len(output) < OUTPUT_MAX and self._collect(reader, output):
+                pass
             return status, bytes(output)
 
-    def _collect(self, reader: int, output: bytearray) -> None:
-        """What there is to read; beyond ``OUTPUT_MAX`` it is thrown away."""
-        with contextlib.suppress(BlockingIOError):
-            while piece := os.read(reader, _ANSWER_MAX):
-                output += piece[: OUTPUT_MAX - len(output)]
+    def _collect(self, reader: int, output: bytearray) -> bool:
+        """One piece of what there is to read, so that who writes without end holds nobody up; beyond ``OUTPUT_MAX`` it
+        is thrown away. False: there is none now."""
+        try:
+            piece = os.read(reader, _ANSWER_MAX)
+        except BlockingIOError:
+            return False
+        output += piece[: OUTPUT_MAX - len(output)]
+        if not piece:
             self._loop.remove_reader(reader)
+        return bool(piece)
 
     async def status(self) -> dict[str, str]:
         """The fields of STATUS: ``state``, ``pid``, ``execs``, ``log_lost`` (octets that a full disk refused) …"""
@@ -215,11 +221,15 @@ class Task:
         except ProcessLookupError:
             raise self._ended() from None
 
-    async def _ask(
-        self, kind: Kind, fields: Iterable[tuple[str, str]] = (), given: Sequence[int] = ()
-    ) -> tuple[Message, list[int]]:
+    def _next_tag(self) -> int:
         self._tag += 1
-        tag = self._tag  # others ask meanwhile
+        return self._tag
+
+    async def _ask(
+        self, kind: Kind, fields: Iterable[tuple[str, str]] = (), given: Sequence[int] = (), tag: int = 0
+    ) -> tuple[Message, list[int]]:
+        """``tag``: 0: the next."""
+        tag = tag or self._next_tag()
         packet = protocol.encode(kind, tag, fields)
         answer = self._answers[tag] = self._loop.create_future()
         try:
@@ -260,8 +270,8 @@ class Task:
         for descriptor in descriptors:
             os.close(descriptor)
         if message.kind == Kind.EXIT and message.tag != 0:
-            ended = self._executions.setdefault(message.tag, self._loop.create_future())
-            if not ended.done():
+            ended = self._executions.get(message.tag)
+            if ended is not None and not ended.done():
                 ended.set_result(int(message.fields["status"]))
         elif message.kind == Kind.EXIT and not self._exit.done():
             told = Exit(int(message.fields["status"]), message.fields.get("error", ""), None, time.time())
@@ -276,10 +286,12 @@ class Task:
         self._connection.close()
         if not self._exit.done():
             self._exit.set_result(exit_of(self._directory) or Exit(None, finished_at=time.time()))
-        waiting: list[asyncio.Future[Any]] = [*self._answers.values(), *self._executions.values()]
-        for answer in waiting:
+        for answer in self._answers.values():
             if not answer.done():
                 answer.set_exception(self._ended())
+        for ended in self._executions.values():
+            if not ended.done():
+                ended.set_result(None)
 
 
 async def start(
@@ -295,7 +307,10 @@ async def start(
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     task = Task(container.id, directory, ours)
     try:
-        told = await asyncio.to_thread(_prepare, container, directory, files, run_directory, theirs)
+        try:
+            told = await asyncio.to_thread(_prepare, container, directory, files, run_directory, theirs)
+        except OSError as error:
+            raise HostError(f"cannot prepare container {container.id[:12]}: {error}") from error
         try:
             await task.greet(Kind.CREATE, told.fields, told.descriptors)
         except ConflictError:
@@ -336,7 +351,8 @@ def exit_of(directory: Path) -> Exit | None:
     """How the container ended, as its shim wrote down; None if it did not (it runs, or its shim was killed)."""
     try:
         lines = (directory / "exit").read_text(errors="replace").splitlines()
-        fields = dict(line.split("=", 1) for line in lines if "=" in line)
+        # Backwards, as the first of a name counts: the error is the last, and may quote a command of several lines.
+        fields = dict(line.split("=", 1) for line in reversed(lines) if "=" in line)
         started = float(fields["started_at"])
         return Exit(int(fields["status"]), fields["error"], started or None, float(fields["finished_at"]))
     except (FileNotFoundError, KeyError, ValueError):
