@@ -133,8 +133,11 @@ class Task:
             tag = self._next_tag()
             ended = self._executions[tag] = self._loop.create_future()
             held.callback(self._executions.pop, tag)
-            with open(writer, "wb", buffering=0), open(os.devnull, "rb") as nothing:
-                answer, _ = await self._ask(Kind.EXEC, fields, (nothing.fileno(), writer, writer), tag)
+            with contextlib.ExitStack() as given:
+                given.callback(os.close, writer)
+                nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+                given.callback(os.close, nothing)
+                answer, _ = await self._ask(Kind.EXEC, fields, (nothing, writer, writer), tag)
             os.set_blocking(reader, False)
             output = bytearray()
             self._loop.add_reader(reader, self._collect, reader, output)
