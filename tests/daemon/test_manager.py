@@ -14,10 +14,10 @@ from msgspec.structs import replace
 
 from vxnet.cluster.sqlite_store import SqliteStore
 from vxnet.core import decisions, trust
-from vxnet.core.assignment import apply, lease_set
+from vxnet.core.assignment import apply, errands, lease_set
 from vxnet.daemon.commits import encoded
 from vxnet.daemon.manager import Manager
-from vxnet.model.api import JoinClaim, LeaseRequest, NetworkCreate, NodeReport
+from vxnet.model.api import JoinClaim, LeaseRequest, LogRequest, NetworkCreate, NodeReport
 from vxnet.model.cluster import Signed
 from vxnet.model.codec import to_json
 from vxnet.model.container import ContainerSpec
@@ -867,3 +867,45 @@ async def test_who_waits_for_a_store_that_does_not_answer_is_told_so_at_once(clu
     silence.set()
     answers = await asyncio.gather(*commands, return_exceptions=True)
     assert [str(one) for one in answers] == ["no quorum"] * 3 and len(asked) == 1
+
+
+async def test_a_report_is_not_cancelled_with_another(cluster, manager):
+    """Whoever's report was written together with that of a node which went away was cancelled with it: on the manager's
+    own host the loop that reports ended without a word."""
+    async with manager.commits.turn:
+        first = asyncio.create_task(manager.report_tasks(manager.node_id, []))
+        await asyncio.sleep(0)
+        second = asyncio.create_task(manager.report_tasks(manager.node_id, []))
+        await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.wait((first, second), timeout=20)
+    with pytest.raises(UnavailableError, match="not written"):
+        await second
+    await manager.report_tasks(manager.node_id, [])
+
+
+async def test_a_log_that_breaks_off_is_told(cluster, manager):
+    """Who read it waited for the rest for ever."""
+
+    async def pieces(broken):
+        for number in range(40):
+            yield b"%d\n" % number
+        if broken:
+            raise ConnectionResetError("the node is gone")
+
+    async def follow(broken):
+        async for update in manager.assignments(manager.node_id):
+            for errand in errands(update):
+                with contextlib.suppress(ConnectionResetError):
+                    await manager.errands.deliver(manager.node_id, errand.id, pieces(broken))
+
+    for broken in (False, True):
+        following = asyncio.create_task(follow(broken))
+        await asyncio.sleep(0)
+        heard = b""
+        async with asyncio.timeout(20):
+            with pytest.raises(UnavailableError, match="in the middle") if broken else contextlib.nullcontext():
+                async for piece in manager.errands.logs(manager.node_id, "task", LogRequest()):
+                    heard += piece
+        assert heard == b"".join(b"%d\n" % number for number in range(40))
+        following.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator, Collection
 from ipaddress import ip_address
 
@@ -181,3 +182,30 @@ async def test_a_wake_that_may_wait_is_met_by_the_next_cycle_or_makes_one() -> N
         while reconciler.settled != A:
             await asyncio.sleep(0.001)
         assert applied == [0, 1, 2]
+
+
+async def test_who_waits_when_it_ends_or_comes_later_is_let_go() -> None:
+    """Whoever waited for the cycle that was under way waited for ever, and with it the daemon's end."""
+
+    class SlowKernel(RecordingKernel):
+        begun, go_on = threading.Event(), threading.Event()
+
+        def reconcile(
+            self, state: HostState, sandboxes: Collection[str] | None = None, *, rows: bool = False
+        ) -> list[Change]:
+            self.begun.set()
+            self.go_on.wait(20)
+            return super().reconcile(state, sandboxes, rows=rows)
+
+    kernel = SlowKernel()
+    try:
+        async with running(kernel, [A]) as (reconciler, _):
+            early = asyncio.create_task(reconciler.settle())
+            await asyncio.to_thread(kernel.begun.wait, 20)
+            late = asyncio.create_task(reconciler.settle())
+            await asyncio.sleep(0)
+        later = asyncio.create_task(reconciler.settle())
+        done, _ = await asyncio.wait((early, late, later), timeout=20)
+    finally:
+        kernel.go_on.set()
+    assert done == {early, late, later} and all(task.cancelled() for task in done)

@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
 import structlog
@@ -79,6 +80,8 @@ class Assigned:
         self._moved = asyncio.Event()
         """Set when facts are others than before."""
         self._told: dict[str, TaskFact] = {}
+        self._errands: deque[Errand] = deque()
+        """That nobody has set out on yet."""
         self._group = asyncio.TaskGroup()
         self._watched: dict[str, asyncio.Task[None]] = {}
         """The health checks, by task."""
@@ -96,6 +99,8 @@ class Assigned:
             self._group.create_task(self._report())
             self._group.create_task(keep("ended tasks", self._state.save_ended_tasks, self._ended, self._wait_moved))
             while True:
+                while self._errands:
+                    self._group.create_task(self._deliver(self._errands.popleft()))
                 for id in self._known() - self._wakers.keys():
                     self._wakers[id] = asyncio.Event()
                     self._group.create_task(self._care(id))
@@ -332,8 +337,9 @@ class Assigned:
         self._moved.set()
 
     def deliver(self, errand: Errand) -> None:
-        """What a manager asks for."""
-        self._group.create_task(self._deliver(errand))
+        """What a manager asks for. It may do so before this runs: the place is there first."""
+        self._errands.append(errand)
+        self._due.set()
 
     async def _deliver(self, errand: Errand) -> None:
         place, container = self._place(), self._container_of(errand.task)

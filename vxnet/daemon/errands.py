@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import Any
 
 from vxnet.core.assignment import item
 from vxnet.daemon.mirror import Mirror
@@ -68,12 +69,12 @@ class Errands:
                 raise UnavailableError("its node follows no manager")
             try:
                 async with asyncio.timeout(BEGIN_S):
-                    piece = await waiting.pieces.get()
+                    piece = await waiting.next()
             except TimeoutError:
                 raise UnavailableError("its node does not answer") from None
             while piece is not None:
                 yield piece
-                piece = await waiting.pieces.get()
+                piece = await waiting.next()
         finally:
             del self._waiting[errand.id]
             waiting.over.set()
@@ -89,26 +90,45 @@ class Errands:
             raise NotFoundError("nobody waits for that")
         await waiting.pieces.put(b"")  # it has begun
         over = asyncio.ensure_future(waiting.over.wait())
+        coming: asyncio.Future[Any] = over
         try:
-            while True:
+            while not over.done():
                 coming = asyncio.ensure_future(_pass_on(pieces, waiting.pieces))
                 await asyncio.wait((coming, over), return_when=asyncio.FIRST_COMPLETED)
-                if not coming.done():
-                    coming.cancel()
-                    with contextlib.suppress(asyncio.CancelledError):
-                        await coming
-                    raise NotFoundError("nobody waits for that any more")
-                if not coming.result():
+                if coming.done() and not coming.result():
                     return
+            raise NotFoundError("nobody waits for that any more")
+        except BaseException:
+            waiting.tear()
+            raise
         finally:
-            over.cancel()
+            for one in (over, coming):
+                one.cancel()
+            await asyncio.wait((over, coming))  # who closes the source must not meet its reader
 
 
 class _Waiting:
     def __init__(self, node: str) -> None:
         self.node = node
         self.pieces: asyncio.Queue[bytes | None] = asyncio.Queue(PIECES)
+        """None: that was all."""
         self.over = asyncio.Event()
+        """The reader has gone."""
+        self._torn = False
+
+    async def next(self) -> bytes | None:
+        """None: that was all. Raises :class:`UnavailableError` if it was not, and there comes no more."""
+        if not (self._torn and self.pieces.empty()) and (piece := await self.pieces.get()) is not None:
+            return piece
+        if self._torn:
+            raise UnavailableError("its node has gone in the middle of it")
+        return None
+
+    def tear(self) -> None:
+        """Nothing comes any more, and it is not whole."""
+        self._torn = True
+        with contextlib.suppress(asyncio.QueueFull):  # then nobody is asleep
+            self.pieces.put_nowait(None)
 
 
 async def _pass_on(source: AsyncIterator[bytes], to: asyncio.Queue[bytes | None]) -> bool:

@@ -44,10 +44,6 @@ class Plan(NamedTuple, Generic[S]):
     """What the plan was made from: given back once the kernel carries it."""
 
 
-class _Request(NamedTuple):
-    done: asyncio.Future[Sequence[Change]]
-
-
 class Reconciler(Generic[S]):
     """``plan`` is called in the event loop, ``applied(seen)`` after the kernel has what it says, ``repaired`` after
     drift was mended."""
@@ -65,7 +61,9 @@ class Reconciler(Generic[S]):
         self._on_repair = repaired
         self._wake = asyncio.Event()
         self._alarm: asyncio.TimerHandle | None = None
-        self._requests: list[_Request] = []
+        self._requests: list[asyncio.Future[Sequence[Change]]] = []
+        """Who waits for a cycle that has not ended."""
+        self._over = False
         self._dirty: set[str] = set()
         self._rows = False
         self._full = True
@@ -102,7 +100,9 @@ class Reconciler(Generic[S]):
             self._alarm = asyncio.get_running_loop().call_later(within_s, self._wake.set)
 
     async def settle(self, sandbox: str | None = None) -> Sequence[Change]:
-        """Wait for a cycle that begins after this call, with ``sandbox`` looked at; what it changed or failed to."""
+        """Wait for a cycle that begins after this call, with ``sandbox`` looked at; what it changed or failed to. With
+        :meth:`run` all who wait are cancelled: a kernel that is left alone is no answer to go on from.
+        """
         if sandbox is not None:
             self._dirty.add(sandbox)
         self._current = None
@@ -116,10 +116,12 @@ class Reconciler(Generic[S]):
         await self._next_cycle()
 
     async def _next_cycle(self) -> Sequence[Change]:
-        request = _Request(asyncio.get_running_loop().create_future())
+        request: asyncio.Future[Sequence[Change]] = asyncio.get_running_loop().create_future()
         self._requests.append(request)
+        if self._over:
+            request.cancel()
         self._wake.set()
-        return await request.done
+        return await request
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -138,9 +140,10 @@ class Reconciler(Generic[S]):
                 self._silence()
                 await self._cycle()
         finally:
+            self._over = True
             self._silence()
             for request in self._requests:
-                request.done.cancel()
+                request.cancel()
             self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _silence(self) -> None:
@@ -153,7 +156,7 @@ class Reconciler(Generic[S]):
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, argument)
 
     async def _cycle(self) -> None:
-        requests, self._requests = self._requests, []
+        requests = [*self._requests]
         sandboxes = None if self._full else frozenset(self._dirty)
         rows = self._rows
         self._full = self._rows = False
@@ -176,17 +179,20 @@ class Reconciler(Generic[S]):
             log.error("reconcile failed", error=str(error))
             self._last = self._current = None
             self._looked = {}
-            for request in requests:
-                if not request.done.done():
-                    request.done.set_exception(HostError(error.message, hint=error.hint))
+            for request in self._answered(requests):
+                request.set_exception(HostError(error.message, hint=error.hint))
             return
         self._looked = wanted
         self._count(plan.state, changes)
         if known is None:
             self._applied(plan.seen)
-        for request in requests:
-            if not request.done.done():
-                request.done.set_result(changes)
+        for request in self._answered(requests):
+            request.set_result(changes)
+
+    def _answered(self, requests: Sequence[asyncio.Future[Sequence[Change]]]) -> list[asyncio.Future[Sequence[Change]]]:
+        """Those who still wait; they do so no longer."""
+        del self._requests[: len(requests)]
+        return [request for request in requests if not request.done()]
 
     def _count(self, state: HostState, changes: Sequence[Change]) -> None:
         failed = [change for change in changes if change.error]

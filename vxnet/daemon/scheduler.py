@@ -147,11 +147,10 @@ class _Batch:
         self._reports += [(node_id, report, now) for report in reports]
 
     def fail(self, error: BaseException) -> None:
-        if isinstance(error, VxnetError):
-            self.written.set_exception(error)
-            self.written.exception()  # somebody may wait for it, or nobody
-        else:
-            self.written.cancel()
+        """Whoever else waits was not cancelled himself, and asks again."""
+        told = error if isinstance(error, VxnetError) else UnavailableError("the report was not written")
+        self.written.set_exception(told)
+        self.written.exception()  # somebody may wait for it, or nobody
 
     def changes(self, wishes: Wishes) -> dict[str, bytes | None]:
         found: dict[str, bytes | None] = {}

@@ -27,6 +27,8 @@ from vxnet.model.service import Service, ServiceSpec, Task
 R = TypeVar("R")
 LINES = 64
 """Held for a reader of logs who is slower than the nodes."""
+LINE_OCTETS = 1 << 16
+"""Of a line that a node has not ended yet; shims write shorter ones."""
 log = structlog.get_logger(__name__)
 
 
@@ -130,6 +132,8 @@ class Services:
             async with aclosing(self.errands.logs(task.node, task.id, request)) as pieces:
                 async for piece in pieces:
                     *whole, rest = (rest + piece).split(b"\n")
+                    if len(rest) > LINE_OCTETS:
+                        whole, rest = [*whole, rest], b""
                     for line in whole:
                         await lines.put(label + line + b"\n")
         except VxnetError as error:
