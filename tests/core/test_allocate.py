@@ -48,9 +48,12 @@ def test_vnis_are_not_reused_at_once():
     assert allocate.next_vni({FIRST_VNI}, LAST_VNI) == FIRST_VNI + 1
 
 
-def test_vnis_end():
-    with pytest.raises(ExhaustedError, match=str(LAST_VNI)):
-        allocate.next_vni(range(FIRST_VNI, LAST_VNI + 1), 70000)
+def test_vnis_end(monkeypatch):
+    last = FIRST_VNI + 1000  # of 16 million
+    monkeypatch.setattr(allocate, "LAST_VNI", last)
+    with pytest.raises(ExhaustedError, match=str(last)):
+        allocate.next_vni(range(FIRST_VNI, last + 1), FIRST_VNI + 500)
+    assert allocate.next_vni(range(FIRST_VNI + 1, last + 1), FIRST_VNI + 500) == FIRST_VNI
 
 
 def test_pools_avoid_networks_and_routes():

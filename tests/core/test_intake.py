@@ -32,7 +32,8 @@ class Bench:
 
 
 def batches(count: int, size: int = 10) -> list[Batch]:
-    return [Batch(bytes(size), number.to_bytes(64, "big")) for number in range(count)]
+    content = bytes(size)
+    return [Batch(content, number.to_bytes(64, "big")) for number in range(count)]
 
 
 def test_a_few_at_a_time_in_order() -> None:

@@ -313,7 +313,7 @@ def test_the_same_seed_is_the_same_run(seed: int) -> None:
     assert history() == history()
 
 
-@pytest.mark.parametrize("seed", [4, 6])
+@pytest.mark.parametrize("seed", [4, pytest.param(6, marks=pytest.mark.slow)])
 def test_the_last_row_of_a_flood_does_not_wait_for_a_turn(seed: int) -> None:
     """Without a look once it is calm again these two took 4.4 and 3.3 s."""
     sim = Simulation(seed, 60, weather=Weather(loss=0.1), acquainted=True)
