@@ -132,7 +132,13 @@ ELSEWHERE: Final = {
 
 
 @click.command(cls=Root, table=TABLE, elsewhere=ELSEWHERE, invoke_without_command=False)
-@click.option("--socket", envvar=SOCKET_VARIABLE, metavar="PATH", help="Socket of the vxnet daemon.")
+@click.option(
+    "--socket",
+    envvar=SOCKET_VARIABLE,
+    show_envvar=True,
+    metavar="PATH",
+    help="The daemon's. Default: /run/vxnet/vxnet.sock.",
+)
 @click.version_option(__version__, message="vxnet %(version)s")
 @click.pass_context
 def root(context: click.Context, socket: str | None) -> None:
