@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import stat
@@ -148,6 +149,32 @@ def test_an_archive_that_wants_out(tmp_path: Path, members: list[tuple[str, byte
 def test_no_archive(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(CallerError):
         unpack(io.BytesIO(data), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "headers", [{"mtime": "inf"}, {"mtime": "nan"}, {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}, {"uid": "x"}]
+)
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.DIRTYPE])
+def test_an_archive_with_odd_headers(tmp_path: Path, headers: dict[str, str], kind: bytes) -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        member = tarfile.TarInfo("odd")
+        member.type, member.pax_headers = kind, headers
+        tar.addfile(member)
+        tar.addfile(tarfile.TarInfo("other"))
+    with contextlib.suppress(CallerError, HostError):
+        unpack(io.BytesIO(out.getvalue()), str(tmp_path))
+
+
+def test_a_deep_tree(tmp_path: Path) -> None:
+    """Deeper than Python calls functions, which is why the tools of others make and remove it."""
+    top = tmp_path / "top"
+    try:
+        subprocess.run(["mkdir", "-p", f"{top}/{'d/' * 1500}"], check=True)
+        with tarfile.open(fileobj=packed(top)) as tar:
+            assert tar.getnames()[-1].count("/d") == 1500
+    finally:
+        subprocess.run(["rm", "-rf", top], check=True)
 
 
 def test_a_torn_archive(source: Path, tmp_path: Path) -> None:

@@ -82,12 +82,14 @@ def _split(path: str) -> tuple[str, bool]:
 
 
 def _walk(path: str, name: str) -> Iterator[tuple[str, str]]:
-    yield path, name
-    if not stat.S_ISDIR(os.lstat(path).st_mode):
-        return
-    for entry in sorted(os.listdir(path)):
+    waiting = [(path, name)]
+    while waiting:
+        path, name = waiting.pop()
+        yield path, name
         with contextlib.suppress(FileNotFoundError):  # gone meanwhile
-            yield from _walk(f"{path.rstrip('/')}/{entry}", f"{name}/{entry}")
+            if stat.S_ISDIR(os.lstat(path).st_mode):
+                entries = sorted(os.listdir(path), reverse=True)
+                waiting += [(f"{path.rstrip('/')}/{entry}", f"{name}/{entry}") for entry in entries]
 
 
 def _add(tar: tarfile.TarFile, path: str, name: str) -> None:
@@ -149,7 +151,7 @@ def unpack(stream: Source, path: str, *, owners: bool = False) -> None:
                 place.finish()
             finally:
                 place.close()
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, OverflowError) as error:  # the library's own way with odd headers, and times
         raise CallerError(f"this is no tar archive: {error}") from None
     except OSError as error:
         raise HostError(f"cannot write {error.filename or path}: {error.strerror}") from None
