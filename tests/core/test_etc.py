@@ -75,6 +75,8 @@ def test_the_hosts_own_address_in_its_own_namespace() -> None:
         ({"hosts": ("db",)}, "NAME:ADDRESS"),
         ({"hosts": ("db:10.1.1",)}, "NAME:ADDRESS"),
         ({"hosts": ("two words:10.1.1.1",)}, "two words"),
+        ({"hosts": ("db:fe80::1%eth0\n10.1.1.1 web",)}, "NAME:ADDRESS"),
+        ({"networks": (NetworkWish(network="blue", aliases=("a",) * 1001),)}, "1001 aliases"),
         ({"dns_search": ("a\nb",)}, "resolv.conf"),
         ({"sysctls": {"kernel.panic": "1"}}, "kernel.panic"),
         ({"sysctls": {"net./../kernel.panic": "1"}}, "of its own"),

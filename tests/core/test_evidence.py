@@ -10,7 +10,7 @@ from tests.gossip_cluster import VTEP, Cluster, endpoint
 from vxnet.core.author import Author
 from vxnet.core.evidence import Judge
 from vxnet.core.table import Table
-from vxnet.model.row import Certificate, Endpoint, Leases
+from vxnet.model.row import ADDRESSES_MAX, ALIASES_MAX, Certificate, Endpoint, Leases
 
 NOW = 1_800_000_000.0
 
@@ -84,6 +84,16 @@ def test_a_network_that_cannot_be_is_one_that_nothing_is_leased_of(worker, vni):
         rows, refused = worker.say(endpoint("10.0.1.2", vni=vni, addresses=addresses))
         assert rows == []
         assert refused == {"address is not leased to the owner": 1}
+
+
+@pytest.mark.parametrize("name, most", [("aliases", ALIASES_MAX), ("addresses", ADDRESSES_MAX)])
+def test_a_row_that_would_cost_everybody_much_counts_for_nothing(worker, name, most):
+    worker.show_certificate()
+    one = {"aliases": "a", "addresses": ipaddress.ip_address("10.0.1.2")}[name]
+    assert worker.say(endpoint("10.0.1.2", **{name: (one,) * most}))[1] == {}
+    rows, refused = worker.say(endpoint("10.0.1.2", **{name: (one,) * (most + 1)}))
+    assert rows == []
+    assert refused == {"more addresses or aliases than anybody has": 1}
 
 
 def test_a_place_is_proven_by_a_certificate_alone(worker):

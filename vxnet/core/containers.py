@@ -11,6 +11,7 @@ from vxnet.core import ports
 from vxnet.model.capability import capabilities
 from vxnet.model.container import HOST_GATEWAY, ContainerSpec, Mount
 from vxnet.model.errors import CallerError
+from vxnet.model.row import ALIASES_MAX
 
 _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
 """Docker's rule, cut to the length of a DNS label (RFC 1035)."""
@@ -93,6 +94,8 @@ def _check_host(text: str) -> None:
     try:
         if address != HOST_GATEWAY:
             ipaddress.ip_address(address)
+        if "%" in address:
+            raise ValueError("ipaddress takes anything for a zone, line ends too")
     except ValueError:
         raise CallerError(f"a host is NAME:ADDRESS or NAME:{HOST_GATEWAY}, found {text!r}") from None
     if not _WORD.fullmatch(name):
@@ -128,6 +131,8 @@ def check_name(name: str) -> None:
 
 def check_aliases(aliases: tuple[str, ...]) -> None:
     """Raises :class:`CallerError`."""
+    if len(aliases) > ALIASES_MAX:
+        raise CallerError(f"{len(aliases)} aliases are too many: {ALIASES_MAX} is the most")
     for alias in aliases:
         if not _NAME.fullmatch(alias):
             raise CallerError(f'"{alias}" cannot be an alias', hint="use letters, digits, dots and hyphens")

@@ -25,7 +25,18 @@ from vxnet.model import codec
 from vxnet.model.address import IPAddress
 from vxnet.model.cluster import LeaseSet
 from vxnet.model.errors import PeerError
-from vxnet.model.row import Applied, Certificate, Endpoint, Gateway, Leases, RowKey, Value, Version
+from vxnet.model.row import (
+    ADDRESSES_MAX,
+    ALIASES_MAX,
+    Applied,
+    Certificate,
+    Endpoint,
+    Gateway,
+    Leases,
+    RowKey,
+    Value,
+    Version,
+)
 
 T = TypeVar("T")
 
@@ -316,6 +327,8 @@ def _claims(
     value: Endpoint | Gateway, blocks: _Blocks, places: frozenset[IPAddress]
 ) -> tuple[tuple[bytes, int], ...] | str:
     """Each address with the epoch of its lease, or why the row has no effect."""
+    if len(value.addresses) > ADDRESSES_MAX or (isinstance(value, Endpoint) and len(value.aliases) > ALIASES_MAX):
+        return "more addresses or aliases than anybody has"
     leased = blocks.get((value.network, value.vni))
     if leased is None:
         return "address is not leased to the owner"

@@ -13,6 +13,9 @@ import msgspec
 from vxnet.model.address import MAC, IPAddress
 
 EndpointState = Literal["starting", "ready", "draining"]
+ADDRESSES_MAX = 8
+"""Of an endpoint: it has one of each family. What more there is costs every host, and helps none."""
+ALIASES_MAX = 1000
 
 
 class Version(NamedTuple):
