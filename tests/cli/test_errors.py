@@ -24,7 +24,7 @@ TABLE: list[tuple[str, int, str]] = [
     ("images", 2, "no such command 'images': there are no images; a container sees its host's files, or `vxnet run --rootfs DIRECTORY`"),
     ("network bogus", 2, "no such command 'bogus'; see `vxnet network --help`"),
     ("ps --bogus", 2, "no such option '--bogus'; see `vxnet ps --help`"),
-    ("ps --format yaml", 2, "invalid value for '--format': 'yaml' is not one of 'table', 'json'; see `vxnet ps --help`"),
+    ("ps --format yaml", 2, "invalid value for '--format': 'yaml' is none of table, json and a template such as '{{.Name}}'; see `vxnet ps --help`"),
     ("ps -f colour=red", 2, "invalid value for '-f' / '--filter': takes KEY=VALUE with KEY one of exited, id, label, name, network, status; found 'colour=red'; see `vxnet ps --help`"),
     ("ps -f name", 2, "invalid value for '-f' / '--filter': takes KEY=VALUE with KEY one of exited, id, label, name, network, status; found 'name'; see `vxnet ps --help`"),
     ("ps -f status=gone", 2, "invalid value for '-f' / '--filter': status is one of created, running, restarting, exited, dead; found 'gone'; see `vxnet ps --help`"),

@@ -12,8 +12,9 @@ from vxnet.cli import output
 from vxnet.cli.complete import node_names
 from vxnet.cli.group import for_each
 from vxnet.cli.options import (
-    Format,
+    Form,
     filter_option,
+    form_option,
     inspect_format,
     label_matches,
     list_options,
@@ -136,13 +137,13 @@ def _explain_join(client: Client, role: Role) -> None:
 
 
 @click.command()
-@click.option("-f", "--format", "form", type=click.Choice(["table", "json"]), default="table")
+@form_option("-f", "--format")
 @click.pass_obj
-def info(client: Client, form: Format) -> None:
+def info(client: Client, form: Form) -> None:
     """Show how this host and its cluster are."""
     found = client.info()
-    if form == "json":
-        output.json_lines([found])
+    if form != "table":
+        output.one(found, form)
         return
     output.fields(_info_lines(found))
     for warning in found.warnings:
@@ -191,17 +192,17 @@ def _info_lines(info: Info) -> list[tuple[str, object]]:
     f"status={'|'.join(get_args(MemberStatus))}",
 )
 @click.pass_obj
-def node_ls(client: Client, quiet: bool, form: Format, no_trunc: bool, filters: dict[str, list[str]]) -> None:
+def node_ls(client: Client, quiet: bool, form: Form, no_trunc: bool, filters: dict[str, list[str]]) -> None:
     """List the cluster's nodes."""
     views = [view for view in client.nodes() if _wanted(view, filters)]
-    if quiet:
-        for view in views:
-            click.echo(output.short(view.node.id, whole=no_trunc))
-    elif form == "json":
-        output.json_lines(views)
-    else:
-        headers = ("ID", "HOSTNAME", "STATUS", "AVAILABILITY", "MANAGER STATUS", "ADDRESS", "VERSION")
-        output.table(headers, (_node_row(view, no_trunc) for view in views))
+    output.listing(
+        views,
+        form,
+        ("ID", "HOSTNAME", "STATUS", "AVAILABILITY", "MANAGER STATUS", "ADDRESS", "VERSION"),
+        lambda view: _node_row(view, no_trunc),
+        id=lambda view: output.short(view.node.id, whole=no_trunc),
+        quiet=quiet,
+    )
 
 
 def _wanted(view: NodeView, filters: dict[str, list[str]]) -> bool:
@@ -235,9 +236,9 @@ def _node_row(view: NodeView, whole: bool) -> tuple[str, ...]:
 @inspect_format
 @click.argument("nodes", nargs=-1, required=True, metavar="NODE...", shell_complete=node_names)
 @click.pass_obj
-def node_inspect(client: Client, nodes: tuple[str, ...]) -> None:
+def node_inspect(client: Client, form: Form, nodes: tuple[str, ...]) -> None:
     """Show everything about nodes ("self" is this one)."""
-    output.inspect(nodes, lambda ref: client.node(node_of(client, ref)))
+    output.inspect(nodes, lambda ref: client.node(node_of(client, ref)), form)
 
 
 @click.command("rm")

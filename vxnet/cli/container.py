@@ -11,8 +11,9 @@ from vxnet.cli import output
 from vxnet.cli.complete import container_names, running_names
 from vxnet.cli.group import FAILED, FAILURES, confirm, for_each, report
 from vxnet.cli.options import (
-    Format,
+    Form,
     filter_option,
+    form_option,
     inspect_format,
     label_matches,
     list_options,
@@ -21,7 +22,7 @@ from vxnet.cli.options import (
     seconds,
 )
 from vxnet.cluster.client import Client
-from vxnet.model.api import ContainerView
+from vxnet.model.api import ContainerView, ProcessView
 from vxnet.model.container import ContainerState
 from vxnet.model.errors import ConflictError, NotFoundError
 from vxnet.model.guest import GuestView
@@ -42,7 +43,7 @@ def ps(
     client: Client,
     everything: bool,
     quiet: bool,
-    form: Format,
+    form: Form,
     no_trunc: bool,
     filters: dict[str, list[str]],
     last: int | None,
@@ -55,14 +56,14 @@ def ps(
     views = [view for view in client.containers(all=everything) if _wanted(view, filters)]
     if last is not None:
         views = sorted(views, key=lambda view: view.created_at, reverse=True)[:last]
-    if quiet:
-        for view in views:
-            click.echo(output.short(view.id, whole=no_trunc))
-    elif form == "json":
-        output.json_lines(views)
-    else:
-        headers = ("CONTAINER ID", "COMMAND", "CREATED", "STATUS", "NETWORKS", "ADDRESSES", "PORTS", "NAMES")
-        output.table(headers, (_row(view, no_trunc) for view in views))
+    output.listing(
+        views,
+        form,
+        ("CONTAINER ID", "COMMAND", "CREATED", "STATUS", "NETWORKS", "ADDRESSES", "PORTS", "NAMES"),
+        lambda view: _row(view, no_trunc),
+        id=lambda view: output.short(view.id, whole=no_trunc),
+        quiet=quiet,
+    )
 
 
 def _wanted(view: ContainerView, filters: dict[str, list[str]]) -> bool:
@@ -110,7 +111,7 @@ def status_words(view: ContainerView) -> str:
 @click.option("--type", "kind", type=click.Choice(_KINDS), help="Default: any.")
 @click.argument("names", nargs=-1, required=True, metavar="NAME|ID...", shell_complete=container_names)
 @click.pass_obj
-def inspect(client: Client, kind: str | None, names: tuple[str, ...]) -> None:
+def inspect(client: Client, form: Form, kind: str | None, names: tuple[str, ...]) -> None:
     """Show everything about containers, networks, services and so on."""
     kinds: dict[str, Callable[[str], object]] = {
         "container": client.container,
@@ -134,7 +135,7 @@ def inspect(client: Client, kind: str | None, names: tuple[str, ...]) -> None:
                     raise
         raise NotFoundError(f"no such container, guest, network, node or service: {ref!r}")
 
-    output.inspect(names, find)
+    output.inspect(names, find, form)
 
 
 def _guest(client: Client, ref: str) -> GuestView:
@@ -222,32 +223,27 @@ def wait(client: Client, containers: tuple[str, ...]) -> None:
 
 @click.command()
 @click.argument("container", shell_complete=running_names)
-@click.option(
-    "--format", "form", type=click.Choice(["table", "json"]), default="table", help="json: a document a line."
-)
+@form_option()
 @click.pass_obj
-def top(client: Client, form: Format, container: str) -> None:
+def top(client: Client, form: Form, container: str) -> None:
     """List a container's processes.
 
     With the numbers that they have on this host.
     """
-    views = client.top(container)
-    if form == "json":
-        output.json_lines(views)
-        return
-    rows = (
-        (
-            str(view.uid),
-            str(view.pid),
-            str(view.ppid),
-            view.state,
-            f"{int(view.cpu_s) // 60}:{int(view.cpu_s) % 60:02}",
-            f"{view.rss / (1 << 20):.1f}M",
-            output.printable(view.command),
-        )
-        for view in views
+    headers = ("UID", "PID", "PPID", "STATE", "TIME", "MEMORY", "COMMAND")
+    output.listing(client.top(container), form, headers, _process)
+
+
+def _process(view: ProcessView) -> tuple[str, ...]:
+    return (
+        str(view.uid),
+        str(view.pid),
+        str(view.ppid),
+        view.state,
+        f"{int(view.cpu_s) // 60}:{int(view.cpu_s) % 60:02}",
+        f"{view.rss / (1 << 20):.1f}M",
+        output.printable(view.command),
     )
-    output.table(("UID", "PID", "PPID", "STATE", "TIME", "MEMORY", "COMMAND"), rows)
 
 
 @click.command()

@@ -8,7 +8,7 @@ from typing import get_args
 import click
 
 from vxnet.cli import output
-from vxnet.cli.options import Format, filter_option, matches, moment
+from vxnet.cli.options import Form, filter_option, form_option, matches, moment
 from vxnet.cluster.client import Client
 from vxnet.model.api import Event, EventType
 
@@ -19,11 +19,9 @@ TIME = "A time, or how long ago: 2026-01-31T12:00:00Z, 10m."
 @filter_option(*("container", "event", "label", "network", "node", "service"), f"type={'|'.join(get_args(EventType))}")
 @click.option("--since", type=moment, default="", metavar="TIME", help=f"Also those from then on. {TIME}")
 @click.option("--until", type=moment, default="", metavar="TIME", help="Only those up to then, and end.")
-@click.option(
-    "--format", "form", type=click.Choice(["table", "json"]), default="table", help="json: a document a line."
-)
+@form_option()
 @click.pass_obj
-def events(client: Client, filters: dict[str, list[str]], since: str, until: str, form: Format) -> None:
+def events(client: Client, filters: dict[str, list[str]], since: str, until: str, form: Form) -> None:
     """Show what happens, as it happens; ends with Ctrl-C.
 
     Containers of this host; networks, services and nodes of the cluster; repairs of the kernel's state. The daemon
@@ -34,10 +32,10 @@ def events(client: Client, filters: dict[str, list[str]], since: str, until: str
     past = 0.0 if end is not None and end <= output.now() else None
     for event in client.events(since=_seconds(since) if since else past, until=end):
         if _wanted(event, filters):
-            if form == "json":
-                output.json_lines([event])
-            else:
+            if form == "table":
                 click.echo(_line(event))
+            else:
+                output.one(event, form)
 
 
 def _seconds(text: str) -> float:

@@ -13,7 +13,7 @@ from vxnet.cli import output
 from vxnet.cli.complete import connected_names, container_names, network_names
 from vxnet.cli.group import confirm, for_each
 from vxnet.cli.options import (
-    Format,
+    Form,
     address,
     filter_option,
     inspect_format,
@@ -31,7 +31,7 @@ from vxnet.model.address import IPAddress, IPNetwork
 from vxnet.model.api import NetworkConnect, NetworkCreate, NetworkPrune, NetworkUpdate
 from vxnet.model.cluster import Driver, ForeignPeer, Network
 from vxnet.model.errors import CallerError, UnsupportedError
-from vxnet.model.guest import GuestWish
+from vxnet.model.guest import GuestView, GuestWish
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -176,20 +176,17 @@ def update(
 @list_options
 @filter_option("driver", "id", "label", "name", "scope=swarm|local", "type=builtin|custom")
 @click.pass_obj
-def ls(client: Client, quiet: bool, form: Format, no_trunc: bool, filters: dict[str, list[str]]) -> None:
+def ls(client: Client, quiet: bool, form: Form, no_trunc: bool, filters: dict[str, list[str]]) -> None:
     """List networks."""
     networks = [network for network in client.networks() if _wanted(network, filters)]
-    if quiet:
-        for network in networks:
-            click.echo(output.short(network.id, whole=no_trunc))
-    elif form == "json":
-        output.json_lines(networks)
-    else:
-        rows = (
-            (output.short(network.id, whole=no_trunc), network.name, network.driver, network.scope)
-            for network in networks
-        )
-        output.table(("NETWORK ID", "NAME", "DRIVER", "SCOPE"), rows)
+    output.listing(
+        networks,
+        form,
+        ("NETWORK ID", "NAME", "DRIVER", "SCOPE"),
+        lambda network: (output.short(network.id, whole=no_trunc), network.name, network.driver, network.scope),
+        id=lambda network: output.short(network.id, whole=no_trunc),
+        quiet=quiet,
+    )
 
 
 def _wanted(network: Network, filters: dict[str, list[str]]) -> bool:
@@ -211,9 +208,9 @@ def _wanted(network: Network, filters: dict[str, list[str]]) -> bool:
 @click.option("-v", "--verbose", is_flag=True, help="Peers and endpoints of the whole cluster, not of this host only.")
 @click.argument("networks", nargs=-1, required=True, metavar="NETWORK...", shell_complete=network_names)
 @click.pass_obj
-def inspect(client: Client, verbose: bool, networks: tuple[str, ...]) -> None:
+def inspect(client: Client, form: Form, verbose: bool, networks: tuple[str, ...]) -> None:
     """Show everything about networks."""
-    output.inspect(networks, lambda ref: client.network(ref, verbose=verbose))
+    output.inspect(networks, lambda ref: client.network(ref, verbose=verbose), form)
 
 
 @click.command("rm")
@@ -261,16 +258,17 @@ def peer_add(client: Client, name: str, network: str, vtep: IPAddress) -> None:
 @list_options
 @click.argument("network", shell_complete=network_names)
 @click.pass_obj
-def peer_ls(client: Client, quiet: bool, form: Format, no_trunc: bool, network: str) -> None:
+def peer_ls(client: Client, quiet: bool, form: Form, no_trunc: bool, network: str) -> None:
     """List the endpoints without vxnet that a network has."""
     peers = client.network(network).network.peers
-    if quiet:
-        for peer in peers:
-            click.echo(peer.vtep)
-    elif form == "json":
-        output.json_lines(peers)
-    else:
-        output.table(("ADDRESS", "NAME"), ((str(peer.vtep), output.printable(peer.name)) for peer in peers))
+    output.listing(
+        peers,
+        form,
+        ("ADDRESS", "NAME"),
+        lambda peer: (str(peer.vtep), output.printable(peer.name)),
+        id=lambda peer: str(peer.vtep),
+        quiet=quiet,
+    )
 
 
 @click.command("rm")
@@ -373,24 +371,18 @@ def disconnect(client: Client, pid: int | None, netns: str, force: bool, network
 @click.command("guests")
 @list_options
 @click.pass_obj
-def guests(client: Client, quiet: bool, form: Format, no_trunc: bool) -> None:
+def guests(client: Client, quiet: bool, form: Form, no_trunc: bool) -> None:
     """List the guests on this host."""
-    views = client.guests()
-    if quiet:
-        for view in views:
-            click.echo(view.name)
-    elif form == "json":
-        output.json_lines(views)
-    else:
-        rows = (
-            (
-                view.name,
-                f"pid {view.pid}" if view.pid else output.printable(view.netns),
-                ", ".join(view.networks),
-                ", ".join(map(str, view.addresses)),
-                ", ".join(view.interfaces),
-                f"{view.resolver}{'' if view.asks_resolver else ' (not asked)'}",
-            )
-            for view in views
-        )
-        output.table(("NAME", "NAMESPACE", "NETWORKS", "ADDRESSES", "INTERFACES", "RESOLVER"), rows)
+    headers = ("NAME", "NAMESPACE", "NETWORKS", "ADDRESSES", "INTERFACES", "RESOLVER")
+    output.listing(client.guests(), form, headers, _guest, id=lambda view: view.name, quiet=quiet)
+
+
+def _guest(view: GuestView) -> tuple[str, ...]:
+    return (
+        view.name,
+        f"pid {view.pid}" if view.pid else output.printable(view.netns),
+        ", ".join(view.networks),
+        ", ".join(map(str, view.addresses)),
+        ", ".join(view.interfaces),
+        f"{view.resolver}{'' if view.asks_resolver else ' (not asked)'}",
+    )

@@ -6,7 +6,7 @@ import click
 
 from vxnet.cli.complete import node_names
 from vxnet.cli.group import FAILED, FAILURES, for_each, report
-from vxnet.cli.options import Format, address, filter_option, list_options, node_of, pairs
+from vxnet.cli.options import Form, address, filter_option, list_options, node_of, pairs
 from vxnet.cli.service import show_tasks
 from vxnet.cluster.client import Client
 from vxnet.model.address import IPAddress
@@ -69,7 +69,7 @@ def update(
 @click.argument("nodes", nargs=-1, metavar="[NODE...]", shell_complete=node_names)
 @click.pass_obj
 def ps(
-    client: Client, nodes: tuple[str, ...], quiet: bool, form: Format, no_trunc: bool, filters: dict[str, list[str]]
+    client: Client, nodes: tuple[str, ...], quiet: bool, form: Form, no_trunc: bool, filters: dict[str, list[str]]
 ) -> None:
     """List the tasks of nodes; without one, of this."""
     failed = False

@@ -8,9 +8,10 @@ import re
 import signal
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from vxnet.cli import output
 from vxnet.cluster.client import Client
@@ -18,9 +19,13 @@ from vxnet.model.address import IPAddress, IPNetwork
 from vxnet.model.container import RestartPolicy
 from vxnet.model.errors import CallerError, ConflictError, UnsupportedError
 
+if TYPE_CHECKING:
+    from vxnet.cli.template import Template
+
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 Format = Literal["table", "json"]
+Form: TypeAlias = "Format | Template"
 LONGEST_S: Final = 100 * 365.25 * 86400
 """No wait is longer: Python's and the kernel's clocks end at 292 years."""
 
@@ -154,14 +159,44 @@ def prefix(text: str) -> IPNetwork:
         raise click.BadParameter(f"expected a prefix without host bits, such as {found}, found {text!r}") from None
 
 
+class _Form(click.ParamType):  # type: ignore[type-arg]
+    """``table``, ``json`` or one of Docker's templates."""
+
+    name = "form"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return "table|json|TEMPLATE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Form:
+        if value in ("table", "json"):
+            return value  # type: ignore[no-any-return]
+        if "{{" not in value:
+            self.fail(f"{value!r} is none of table, json and a template such as '{{{{.Name}}}}'")
+        from vxnet.cli.template import Template
+
+        try:
+            return Template(value)
+        except CallerError as error:
+            self.fail(error.message.removeprefix("--format: "))
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(word) for word in ("table", "json") if word.startswith(incomplete)]
+
+
+FORM: Final = _Form()
+
+
+def form_option(*names: str, help: str = "json: a document a line.") -> Callable[[F], F]:
+    """``--format`` of what shows records one by one."""
+    return click.option(*(names or ("--format",)), "form", type=FORM, default="table", help=help)
+
+
 def list_options(command: F) -> F:
     """``--format``, ``-q`` and ``--no-trunc`` of everything that lists."""
     for option in (
         click.option("--no-trunc", is_flag=True, help="Show ids and commands in full."),
         click.option("-q", "--quiet", is_flag=True, help="Only show ids."),
-        click.option(
-            "--format", "form", type=click.Choice(["table", "json"]), default="table", help="json: a document a line."
-        ),
+        form_option(),
     ):
         command = option(command)
     return command
@@ -226,9 +261,8 @@ def label_matches(labels: dict[str, str], wanted: str) -> bool:
 
 
 def inspect_format(command: F) -> F:
-    """Docker's ``--format json``, which is what ``inspect`` prints anyway."""
-    option = click.option("-f", "--format", type=click.Choice(["json"]), expose_value=False, help="The only one: json.")
-    return option(command)
+    """Docker's ``--format``: ``json`` is what ``inspect`` prints anyway."""
+    return form_option("-f", "--format", help="json, which is what is shown anyway, or a template.")(command)
 
 
 def pairs(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, str]:

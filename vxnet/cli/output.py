@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 import msgspec
@@ -12,6 +12,11 @@ import msgspec
 from vxnet.cli.group import FAILED, FAILURES, report
 from vxnet.model.published import PublishedPort
 
+if TYPE_CHECKING:
+    from vxnet.cli.options import Form
+    from vxnet.cli.template import Template
+
+R = TypeVar("R")
 SHORT_ID: Final = 12
 """Digits of an id that people see."""
 _COLUMN_MIN: Final = 10
@@ -48,8 +53,63 @@ def json_array(records: Iterable[object]) -> None:
     click.echo(msgspec.json.format(msgspec.json.encode([complete(record) for record in records]), indent=4))
 
 
-def inspect(refs: Iterable[str], look: Callable[[str], object]) -> None:
-    """Print what ``look`` finds for each of ``refs`` in one array; with status 1 at the end if it missed any."""
+def listing(
+    records: Iterable[R],
+    form: Form,
+    headers: Sequence[str],
+    row: Callable[[R], Sequence[str]],
+    *,
+    id: Callable[[R], str] | None = None,
+    quiet: bool = False,
+) -> None:
+    """What everything that lists prints; ``id``: what is left of a record with ``quiet``, and is a template's .ID."""
+    if quiet:
+        assert id is not None
+        for record in records:
+            click.echo(id(record))
+    elif form == "json":
+        json_lines(records)
+    elif form == "table":
+        table(headers, map(row, records))
+    else:
+        _fill(records, form, headers, row, id)
+
+
+def _fill(
+    records: Iterable[R],
+    form: Template,
+    headers: Sequence[str],
+    row: Callable[[R], Sequence[str]],
+    id: Callable[[R], str] | None,
+) -> None:
+    from vxnet.cli.template import Row
+
+    lines = []
+    for record in records:
+        columns = dict(zip(headers, row(record), strict=True))
+        if id is not None:
+            columns |= {header: id(record) for header in headers if header == "ID" or header.endswith(" ID")}
+        lines.append(form.render(Row(columns, record)))
+    if form.is_table:
+        heading = form.heading(headers)
+        table(heading, ((line.split("\t") + [""] * len(heading))[: len(heading)] for line in lines))
+    else:
+        for line in lines:
+            click.echo(line)
+
+
+def one(record: object, form: Form) -> None:
+    """A record that is no list's, as JSON or by a template."""
+    if isinstance(form, str):
+        json_lines([record])
+    else:
+        click.echo(form.render(record))
+
+
+def inspect(refs: Iterable[str], look: Callable[[str], object], form: Form = "json") -> None:
+    """Print what ``look`` finds for each of ``refs``: in one array, or each by a template; with status 1 at the end if
+    it missed any.
+    """
     found, failed = [], False
     for ref in refs:
         try:
@@ -57,7 +117,11 @@ def inspect(refs: Iterable[str], look: Callable[[str], object]) -> None:
         except FAILURES as error:
             report(error)
             failed = True
-    json_array(found)
+    if isinstance(form, str):
+        json_array(found)
+    else:
+        for record in found:
+            click.echo(form.render(record))
     if failed:
         raise click.exceptions.Exit(FAILED)
 

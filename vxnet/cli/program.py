@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 import click
+import msgspec
 
 from vxnet import __version__
 from vxnet.cli import output
-from vxnet.cli.options import Format
+from vxnet.cli.options import Form, form_option
 from vxnet.cluster.client import Client
 from vxnet.model.errors import VxnetError
 
@@ -37,17 +38,24 @@ def daemon(client: Client, config: Path | None, datapath: Literal["auto", "kerne
     raise click.exceptions.Exit(status)
 
 
+class Versions(msgspec.Struct):
+    client: str
+    daemon: str
+    """Empty: it does not answer."""
+    python: str
+
+
 @click.command()
-@click.option("-f", "--format", "form", type=click.Choice(["table", "json"]), default="table")
+@form_option("-f", "--format")
 @click.pass_obj
-def version(client: Client, form: Format) -> None:
+def version(client: Client, form: Form) -> None:
     """Show this program's and the daemon's version."""
     try:
         server, problem = client.info().version, ""
     except VxnetError as error:
         server, problem = "", error.message
-    if form == "json":
-        output.json_lines([{"client": __version__, "daemon": server, "python": platform.python_version()}])
+    if form != "table":
+        output.one(Versions(client=__version__, daemon=server, python=platform.python_version()), form)
         return
     output.fields([("Client", __version__), ("Daemon", server or problem), ("Python", platform.python_version())])
 

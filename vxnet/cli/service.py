@@ -12,7 +12,7 @@ from vxnet.cli import output
 from vxnet.cli.complete import service_names
 from vxnet.cli.group import FAILED, FAILURES, for_each, report
 from vxnet.cli.options import (
-    Format,
+    Form,
     command_of,
     filter_option,
     inspect_format,
@@ -186,17 +186,17 @@ def rm(client: Client, detach: bool, services: tuple[str, ...]) -> None:
 @list_options
 @filter_option("id", "label", "mode=replicated|global", "name")
 @click.pass_obj
-def ls(client: Client, quiet: bool, form: Format, no_trunc: bool, filters: dict[str, list[str]]) -> None:
+def ls(client: Client, quiet: bool, form: Form, no_trunc: bool, filters: dict[str, list[str]]) -> None:
     """List services."""
     views = [view for view in client.services() if _wanted(view, filters)]
-    if quiet:
-        for view in views:
-            click.echo(output.short(view.service.id, whole=no_trunc))
-    elif form == "json":
-        output.json_lines(views)
-    else:
-        headers = ("ID", "NAME", "MODE", "REPLICAS", "NETWORKS", "COMMAND", "PORTS")
-        output.table(headers, (_row(view, no_trunc) for view in views))
+    output.listing(
+        views,
+        form,
+        ("ID", "NAME", "MODE", "REPLICAS", "NETWORKS", "COMMAND", "PORTS"),
+        lambda view: _row(view, no_trunc),
+        id=lambda view: output.short(view.service.id, whole=no_trunc),
+        quiet=quiet,
+    )
 
 
 def _wanted(view: ServiceView, filters: dict[str, list[str]]) -> bool:
@@ -237,7 +237,7 @@ def ps(
     client: Client,
     services: tuple[str, ...],
     quiet: bool,
-    form: Format,
+    form: Form,
     no_trunc: bool,
     filters: dict[str, list[str]],
 ) -> None:
@@ -256,7 +256,7 @@ def ps(
         raise click.exceptions.Exit(FAILED)
 
 
-def show_tasks(tasks: list[TaskView], quiet: bool, form: Format, whole: bool, filters: dict[str, list[str]]) -> None:
+def show_tasks(tasks: list[TaskView], quiet: bool, form: Form, whole: bool, filters: dict[str, list[str]]) -> None:
     """What `service ps` and `node ps` print."""
 
     def wanted(task: TaskView) -> bool:
@@ -268,15 +268,14 @@ def show_tasks(tasks: list[TaskView], quiet: bool, form: Format, whole: bool, fi
         }
         return matches(filters, tests)
 
-    tasks = [task for task in tasks if wanted(task)]
-    if quiet:
-        for task in tasks:
-            click.echo(output.short(task.id, whole=whole))
-    elif form == "json":
-        output.json_lines(tasks)
-    else:
-        headers = ("ID", "NAME", "COMMAND", "NODE", "DESIRED STATE", "CURRENT STATE", "ERROR", "PORTS")
-        output.table(headers, (_task_row(task, whole) for task in tasks))
+    output.listing(
+        filter(wanted, tasks),
+        form,
+        ("ID", "NAME", "COMMAND", "NODE", "DESIRED STATE", "CURRENT STATE", "ERROR", "PORTS"),
+        lambda task: _task_row(task, whole),
+        id=lambda task: output.short(task.id, whole=whole),
+        quiet=quiet,
+    )
 
 
 def _task_row(task: TaskView, whole: bool) -> tuple[str, ...]:
@@ -301,7 +300,7 @@ def _task_row(task: TaskView, whole: bool) -> tuple[str, ...]:
 @click.option("--pretty", is_flag=True, help="For people.")
 @click.argument("services", nargs=-1, required=True, metavar="SERVICE...", shell_complete=service_names)
 @click.pass_obj
-def inspect(client: Client, services: tuple[str, ...], pretty: bool) -> None:
+def inspect(client: Client, form: Form, services: tuple[str, ...], pretty: bool) -> None:
     """Show everything about services."""
 
     def look(ref: str) -> ServiceView:
@@ -313,4 +312,4 @@ def inspect(client: Client, services: tuple[str, ...], pretty: bool) -> None:
     if pretty:
         for_each(services, lambda ref: click.echo(page(look(ref))), echo=False)
     else:
-        output.inspect(services, look)
+        output.inspect(services, look, form)

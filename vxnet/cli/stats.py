@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import click
@@ -11,7 +12,7 @@ import click
 from vxnet.cli import output
 from vxnet.cli.complete import container_names, running_names
 from vxnet.cli.group import for_each
-from vxnet.cli.options import Format, amount, octets, restart_policy
+from vxnet.cli.options import Form, amount, form_option, octets, restart_policy
 from vxnet.cluster.client import Client
 from vxnet.model.api import ContainerUpdate, UsageView
 from vxnet.model.errors import CallerError
@@ -24,12 +25,10 @@ _CLEAR: Final = "\x1b[H\x1b[J"
 @click.command()
 @click.option("--no-stream", is_flag=True, help="Show one look, and end.")
 @click.option("--no-trunc", is_flag=True, help="Show ids in full.")
-@click.option(
-    "--format", "form", type=click.Choice(["table", "json"]), default="table", help="json: a document a line."
-)
+@form_option()
 @click.argument("containers", nargs=-1, metavar="[CONTAINER]...", shell_complete=running_names)
 @click.pass_obj
-def stats(client: Client, no_stream: bool, no_trunc: bool, form: Format, containers: tuple[str, ...]) -> None:
+def stats(client: Client, no_stream: bool, no_trunc: bool, form: Form, containers: tuple[str, ...]) -> None:
     """Show what running containers use, each second until Ctrl-C.
 
     100 % is one processor; NET and BLOCK are since their start.
@@ -43,11 +42,15 @@ def stats(client: Client, no_stream: bool, no_trunc: bool, form: Format, contain
         else:
             if not no_stream and sys.stdout.isatty():
                 click.echo(_CLEAR, nl=False)
-            output.table(_HEADERS, (_row(view, before.get(view.id), no_trunc) for view in now))
+            show(now, form, before, no_trunc)
         sys.stdout.flush()
         if no_stream:
             return
         before = {view.id: view for view in now}
+
+
+def show(views: Iterable[UsageView], form: Form, before: Mapping[str, UsageView], whole: bool) -> None:
+    output.listing(views, form, _HEADERS, lambda view: _row(view, before.get(view.id), whole))
 
 
 def _cpu_percent(view: UsageView, before: UsageView | None) -> float:
