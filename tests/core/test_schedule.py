@@ -599,6 +599,22 @@ def test_a_network_that_an_update_may_go_back_to_stays_and_one_that_is_gone_is_t
         services.roll_back(world.wishes, "web", world.now)
 
 
+@pytest.mark.parametrize("mode", ["vip", "dnsrr"])
+def test_of_two_managers_one_removes_no_network_that_the_other_gives_a_service(mode):
+    """Whichever is the first, the other's commit fails, and is decided anew."""
+    world = World()
+    world.follow(world.wishes.nodes, {NETWORK.id: NETWORK, GREEN.id: GREEN})
+    base = world.make(spec("old", endpoint_mode=mode)).spec
+    moved = replace(base, task=replace(base.task, container=replace(COMMAND, networks=(NetworkWish(network="green"),))))
+    removal, _ = remove_network(world.wishes, "green", lambda network: [])
+    for gift, _ in (
+        services.create(world.wishes, spec("new", networks=("green",), endpoint_mode=mode), "new1", world.now),
+        services.update(world.wishes, "old", ServiceUpdate(spec=moved, base=base), world.now),
+    ):
+        assert gift.changes.keys() & {*removal.guards}
+        assert removal.changes.keys() & {*gift.guards}
+
+
 def test_failures_of_earlier_days_do_not_fail_an_update_back_by_hand():
     world = World()
     world.make(spec(replicas=1))

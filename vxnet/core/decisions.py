@@ -189,10 +189,10 @@ def remove_network(wishes: Wishes, ref: str, users_of: Callable[[str], list[str]
             hint="remove those containers, or `vxnet network disconnect` them",
         )
     changes = _end(wishes.leases_of_network(network.id)) | {f"network/{network.id}": None}
-    guards = [f"network/{network.id}"]
+    guards = [f"network/{network.id}", "set/service"]
     if network.ingress:
         changes["set/ingress"] = Counter()
-        guards += ["set/ingress", "set/service"]
+        guards.append("set/ingress")
     return Decision(changes, guards), network
 
 

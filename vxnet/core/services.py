@@ -79,7 +79,7 @@ def update(wishes: Wishes, ref: str, wish: ServiceUpdate, now: float) -> tuple[D
     if changed == replace(service, updated_at=now):
         return Decision({}), service
     changes: dict[str, object | None] = {f"service/{service.id}": changed}
-    if spec.ports != service.spec.ports:
+    if spec.ports != service.spec.ports or changed.networks != service.networks:
         changes["set/service"] = Counter()
     return _guarded(_with_vips(wishes, changes, changed, service.networks), spec), changed
 
@@ -288,8 +288,8 @@ def _with_vips(
             new[lease_key(network.id, prefix)] = lease
     given = {key: lease for key, lease in new.items() if key not in old}
     ended: dict[str, object | None] = {key: None for key in old if key not in new}
-    guards = list(changes)
+    guards = [*changes, *(f"network/{place.network}" for place in service.networks)]
     if given or ended:
         changes = changes | {"set/lease": Counter()}
-        guards += ["set/lease", *given, *(f"network/{place.network}" for place in service.networks)]
+        guards += ["set/lease", *given]
     return Decision(changes | given | ended, guards)
