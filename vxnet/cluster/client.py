@@ -142,7 +142,7 @@ class Client:
     @contextlib.contextmanager
     def bench_end(self, node: str, wish: BenchWish) -> Iterator[BenchEnd]:
         """An end of a measurement on that node, for as long as the block lasts."""
-        target = f"/v1/nodes/{node}/bench"
+        target = f"/v1/nodes/{_segment('node', node)}/bench"
         with contextlib.ExitStack() as stack:
             said = b""
             with self._reached(ANSWER_S):

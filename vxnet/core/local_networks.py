@@ -91,11 +91,7 @@ def _prefixes(request: NetworkCreate, seed: str, blockers: Collection[IPNetwork]
 
 
 def _check_free(prefix: IPNetwork, networks_here: Collection[Network], taken: Collection[IPNetwork]) -> None:
-    for network in networks_here:
-        if (other := allocate.overlap(prefix, [subnet.prefix for subnet in network.subnets])) is not None:
-            raise ConflictError(
-                f"subnet {prefix} overlaps {other} of network {network.name}", hint="choose another --subnet"
-            )
+    networks.check_free(prefix, networks_here, ())
     if (route := allocate.overlap(prefix, taken)) is not None:
         raise ConflictError(
             f"subnet {prefix} overlaps {route}, which this host has or has a route to",

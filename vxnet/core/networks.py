@@ -287,7 +287,7 @@ def _subnets(
         _check_prefix(prefix)
         if (other := allocate.overlap(prefix, [*(subnet.prefix for subnet in own), *prefixes[:number]])) is not None:
             raise CallerError(f"the subnets {other} and {prefix} overlap")
-        _check_free(prefix, networks, nodes)
+        check_free(prefix, networks, nodes)
     gateways = _gateways(prefixes, wish.gateways)
     ranges = _ranges(prefixes, wish.ranges)
     auxiliary = _auxiliary(prefixes, wish.auxiliary)
@@ -312,7 +312,8 @@ def _check_prefix(prefix: IPNetwork) -> None:
         raise CallerError(f"subnet {prefix} holds addresses that cannot be given to containers")
 
 
-def _check_free(prefix: IPNetwork, networks: Collection[Network], nodes: Collection[Node]) -> None:
+def check_free(prefix: IPNetwork, networks: Collection[Network], nodes: Collection[Node]) -> None:
+    """Raises :class:`ConflictError` naming the network, host or route that is in the way."""
     for network in networks:
         if (other := allocate.overlap(prefix, [subnet.prefix for subnet in network.subnets])) is not None:
             raise ConflictError(
