@@ -76,6 +76,16 @@ def test_a_snapshot_voids_what_was_known_but_not_newer_leases():
     assert current.networks == () and current.leases == signed(9)
 
 
+@pytest.mark.parametrize("odd", [(), ({"epoch": "newer"},)])
+def test_nobody_speaks_in_clear_or_trusts_nobody_because_a_manager_has_nothing_to_say(odd):
+    keys, roots = (GossipKey(epoch=2, secret=b"k" * 16),), (b"r",)
+    first = apply(None, snapshot(5, item("keys", "", keys), item("roots", "", roots)))
+    rubbish = item("keys", "", odd), item("roots", "", odd)
+    for update in (snapshot(6), snapshot(6, *rubbish), Update(revision=6, items=rubbish)):
+        current = apply(first, over_the_wire(update))
+        assert (current.revision, current.keys, current.roots) == (6, keys, roots)
+
+
 def test_of_two_sets_of_leases_the_newer_stays_whichever_way_it_came():
     current = apply(None, snapshot(5, item("leases", "", signed(5))))
     current = with_leases(current, signed(9))

@@ -80,9 +80,11 @@ def apply(current: Assignment | None, update: Update) -> Assignment:
         if current is not None and update.revision < current.revision:
             return current
         cluster = _cluster(update)
-        # The leases stay, since a newer set may have come on another way; the item is compared with them below.
-        leases = current.leases if current is not None else None
-        base = Assignment(revision=update.revision, cluster=cluster, leases=leases)
+        base = Assignment(revision=update.revision, cluster=cluster)
+        if current is not None:
+            # The leases stay, since a newer set may have come on another way; the item is compared with them below.
+            # Without keys this node would speak in clear, and without roots trust nobody.
+            base = replace(base, leases=current.leases, keys=current.keys, roots=current.roots)
     elif current is None:
         raise PeerError("a manager sent changes before a snapshot")
     elif update.revision <= current.revision:
@@ -140,6 +142,11 @@ def _only(field: Any, values: dict[str, Any]) -> Any:
     return next((value for value in values.values() if value is not None), field)
 
 
+def _some(field: Any, values: dict[str, Any]) -> Any:
+    """A manager that has none is in trouble, and nobody to go by."""
+    return _only(None, values) or field
+
+
 def _by_id(field: tuple[Any, ...], values: dict[str, Any]) -> tuple[Any, ...]:
     merged = {record.id: record for record in field} | values
     return tuple(record for _, record in sorted(merged.items()) if record is not None)
@@ -164,8 +171,8 @@ _KINDS = {
     "task": _Kind(Task, "tasks", _by_id),
     "addresses": _Kind(NodeAddresses, "addresses", _only),
     "leases": _Kind(Signed, "leases", _newest),
-    "keys": _Kind(tuple[GossipKey, ...], "keys", _only),
-    "roots": _Kind(tuple[bytes, ...], "roots", _only),
+    "keys": _Kind(tuple[GossipKey, ...], "keys", _some),
+    "roots": _Kind(tuple[bytes, ...], "roots", _some),
     "manager": _Kind(Manager, "managers", _by_id),
     "revoked": _Kind(bool, "revoked", _ids),
 }
