@@ -76,9 +76,9 @@ TABLE: list[tuple[str, int, str]] = [
     ("exec -e =x web ls", 1, "an environment variable is KEY=VALUE or KEY, found '=x'"),
     ("attach nobody", 1, "no such container: nobody"),
     ("logs nobody", 1, "no such container: nobody"),
-    ("logs --until 5m web", 1, "`vxnet logs --until` is not built yet"),
+    ("logs --until never web", 2, "invalid value for '--until': expected a time such as 2026-01-31T12:00:00Z or 10m, found 'never'; see `vxnet logs --help`"),
     ("leave", 1, "containers run on this host; `--force` ends them"),
-    ("node inspect self", 1, "this host is not in a cluster; `vxnet init` makes one, `vxnet join` joins one"),
+    ("node inspect self", 1, "this host is in no cluster; `vxnet init` makes one, `vxnet join` joins one"),
     ("join --token wrong h1", 1, "the manager refused the join token"),
     ("completion tcsh", 2, "invalid value for '{bash|zsh|fish}': 'tcsh' is not one of 'bash', 'zsh', 'fish'; see `vxnet completion --help`"),
     ("lab up --hosts 0", 2, "invalid value for '--hosts': 0 is not in the range x>=1; see `vxnet lab up --help`"),
@@ -108,7 +108,7 @@ TABLE: list[tuple[str, int, str]] = [
     ("run -it true", 125, "-t with -i needs a terminal as standard input; leave -t out when piping"),
     ("run --detach-keys ctrl-ä true", 125, "\"ctrl-ä\" is no detach key; write letters and ctrl-LETTER with commas between"),
     ("run -e a\udcffb=c true", 125, "expected text in UTF-8, found 'a\\udcffb=c'"),
-    ("run -d no-such-command", 127, "cannot run 'no-such-command': not found"),
+    ("run -d no-such-command", 127, "cannot run 'no-such-command': not found; there are no images: the first word is the command"),
     ("run -d broken", 125, "cannot make the namespaces: no memory"),
 ]  # fmt: skip
 

@@ -15,7 +15,7 @@ from tests.daemon.memory_agent import Daemon
 
 def test_the_gossip_is_shown(server: Daemon, vxnet_: Vxnet) -> None:
     assert vxnet_("gossip").stderr == (
-        "vxnet: this host is in no cluster; `vxnet init` makes one, `vxnet join` enters one\n"
+        "vxnet: this host is in no cluster; `vxnet init` makes one, `vxnet join` joins one\n"
     )
     vxnet_("init")
     lines = [" ".join(line.split()) for line in vxnet_("gossip").stdout.splitlines()]

@@ -112,6 +112,13 @@ def test_words(
     assert calls == [given]
 
 
+def test_to_remove_no_lab_is_no_failure_and_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lab, "down", lambda **_: ())
+    result = vxnet("down", "--name", "gone")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "there is no lab 'gone'\n")
+    assert vxnet("down", "--all").stderr == "there is no lab\n"
+
+
 def test_a_lab_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(**_: object) -> None:
         raise NotFoundError("there is no lab 'a'", hint="make one with `vxnet lab up`")

@@ -29,6 +29,19 @@ def test_requests(server: Daemon, vxnet_: Vxnet, words: list[str], wanted: LogRe
     assert server.agent.log_requests == [wanted]
 
 
+def test_until(server: Daemon, vxnet_: Vxnet) -> None:
+    vxnet_("run", "-d", "--name", "web", "--", "true")
+    server.agent.log = [f"2026-01-31T12:00:0{second}.000000000Z stdout F {second}\n".encode() for second in range(5)]
+    assert vxnet_("logs", "--until", "2026-01-31T12:00:02Z", "web").stdout == "0\n1\n2\n"
+    assert vxnet_("logs", "--until", "2026-01-31T12:00:02Z", "-n", "2", "web").stdout == "1\n2\n"
+    assert vxnet_("logs", "--until", "2026-01-31T11:59:59Z", "web").stdout == ""
+    assert [request.tail for request in server.agent.log_requests] == [-1, -1, -1], "the last before then are wanted"
+    result = vxnet_("logs", "-f", "--until", "10m", "web")
+    assert (result.exit_code, result.stderr) == (
+        1, "vxnet: --follow goes on and --until ends; leave one of them out\n",
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [

@@ -193,3 +193,11 @@ def test_help_tells_the_form() -> None:
     for command in ("run", "service create"):
         text = CliRunner().invoke(root, [*command.split(), "--help"], prog_name="vxnet").stdout
         assert "PUBLISHED" in " ".join(text.split())
+
+
+def test_run_warns_of_a_port_that_nobody_reaches(server: Daemon, vxnet_: Vxnet) -> None:
+    nowhere = "port 192.0.2.7:81/tcp of container far: this host has no such address, so nobody reaches it"
+    server.agent.info_warnings = ("something else", nowhere)
+    result = vxnet_("run", "-d", "--name", "far", "-p", "192.0.2.7:81:80", "sleep", "9")
+    assert (result.exit_code, result.stderr) == (0, f"WARNING: {nowhere}\n")
+    assert vxnet_("run", "-d", "--name", "near", "-p", "81:80", "sleep", "9").stderr == ""

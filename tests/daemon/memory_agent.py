@@ -313,7 +313,7 @@ class MemoryAgent:
 
     def _joined(self) -> None:
         if not self.self_id:
-            raise ConflictError("this host is in no cluster", hint="`vxnet init` makes one, `vxnet join` enters one")
+            raise ConflictError("this host is in no cluster", hint="`vxnet init` makes one, `vxnet join` joins one")
 
     # networks
 

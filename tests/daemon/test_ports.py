@@ -109,6 +109,18 @@ async def test_what_a_program_had_first_stays_with_it(
     assert not is_free(number)
 
 
+def test_a_port_of_a_container_at_no_address_of_this_host(host: OneHost, number: int) -> None:
+    elsewhere = replace(port(number, mode="host"), addresses=(ipaddress.ip_address("192.0.2.77"),))
+    host.publish(replace(elsewhere, mode="ingress"))  # a service's: other hosts may have it
+    assert not host.ports.warnings()
+    linkless = replace(port(number, mode="host"), addresses=(), interface="nosuch0")
+    host.containers = [replace(host.container("web"), published=(port(number + 1, mode="host"), elsewhere, linkless))]
+    assert host.ports.warnings() == (
+        f"port 192.0.2.77:{number}/tcp of container web: this host has no such address, so nobody reaches it",
+        f"port {number}/tcp on nosuch0 of container web: this host has no such link, so nobody reaches it",
+    )
+
+
 def test_a_container_claims_its_ports(host: OneHost, number: int) -> None:
     host.publish(port(number))
     host.ports.look()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from vxnet.cli.root import root
 from vxnet.cluster.client import Client
 from vxnet.tools import bundle
 
@@ -46,6 +49,13 @@ def test_a_link_is_not_followed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         write(monkeypatch, path)
     assert not (tmp_path / "elsewhere").exists()
     assert path.is_symlink()
+
+
+def test_it_is_for_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 65534)
+    result = CliRunner().invoke(root, ["--socket", f"{tmp_path}/none", "bundle", "-o", f"{tmp_path}/b"])
+    assert (result.exit_code, result.stderr) == (1, "vxnet: a bundle holds what only root may see; use sudo\n")
+    assert not list(tmp_path.iterdir())
 
 
 def test_interrupted_it_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

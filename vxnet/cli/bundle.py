@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import click
 
 from vxnet.cluster.client import Client
-from vxnet.model.errors import CallerError
+from vxnet.model.errors import CallerError, HostError
 
 
 @click.command()
@@ -23,8 +24,8 @@ def bundle(client: Client, path: str | None) -> None:
     What the daemon and the kernel say, the log, and what `vxnet doctor` finds. Tokens, keys and the environments of
     containers are left out; names, addresses and command lines are in it. For root.
     """
-    import os
-
+    if os.geteuid() != 0:
+        raise HostError("a bundle holds what only root may see", hint="use sudo")
     from vxnet.doctor import examine
     from vxnet.tools.bundle import write
 

@@ -159,8 +159,11 @@ def down(name: str, everything: bool) -> None:
     """Remove a lab and all that is in it."""
     from vxnet import lab
 
-    for removed in lab.down(name=name, all=everything):
-        click.echo(removed)
+    removed = lab.down(name=name, all=everything)
+    for one in removed:
+        click.echo(one)
+    if not removed:
+        click.echo(f"there is no lab{'' if everything else f' {name!r}'}", err=True)
 
 
 @click.command()

@@ -143,7 +143,7 @@ def node_of(client: Client, ref: str) -> str:
         return ref
     own = client.info().node
     if not own:
-        raise ConflictError("this host is not in a cluster", hint="`vxnet init` makes one, `vxnet join` joins one")
+        raise ConflictError("this host is in no cluster", hint="`vxnet init` makes one, `vxnet join` joins one")
     return own
 
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import click
 
+from vxnet.cli import output
 from vxnet.cli.complete import network_names
 from vxnet.cli.confinement import confinement, confinement_options
 from vxnet.cli.group import FAILURES, report, usage_text
@@ -22,6 +23,8 @@ from vxnet.model.errors import CallerError, NotFoundError, UnsupportedError, Vxn
 
 NOT_RUN: Final = 125
 """Docker's status for a fault of its own, beside 126 (not executable), 127 (not found) and the command's."""
+
+NO_SUCH_COMMAND: Final = 127
 
 
 class WronglyRunError(click.UsageError):
@@ -144,8 +147,17 @@ def run(
         with _told_apart(client, container.id, remove):
             client.start(container.id)
         click.echo(container.id)
+        if any(port.addresses or port.interface for port in spec.ports):
+            _warn_of_ports(client, container.spec.name)
     else:
         raise click.exceptions.Exit(_run_attached(client, spec, sig_proxy, detach_keys))
+
+
+def _warn_of_ports(client: Client, name: str) -> None:
+    """Of those at an address or a link that this host has not, yet."""
+    for warning in client.info().warnings:
+        if f" of container {name}: " in warning:
+            click.echo(f"WARNING: {output.printable(warning)}", err=True)
 
 
 def _run_attached(client: Client, spec: ContainerSpec, sig_proxy: bool, detach_keys: str) -> int:
@@ -177,6 +189,8 @@ def _told_apart(client: Client, id: str, remove: bool) -> Iterator[None]:
     try:
         yield
     except FAILURES as error:
+        if isinstance(error, VxnetError) and error.exit_status == NO_SUCH_COMMAND and not error.hint:
+            error.hint = "there are no images: the first word is the command"
         report(error)
         if remove:
             with contextlib.suppress(VxnetError):  # it may be gone already

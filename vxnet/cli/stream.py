@@ -5,8 +5,10 @@ exec and attach talk to the container's shim itself, so that a session outlives 
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator
 
 import click
@@ -117,17 +119,27 @@ def attach(client: Client, no_stdin: bool, sig_proxy: bool, detach_keys: str, co
 @click.option(
     "--since", type=moment, default="", metavar="TIME", help="A time, or how long ago: 2026-01-31T12:00:00Z, 10m."
 )
+@click.option("--until", type=moment, default="", metavar="TIME", help="Only what was written up to then.")
 @click.argument("container", shell_complete=container_names)
-@not_built("--until", flags=["--details"])
+@not_built(flags=["--details"])
 @click.pass_obj
-def logs(client: Client, follow: bool, timestamps: bool, tail: int, since: str, container: str) -> None:
+def logs(client: Client, follow: bool, timestamps: bool, tail: int, since: str, until: str, container: str) -> None:
     """Show what a container has written.
 
     Its standard output and standard error each go to one of their own.
     """
+    if follow and until:
+        raise CallerError("--follow goes on and --until ends; leave one of them out")
     outputs = {b"stdout": sys.stdout.buffer, b"stderr": sys.stderr.buffer}
     begins = dict.fromkeys(outputs, True)
-    for line in lines(client.logs(container, follow=follow, tail=tail, since=since)):
+    written: Iterable[bytes] = lines(client.logs(container, follow=follow, tail=-1 if until else tail, since=since))
+    if until:
+        last = until.encode()
+        # The daemon counts from the end of the log.
+        written = deque(
+            itertools.takewhile(lambda line: split_cri(line)[0] <= last, written), tail if tail >= 0 else None
+        )
+    for line in written:
         time, stream, tag, text = split_cri(line)
         target = outputs[stream]
         if timestamps and begins[stream]:

@@ -147,7 +147,7 @@ class Membership:
     def joined(self) -> Place:
         """Raises :class:`ConflictError` on a host that is in no cluster."""
         if self._place is None:
-            raise ConflictError("this host is in no cluster", hint="`vxnet init` makes one, `vxnet join` enters one")
+            raise ConflictError("this host is in no cluster", hint="`vxnet init` makes one, `vxnet join` joins one")
         return self._place
 
     def manager(self, command: str) -> Manager:

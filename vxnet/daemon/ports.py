@@ -147,7 +147,14 @@ class Ports:
     # Questions
 
     def warnings(self) -> tuple[str, ...]:
-        return tuple(sorted({f"{why}: it is not answered for containers here" for why in self._refused.values()}))
+        nowhere = {
+            f"port {door} of {one.holder}: this host has no such {lacking}, so nobody reaches it"
+            for one in self._of_containers(tasks=False)
+            for door in host.doors(one.port)
+            if (lacking := host.lacking(door))
+        }
+        refused = {f"{why}: it is not answered for containers here" for why in self._refused.values()}
+        return tuple(sorted(nowhere | refused))
 
     def answered(self, services: Iterable[PublicService]) -> tuple[PublicService, ...]:
         """``services`` with the ports that are held here: what another program had first stays with it."""

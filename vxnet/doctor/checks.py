@@ -60,9 +60,7 @@ def cluster(patient: Patient) -> Iterator[Finding]:
     if info is None or diagnosis is None:
         return
     if not info.cluster:
-        yield finding(
-            "cluster", "note", "this host is in no cluster", "`vxnet init` makes one, `vxnet join` enters one"
-        )
+        yield finding("cluster", "note", "this host is in no cluster", "`vxnet init` makes one, `vxnet join` joins one")
         return
     if diagnosis.removed:
         found = "the managers have removed this node; what runs here goes on without news"

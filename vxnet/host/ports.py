@@ -62,6 +62,19 @@ def link_of(door: Door) -> int:
     return 0
 
 
+def lacking(door: Door) -> str:
+    """``address`` or ``link``: what this host has not, so that nobody comes to the door now; empty: nothing."""
+    if door.interface:
+        return "" if link_of(door) else "link"
+    family = socket.AF_INET if door.address.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            sock.bind((str(door.address), 0))
+    except OSError as error:
+        return "address" if error.errno == errno.EADDRNOTAVAIL and not door.address.is_unspecified else ""
+    return ""
+
+
 def hold(door: Door) -> socket.socket | None:
     """Until the socket is closed. None: nobody can have it here. Raises :class:`ConflictError` if somebody has, else
     :class:`HostError`.

@@ -82,7 +82,7 @@ class Capture:
             raise HostError("a capture takes packets off a card", hint="use sudo")
         info = client.info()
         if info.data_path_addr is None:
-            raise ConflictError("this host is in no cluster", hint="`vxnet init` makes one, `vxnet join` enters one")
+            raise ConflictError("this host is in no cluster", hint="`vxnet init` makes one, `vxnet join` joins one")
         self.interface = interface or interface_of(info.data_path_addr)
         self._client = client
         self._port = info.data_port
