@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
@@ -14,9 +15,9 @@ from msgspec.structs import replace
 from vxnet.cluster.dns import Resolver
 from vxnet.daemon.containers import Containers
 from vxnet.daemon.state import StateDirectory
-from vxnet.host import tasks
+from vxnet.host import cgroups, tasks
 from vxnet.model.address import IPAddress
-from vxnet.model.api import LeaseRequest
+from vxnet.model.api import ContainerUpdate, LeaseRequest
 from vxnet.model.cluster import Lease, Network, Subnet
 from vxnet.model.container import Attachment, ContainerSpec, NetworkWish, RestartPolicy
 from vxnet.model.errors import CallerError, ConflictError, HostError, VxnetError
@@ -36,6 +37,7 @@ class Shim:
     """Stands in for :class:`tasks.Task`: the command runs when START comes, and ends when it is told to."""
 
     pid, root, dns_port, udp, tcp = 4242, "overlay", 5353, None, None
+    dying_s = 0.0
 
     def __init__(self) -> None:
         self._end: asyncio.Future[tasks.Exit] = asyncio.get_running_loop().create_future()
@@ -55,6 +57,8 @@ class Shim:
         self.end()
 
     async def destroy(self) -> None:
+        if self.dying_s:
+            await asyncio.sleep(self.dying_s)
         self.end(None)
 
     def close(self) -> None:
@@ -372,6 +376,31 @@ async def test_a_hundred_at_once_take_no_more_of_a_network_than_they_need(host, 
     assert len(asked) <= 2 and sum(block.num_addresses for block in blocks) <= 8 + 128 + 128
 
 
+async def test_what_is_changed_at_once_is_changed_in_all(host, monkeypatch):
+    """The kernel is told in a thread; what was changed meanwhile was as before."""
+    gate, asked = threading.Event(), threading.Event()
+
+    def told(groups: object, limits: object) -> None:
+        asked.set()
+        gate.wait(20)
+
+    monkeypatch.setattr(cgroups, "update", told)
+    container = await host.containers.create(SPEC)
+    await host.containers.start("web")
+    updates = [
+        asyncio.create_task(host.containers.inside.update("web", ContainerUpdate(memory=1 << 30))),
+        asyncio.create_task(host.containers.inside.update("web", ContainerUpdate(cpus=2.0))),
+    ]
+    try:
+        await asyncio.to_thread(asked.wait, 20)
+        await host.containers.rename("web", "shop")
+    finally:
+        gate.set()
+        await asyncio.gather(*updates)
+    (kept,) = host.state.containers()
+    assert (kept.id, kept.spec.name, kept.spec.memory, kept.spec.cpus) == (container.id, "shop", 1 << 30, 2.0)
+
+
 @pytest.mark.parametrize("round_", range(4))
 async def test_whatever_many_ask_at_once_nothing_hangs_and_nothing_is_left(host, monkeypatch, rng, round_):
     """Commands that end by themselves, policies, and people who start, stop, kill and remove the same containers."""
@@ -383,6 +412,7 @@ async def test_whatever_many_ask_at_once_nothing_hangs_and_nothing_is_left(host,
         if rng.random() < 0.1:
             raise HostError("no memory")
         shim = Shim()
+        shim.dying_s = rng.choice((0, 0.001, 0.003))
         host.shims.append(shim)
         if rng.random() < 0.5:
             asyncio.get_running_loop().call_later(rng.random() * 0.01, shim.end, rng.choice((0, 1, None)))
@@ -430,3 +460,4 @@ async def test_whatever_many_ask_at_once_nothing_hangs_and_nothing_is_left(host,
     await asyncio.sleep(0.05)
     assert host.containers.all() == ()
     assert list(host.state.containers_path.iterdir()) == []
+    assert all(shim._end.done() for shim in host.shims), "one runs whom nobody knows"

@@ -18,6 +18,7 @@ from vxnet.cluster.api import (
     until_disconnect,
 )
 from vxnet.cluster.client import ShimAnswer
+from vxnet.daemon.service_api import log_request
 from vxnet.model.api import ContainerUpdate, ContainerView, LogRequest, ProcessView, UsageView
 from vxnet.model.container import Container, ContainerSpec
 from vxnet.model.errors import CallerError
@@ -163,12 +164,7 @@ class ContainerRoutes:
 
     @until_disconnect
     async def logs(self, request: web.Request) -> web.StreamResponse:
-        wish = LogRequest(
-            follow=query_flag(request, "follow"),
-            tail=int(query_number(request, "tail", -1)),
-            since=request.query.get("since", ""),
-        )
-        chunks = self._agent.logs(_ref(request), wish)
+        chunks = self._agent.logs(_ref(request), log_request(request))
         return await stream_response(request, chunks, "text/plain")
 
     @until_disconnect

@@ -396,11 +396,11 @@ class Containers:
     async def _discard(self, container_id: str) -> None:
         """Everything of it: processes, rows, names, files, the record last."""
         self._restarts.cancel(container_id)
-        await self._end(container_id)
-        if self._records.get(container_id) is None:
-            return
-        directory = self._state.container_directory(container_id)
-        with self._records.doom(container_id):
+        with self._records.doom(container_id):  # nobody makes it anew meanwhile
+            await self._end(container_id)
+            if self._records.get(container_id) is None:
+                return
+            directory = self._state.container_directory(container_id)
             await asyncio.to_thread(tasks.remove, container_id, directory, self._run_directory)
         if not self._records.forget(container_id):
             return  # --rm and `vxnet rm` met here; the other was faster

@@ -17,7 +17,7 @@ from vxnet.host import cgroups, tasks
 from vxnet.host.processes import processes_beside
 from vxnet.host.usage import usage_of
 from vxnet.model.api import ContainerUpdate, LogRequest, ProcessView, UsageView
-from vxnet.model.container import Container
+from vxnet.model.container import Container, ContainerSpec
 from vxnet.model.errors import ConflictError
 
 
@@ -64,21 +64,15 @@ class Inside:
         group that could bear a limit.
         """
         container = self._records.find(ref)
-        old = container.spec
-        spec = replace(
-            old,
-            restart=old.restart if request.restart is None else request.restart,
-            memory=old.memory if request.memory is None else request.memory,
-            cpus=old.cpus if request.cpus is None else request.cpus,
-            pids_limit=old.pids_limit if request.pids_limit is None else request.pids_limit,
-        )
+        spec = _updated(container.spec, request)
         check_spec(spec)
-        before = cgroups.wanted(old)
+        before = cgroups.wanted(container.spec)
         limits = {name: files for name, files in cgroups.wanted(spec).items() if before.get(name) != files}
         if container.id in self._tasks and limits:
             groups = tasks.groups_of(self._state.container_directory(container.id))
             await asyncio.to_thread(cgroups.update, groups, limits)
-        self._records.keep(replace(self._records.now(container.id), spec=spec))
+        now = self._records.now(container.id)  # with what others have changed meanwhile
+        self._records.keep(replace(now, spec=_updated(now.spec, request)))
 
     async def usage(self, refs: Sequence[str]) -> tuple[UsageView, ...]:
         """Of those, or of all that run. What has just ended is left out."""
@@ -120,3 +114,13 @@ class Inside:
         """The log as the shim writes it (CRI lines), in pieces."""
         container = self._records.find(ref)
         return read_log(self._state.container_directory(container.id), request, self._records.ended(container.id))
+
+
+def _updated(spec: ContainerSpec, request: ContainerUpdate) -> ContainerSpec:
+    return replace(
+        spec,
+        restart=spec.restart if request.restart is None else request.restart,
+        memory=spec.memory if request.memory is None else request.memory,
+        cpus=spec.cpus if request.cpus is None else request.cpus,
+        pids_limit=spec.pids_limit if request.pids_limit is None else request.pids_limit,
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 from msgspec.structs import replace
@@ -42,7 +43,7 @@ class Making:
 
     async def wait_over(self, container_id: str) -> None:
         """Harmless where it is over."""
-        if (over := self._over.get(container_id)) is not None:
+        while (over := self._over.get(container_id)) is not None:  # somebody may have begun anew at once
             await over.wait()
 
 
@@ -55,8 +56,8 @@ class Records:
         self._live: tuple[Container, ...] | None = None
         """None: to be looked for anew. Each change asks for them a dozen times."""
         self._ends: dict[str, asyncio.Future[Container]] = {}
-        self._doomed: set[str] = set()
-        """Their files are being removed: nothing is written there any more."""
+        self._doomed: Counter[str] = Counter()
+        """How many are at work to remove them: nothing is written there any more."""
 
     def all(self) -> tuple[Container, ...]:
         return tuple(self._records.values())
@@ -115,12 +116,14 @@ class Records:
 
     @contextlib.contextmanager
     def doom(self, container_id: str) -> Iterator[None]:
-        """While its files are removed."""
-        self._doomed.add(container_id)
+        """While it is removed."""
+        self._doomed[container_id] += 1
         try:
             yield
         finally:
-            self._doomed.discard(container_id)
+            self._doomed[container_id] -= 1
+            if not self._doomed[container_id]:
+                del self._doomed[container_id]
 
     def end(self, container: Container) -> None:
         """Tell those who wait for it. Harmless twice."""
