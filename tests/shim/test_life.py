@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import errno
 import grp
+import io
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from tests.shim.conftest import Boxes, eventually, traces
+from vxnet.daemon.copying import read_files
 from vxnet.host import tasks
 from vxnet.host.tasks import Exit
 from vxnet.model import shim
@@ -127,6 +130,24 @@ async def test_a_commands_name_does_not_speak_for_its_exit_status(boxes: Boxes) 
         await task.start_main()
     end = await task.wait()
     assert (end.status, end.error) == (127, "cannot run no") and (end.finished_at or 0) > 2
+
+
+async def test_files_are_copied_of_this_container_whoever_has_its_pid(boxes: Boxes) -> None:
+    """The copying process was told a pid, and entered the mounts of whoever had that by then."""
+    box = boxes("sleep", "1000")
+    task = await box.start()
+    await task.start_main()
+    mounts = await task.open_mounts()
+    try:
+        await task.destroy()
+        with pytest.raises(ConflictError):
+            await task.open_mounts()
+        tar = b"".join([piece async for piece in read_files(mounts, "/etc/hostname", follow=False)])
+    finally:
+        os.close(mounts)
+    with tarfile.open(fileobj=io.BytesIO(tar)) as found:
+        member = found.extractfile("hostname")
+        assert member is not None and member.read() == b"box\n"
 
 
 async def test_same_container_twice(boxes: Boxes) -> None:

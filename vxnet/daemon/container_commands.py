@@ -71,13 +71,13 @@ class ContainerCommands:
         return await self._containers.inside.top(ref)
 
     async def read_files(self, ref: str, path: str, follow: bool) -> AsyncIterator[bytes]:
-        async with self._containers.inside.mounts(ref) as pid:
-            async for piece in read_files(pid, path, follow=follow):
+        async with self._containers.inside.mounts(ref) as mounts:
+            async for piece in read_files(mounts, path, follow=follow):
                 yield piece
 
     async def write_files(self, ref: str, path: str, pieces: AsyncIterable[bytes], owners: bool) -> None:
-        async with self._containers.inside.mounts(ref) as pid:
-            await write_files(pid, path, pieces, owners=owners)
+        async with self._containers.inside.mounts(ref) as mounts:
+            await write_files(mounts, path, pieces, owners=owners)
 
     def logs(self, ref: str, request: LogRequest) -> AsyncIterator[bytes]:
         return self._containers.inside.logs(ref, request)

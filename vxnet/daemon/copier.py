@@ -1,4 +1,4 @@
-"""A process that reads or writes files in a container's mounts: ``python -m vxnet.daemon.copier VERB PID PATH FLAG``.
+"""A process that reads or writes files in a container's mounts: ``-m vxnet.daemon.copier VERB MOUNTS PATH FLAG``.
 
 ::
 
@@ -20,10 +20,11 @@ from vxnet.host import netns
 from vxnet.model.errors import HostError, VxnetError
 
 
-def enter(pid: int) -> None:
-    """Raises :class:`HostError` when it is gone."""
+def enter(mounts: int) -> None:
+    """``mounts``: a descriptor of the namespace. A pid would be another process's as soon as the container ends, and
+    with it the files. Raises :class:`HostError`.
+    """
     try:
-        mounts = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         netns.setns(mounts, netns.CLONE_NEWNS)
         os.close(mounts)
         os.chdir("/")
@@ -31,11 +32,11 @@ def enter(pid: int) -> None:
         raise HostError(f"cannot enter the container's mounts: {error.strerror}") from None
 
 
-def main(verb: str, pid: int, path: str, flag: bool) -> None:
+def main(verb: str, mounts: int, path: str, flag: bool) -> None:
     """``flag``: of ``pack``, follow a link; of ``unpack``, keep the owners."""
     out, source = sys.stdout.buffer, sys.stdin.buffer
     sys.meta_path.clear()
-    enter(pid)
+    enter(mounts)
     os.umask(0o022)
     path = "/" + path.lstrip("/")
     if verb == "pack":

@@ -14,9 +14,11 @@ from vxnet.model.errors import HostError
 PIECE = 1 << 16
 
 
-async def read_files(pid: int, path: str, *, follow: bool) -> AsyncIterator[bytes]:
-    """Raises what :func:`vxnet.cluster.archive.pack` does; close it when the reader goes."""
-    async with _copier("pack", pid, path, follow) as process:
+async def read_files(mounts: int, path: str, *, follow: bool) -> AsyncIterator[bytes]:
+    """``mounts``: a descriptor of the namespace. Raises what :func:`vxnet.cluster.archive.pack` does; close it when the
+    reader goes.
+    """
+    async with _copier("pack", mounts, path, follow) as process:
         assert process.stdout is not None and process.stdin is not None
         process.stdin.close()
         while piece := await process.stdout.read(PIECE):
@@ -24,9 +26,9 @@ async def read_files(pid: int, path: str, *, follow: bool) -> AsyncIterator[byte
         await _judge(process)
 
 
-async def write_files(pid: int, path: str, pieces: AsyncIterable[bytes], *, owners: bool) -> None:
+async def write_files(mounts: int, path: str, pieces: AsyncIterable[bytes], *, owners: bool) -> None:
     """Raises what :func:`vxnet.cluster.archive.unpack` does."""
-    async with _copier("unpack", pid, path, owners) as process:
+    async with _copier("unpack", mounts, path, owners) as process:
         assert process.stdin is not None
         with contextlib.suppress(ConnectionError):  # it has refused, and says why
             async for piece in pieces:
@@ -37,9 +39,11 @@ async def write_files(pid: int, path: str, pieces: AsyncIterable[bytes], *, owne
 
 
 @contextlib.asynccontextmanager
-async def _copier(verb: str, pid: int, path: str, flag: bool) -> AsyncIterator[Process]:
-    words = ("-m", "vxnet.daemon.copier", verb, str(pid), path, str(int(flag)))
-    process = await asyncio.create_subprocess_exec(sys.executable, *words, stdin=PIPE, stdout=PIPE, stderr=PIPE)
+async def _copier(verb: str, mounts: int, path: str, flag: bool) -> AsyncIterator[Process]:
+    words = ("-m", "vxnet.daemon.copier", verb, str(mounts), path, str(int(flag)))
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *words, stdin=PIPE, stdout=PIPE, stderr=PIPE, pass_fds=(mounts,)
+    )
     try:
         yield process
     finally:

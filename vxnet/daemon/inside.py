@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
@@ -93,10 +94,11 @@ class Inside:
 
     @contextlib.asynccontextmanager
     async def mounts(self, ref: str) -> AsyncIterator[int]:
-        """A process (its pid) in the mounts of a container. One that does not run has a sandbox for as long."""
+        """A descriptor of a container's mount namespace. One that does not run has a sandbox for as long."""
         container = self._records.find(ref)
         if (task := self._tasks.get(container.id)) is not None:
-            yield task.pid
+            async with _held_mounts(task) as mounts:
+                yield mounts
             return
         if container.id in self._making or container.state == "restarting":
             raise ConflictError(f'container "{container.spec.name}" is just being started', hint="try again")
@@ -105,7 +107,8 @@ class Inside:
         with self._making.hold(container.id):
             task = await tasks.start(container, directory, files_of(container), self._run_directory)
             try:
-                yield task.pid
+                async with _held_mounts(task) as mounts:
+                    yield mounts
             finally:
                 await task.destroy()
                 await asyncio.to_thread(tasks.sweep, container.id, directory, self._run_directory)
@@ -114,6 +117,15 @@ class Inside:
         """The log as the shim writes it (CRI lines), in pieces."""
         container = self._records.find(ref)
         return read_log(self._state.container_directory(container.id), request, self._records.ended(container.id))
+
+
+@contextlib.asynccontextmanager
+async def _held_mounts(task: tasks.Task) -> AsyncIterator[int]:
+    mounts = await task.open_mounts()
+    try:
+        yield mounts
+    finally:
+        os.close(mounts)
 
 
 def _updated(spec: ContainerSpec, request: ContainerUpdate) -> ContainerSpec:

@@ -171,6 +171,23 @@ class Task:
         """The fields of STATUS: ``state``, ``pid``, ``execs``, ``log_lost`` (octets that a full disk refused) …"""
         return (await self._ask(Kind.STATUS))[0].fields
 
+    async def open_mounts(self) -> int:
+        """A descriptor of its mount namespace; the caller closes it. Raises :class:`ConflictError` when the container
+        has ended.
+        """
+        try:
+            mounts = os.open(f"/proc/{self.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            raise self._ended() from None
+        try:
+            # Its number is nobody else's before the shim has taken note of its end: what was opened is not the host's.
+            if (await self.status())["state"] == "exited":
+                raise self._ended()
+        except BaseException:
+            os.close(mounts)
+            raise
+        return mounts
+
     async def wait(self) -> Exit:
         """Until the container ends. Any number of callers may wait, each may be cancelled."""
         return await asyncio.shield(self._exit)
