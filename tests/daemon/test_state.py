@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from vxnet.daemon.state import GatewayChoice, LastMembers, LocalNode, StateDirectory
-from vxnet.model.cluster import Node
+from vxnet.model.cluster import Network, Node
 from vxnet.model.container import Container, ContainerSpec
 from vxnet.model.errors import HostError
+from vxnet.model.guest import Guest
 
 NODE = Node(
     id="n1",
@@ -97,6 +98,23 @@ def test_one_damaged_container_harms_no_other(tmp_path: Path) -> None:
     state.save_container(CONTAINER)
     assert state.containers() == [CONTAINER]
     assert damaged.exists()
+
+
+@pytest.mark.parametrize("kind", ["containers", "guests", "networks"])
+def test_a_directory_that_cannot_be_is_the_hosts_error(tmp_path: Path, kind: str) -> None:
+    """A disk without inodes, say; a file is in its place here."""
+    state = StateDirectory(tmp_path)
+    (tmp_path / "containers").rmdir()
+    (tmp_path / kind).write_text("")
+    network = Network(id="n", name="n", vni=1, subnets=())
+    guest = Guest(id="g", name="g", namespace=(1, 2), resolver=ip_address("127.0.0.11"), created_at=0.0)
+    save = {
+        "containers": lambda: state.save_container(CONTAINER),
+        "guests": lambda: state.save_guest(guest),
+        "networks": lambda: state.save_network(network),
+    }[kind]
+    with pytest.raises(HostError, match=f"{tmp_path}/{kind}"):
+        save()
 
 
 def test_nothing_of_the_cluster_stays_after_leaving(tmp_path: Path) -> None:

@@ -199,7 +199,7 @@ class StateDirectory:
     def forget_cluster(self) -> None:
         """After ``leave``: no secret and no name of the cluster stays."""
         for name in _OF_THE_CLUSTER:
-            (self.path / name).unlink(missing_ok=True)
+            self._remove(name)
         self.forget_store()
         self._gateway = None
 
@@ -242,12 +242,11 @@ class StateDirectory:
                 continue
             if container is not None:
                 found.append(container)
-            elif not (directory / "pid").exists():
+            else:
                 shutil.rmtree(directory, ignore_errors=True)
         return found
 
     def save_container(self, container: Container) -> None:
-        self.container_directory(container.id).mkdir(mode=0o700, exist_ok=True)
         self._write(f"containers/{container.id}/container.json", to_json(container), sync=False)
 
     # Guests
@@ -265,7 +264,6 @@ class StateDirectory:
         return found
 
     def save_guest(self, guest: Guest) -> None:
-        self.guests_path.mkdir(exist_ok=True)
         self._write(f"guests/{guest.id}.json", to_json(guest), sync=False)
 
     def forget_guest(self, guest_id: str) -> None:
@@ -289,14 +287,10 @@ class StateDirectory:
         return found
 
     def save_network(self, network: Network) -> None:
-        self.networks_path.mkdir(exist_ok=True)
         self._write(f"networks/{network.id}.json", to_json(network))
 
     def forget_network(self, network_id: str) -> None:
-        try:
-            (self.networks_path / f"{network_id}.json").unlink(missing_ok=True)
-        except OSError as error:
-            raise HostError(f"cannot remove {error.filename}: {error.strerror}") from error
+        self._remove(f"networks/{network_id}.json")
 
     # Files
 
@@ -325,6 +319,8 @@ class StateDirectory:
         path = self.path / name
         beside = path.with_name(path.name + ".new")
         try:
+            if path.parent != self.path:
+                path.parent.mkdir(mode=0o700, exist_ok=True)
             fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             with open(fd, "wb") as file:
                 os.fchmod(fd, 0o600)
