@@ -54,6 +54,24 @@ async def test_fork_bomb(boxes: Boxes) -> None:
 
 
 @pytest.mark.host
+async def test_groups_that_a_container_made_below_its_own_are_nobodys(boxes: Boxes) -> None:
+    """As systemd does in one that may: it could not be removed, and with v2 had no limits at its next start."""
+    need("pids")
+    box = boxes("sleep", "1000", pids_limit=30)
+    task = await box.start()
+    groups = [Path(line) for line in (box.directory / "cgroup").read_text().splitlines()]
+    limited = next(group for group in groups if (group / "pids.max").exists())
+    (limited / "its own" / "and another").mkdir(parents=True)
+    await task.destroy()
+    again = await box.start()
+    assert limited.exists() and not (limited / "its own").exists()
+    (limited / "its own" / "and another").mkdir(parents=True)
+    await again.destroy()
+    await asyncio.to_thread(tasks.remove, box.container.id, box.directory, box.run_directory)
+    assert not any(group.exists() for group in groups)
+
+
+@pytest.mark.host
 async def test_memory(boxes: Boxes) -> None:
     need("memory")
     hungry = ["python3", "-c", "x = bytearray(200 << 20); print(len(x))"]

@@ -180,16 +180,20 @@ def update(paths: Iterable[Path], limits: dict[str, dict[int, dict[str, str]]]) 
 
 
 def remove(paths: Iterable[Path]) -> None:
-    """What an ended container's shim left of them, and the directory above with the last. Blocks."""
+    """What an ended container's shim left of them, with those that the container made below, and the directory above
+    with the last. Blocks. Raises :class:`HostError`.
+    """
     for path in paths:
         deadline = time.monotonic() + REMOVE_TIMEOUT_S
         while True:
             with contextlib.suppress(OSError):
                 (path / "cgroup.kill").write_text("1")
             try:
-                path.rmdir()
-            except FileNotFoundError:
+                for group, _, _ in os.walk(path, topdown=False):
+                    os.rmdir(group)
                 break
+            except FileNotFoundError:
+                continue  # its shim is at it, too
             except OSError as error:  # its last processes are on their way
                 if time.monotonic() > deadline:
                     raise HostError(f"cannot remove the cgroup {path}: {error.strerror}") from None

@@ -425,6 +425,7 @@ def _prepare(
     path = socket_path(container.id, run_directory)
     with control:
         _check_free(container, run_directory, group)
+        cgroups.remove(groups_of(directory))  # of its life before this one, with what it may have made there
         if systemd.runs_daemon():
             systemd.start_shim(container.id, container.spec.name, shim_path(), control.fileno())
             home = cgroups.home(systemd.SLICE, systemd.unit_name(container.id))
