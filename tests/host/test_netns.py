@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Iterator
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
 from tests.host.throwaway import Host
-from vxnet.host import netns
+from vxnet.host import datapath, netns
+from vxnet.host.kernel import Kernel
+from vxnet.host.netlink import Netlink
 from vxnet.model.errors import HostError
+from vxnet.model.host import HostState, Segment
 
 pytestmark = pytest.mark.host
 
@@ -58,6 +63,25 @@ def test_leftover_file_is_no_namespace(host: Host) -> None:
     host.sh("mkdir -p /run/netns; touch /run/netns/vxnet")
     assert host.do(netns.adopt_named, NAME) is None
     assert host.do(netns.remove_name, NAME)
+
+
+def test_a_host_that_had_no_descriptor_left_is_tried_again(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It held the namespace and no socket in it, which the next attempt fell over for good."""
+    state = HostState(segments=(Segment(vni=65536, mtu=1400, local=ip_address("127.0.0.1")),))
+    kernel = host.do(Kernel)
+    held = len(os.listdir("/proc/self/fd"))
+
+    def refuse(namespace: int) -> Netlink:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as none_left:
+        none_left.setattr(datapath, "Netlink", refuse)
+        for _ in range(2):
+            with pytest.raises(HostError, match="Too many open files"):
+                host.do(kernel.reconcile, state)
+    assert len(os.listdir("/proc/self/fd")) == held
+    assert all(not change.error for change in host.do(kernel.reconcile, state))
+    host.do(kernel.close)
 
 
 def test_no_place_for_the_name(host: Host) -> None:

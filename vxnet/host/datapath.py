@@ -222,8 +222,13 @@ class Datapath:
             os.close(named)
 
     def _enter(self, namespace: int) -> None:
+        """Takes over the descriptor; with both or with none of them. Raises OSError."""
+        try:
+            self._netlink = Netlink(namespace)
+        except OSError:
+            os.close(namespace)
+            raise
         self._namespace = namespace
-        self._netlink = Netlink(namespace)
 
     def _settle(self) -> list[str]:
         return netns.inside(self.namespace, lambda: netns.set_sysctls(SYSCTLS))

@@ -368,9 +368,11 @@ class Kernel:
         changes: list[Change] = []
         if namespace is not None:
             # By hand, as the namespace may outlive its name in somebody's shell, and its VNIs with it.
-            with Netlink(namespace) as netlink:
-                changes += datapath.clear(netlink)
-            os.close(namespace)
+            try:
+                with Netlink(namespace) as netlink:
+                    changes += datapath.clear(netlink)
+            finally:
+                os.close(namespace)
         changes += self._datapath.tunnels.stop()
         self._datapath.close()
         if netns.remove_name(DATAPATH_NAMESPACE):
