@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,6 +52,22 @@ def test_a_refusal_out_of_any_task_is_one_line(tmp_path, monkeypatch, capsys):
 def test_a_bug_is_a_traceback(tmp_path, monkeypatch):
     with pytest.raises(ExceptionGroup):
         end_with(RuntimeError("a bug"), tmp_path, monkeypatch)
+
+
+def test_it_has_as_many_descriptors_as_it_may(tmp_path, monkeypatch):
+    seen = []
+
+    async def serve(config: Config, _socket: Path) -> None:
+        seen.append(resource.getrlimit(resource.RLIMIT_NOFILE))
+
+    serve_as(serve, monkeypatch)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, before[1]))
+    try:
+        assert daemon.main(config_path=tmp_path / "none.toml") == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert seen == [(min(before[1], 1 << 20), before[1])]
 
 
 def test_what_the_tunnels_are_is_said_in_the_file_or_when_called(tmp_path, monkeypatch):

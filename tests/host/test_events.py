@@ -9,6 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.host.rig import Container, Pair, errors, wait_until
+from vxnet.host import events
 from vxnet.host.events import Look
 from vxnet.model.host import HostState, Remote
 
@@ -182,3 +183,15 @@ def test_a_sandbox_dies_although_it_is_listened_to(pair: Pair) -> None:
     found = heard(pair)
     assert found is not None and pair.c1.id in found.sandboxes, "its port went with it"
     pair.c1 = Container(2)
+
+
+def test_of_very_many_some_are_left_for_the_next_look(quiet: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else who makes them as fast as they are read, in a container that may, would hold up the daemon."""
+    quiet.c1.sh("for n in $(seq 30); do ip addr add 10.0.16.77/32 dev eth0; ip addr del 10.0.16.77/32 dev eth0; done")
+    monkeypatch.setattr(events, "AT_ONCE", 10)
+    for _ in range(6):
+        assert select.select([quiet.h1.kernel.events], [], [], 0)[0]
+        assert heard(quiet) == box(quiet)
+    monkeypatch.undo()
+    heard(quiet, 0.2)
+    assert not select.select([quiet.h1.kernel.events], [], [], 0.2)[0]

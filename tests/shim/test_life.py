@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import grp
 import io
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -212,6 +214,33 @@ async def test_next_daemon_takes_over(boxes: Boxes) -> None:
     assert status == 3
     assert (await second.wait()).status == 3
     assert box.output == "words\n"
+
+
+@pytest.mark.parametrize("free", [1, 2, 3])
+async def test_a_daemon_without_descriptors_takes_over_nothing(boxes: Boxes, free: int) -> None:
+    """The kernel leaves out what it cannot hand over: the container went on without its name server."""
+    box = boxes("sleep", "1000")
+    task = await box.start()
+    await task.start_main()
+    task.close()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 64, hard))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(os.open(os.devnull, os.O_RDONLY))
+        for _ in range(free):
+            os.close(held.pop())
+        with pytest.raises(HostError, match=r"descriptor|Too many open files"):
+            await box.adopt()
+    finally:
+        for one in held:
+            os.close(one)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    adopted = await box.adopt()
+    assert adopted is not None and adopted.udp is not None
+    adopted.close()
 
 
 async def test_name_servers_sockets_are_held_over(boxes: Boxes) -> None:

@@ -13,6 +13,7 @@ import fcntl
 import gc
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Iterator
@@ -55,6 +56,7 @@ def main(
         if datapath is not None:
             config = replace(config, datapath=datapath)
         _set_up_logging(config.log_level)
+        _raise_descriptor_limit()
         with _only_one(RUN_DIRECTORY):
             gc.set_threshold(*GARBAGE)
             codec.get_ready()
@@ -70,6 +72,13 @@ def main(
             print(f"vxnet: {text}", file=sys.stderr)
         return 1
     return 0
+
+
+def _raise_descriptor_limit() -> None:
+    """As high as may be: the daemon has some eight descriptors a container, and a shell gives it 1024 as a rule."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = systemd.FILES if most == resource.RLIM_INFINITY else min(most, systemd.FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:

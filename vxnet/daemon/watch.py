@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from vxnet.daemon.reconcile import Reconciler
 from vxnet.host.events import Look
+from vxnet.host.tasks import readable
 from vxnet.model.errors import VxnetError
 from vxnet.model.host import HostState
 
@@ -53,7 +54,7 @@ def loops(kernel: Kernel, reconciler: Reconciler[Any]) -> tuple[Coroutine[None, 
 async def _hear(events: Events, reconciler: Reconciler[Any]) -> None:
     loop = asyncio.get_running_loop()
     while True:
-        await _readable(events.fileno())
+        await readable(events.fileno())
         await asyncio.sleep(DEBOUNCE_S if loop.time() - reconciler.worked_at > ECHO_S else LONGEST_PAUSE_S)
         look = events.drain()
         began = loop.time()
@@ -61,16 +62,6 @@ async def _hear(events: Events, reconciler: Reconciler[Any]) -> None:
             await _look(reconciler, look)
         # Meanwhile events wait in the socket; if they are too many, that is told, and everything is looked at.
         await asyncio.sleep(min(max(PAUSE_S, PAUSE_FACTOR * (loop.time() - began)), LONGEST_PAUSE_S))
-
-
-async def _readable(fd: int) -> None:
-    loop = asyncio.get_running_loop()
-    heard = asyncio.Event()
-    loop.add_reader(fd, heard.set)
-    try:
-        await heard.wait()
-    finally:
-        loop.remove_reader(fd)
 
 
 async def _glance(is_intact: Callable[[HostState], bool], reconciler: Reconciler[Any]) -> None:

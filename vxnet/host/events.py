@@ -51,6 +51,9 @@ NFNLGRP_NFTABLES = 7
 
 BUFFER_OCTETS = 4 << 20
 """About two thousand events; more than that between two drains, and everything is looked at."""
+AT_ONCE = 5_000
+"""Datagrams of a socket that one drain takes, 10 µs each: more than the buffer holds, but somebody may send as fast as
+they are read, and the rest of the daemon would wait."""
 DATAGRAM_OCTETS = 65536
 EXPECTED_ROWS = 1000
 """Of larger batches the echo is not sorted out: one look at all rows costs less."""
@@ -166,7 +169,9 @@ class Events:
     # Events
 
     def drain(self) -> Look | None:
-        """What all events since the last call come to; None: nothing of vxnet's is concerned."""
+        """What the events since the last call come to; None: nothing of vxnet's is concerned. Of very many some are
+        left for the next one.
+        """
         with self._lock:
             heard = _Heard(self)
             for one in self._sockets:
@@ -174,7 +179,7 @@ class Events:
             return heard.look()
 
     def _drain(self, one: socket.socket, heard: _Heard) -> None:
-        while True:
+        for _ in range(AT_ONCE):
             try:
                 data, ancillary, _flags, _sender = one.recvmsg(DATAGRAM_OCTETS, 64, socket.MSG_DONTWAIT)
             except BlockingIOError:

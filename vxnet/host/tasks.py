@@ -193,20 +193,30 @@ class Task:
         return await asyncio.shield(self._exit)
 
     async def destroy(self) -> None:
-        """End container and shim at once, and wait until both are gone. Raises :class:`HostError` if they will not."""
-        if self._shim >= 0 and not self._gone.is_set():
+        """End container and shim at once, and wait until both are gone, with all that they held. Raises
+        :class:`HostError` if they will not.
+        """
+        dying: list[int] = []
+        if self._shim >= 0:
+            dying.append(os.dup(self._shim))  # somebody may close ours meanwhile
             with contextlib.suppress(ProcessLookupError):
+                if not self.ended:
+                    dying.append(os.pidfd_open(self.pid))
                 signal.pidfd_send_signal(self._shim, signal.SIGKILL)
         try:
             async with asyncio.timeout(REMOVE_TIMEOUT_S):
                 await self._gone.wait()
                 await self.wait()
+                for one in dying:
+                    await readable(one)
         except TimeoutError:
             raise HostError(
                 f"the shim of container {self.id[:12]} did not end within {REMOVE_TIMEOUT_S:.0f} s of SIGKILL",
                 hint=f"see /proc/{self.pid}/stack: the kernel holds it",
             ) from None
         finally:
+            for one in dying:
+                os.close(one)
             self.close()
 
     def close(self) -> None:
@@ -225,21 +235,30 @@ class Task:
     # Conversation
 
     async def greet(self, kind: Kind, fields: Iterable[tuple[str, str]] = (), descriptors: Sequence[int] = ()) -> None:
-        """CREATE or HELLO: both are answered with what the container is, and its descriptors."""
+        """CREATE or HELLO: both are answered with what the container is, and its descriptors. Raises
+        :class:`HostError` where this process can have no more of them.
+        """
         self.udp = self.tcp = None
         answer, received = await self._ask(kind, fields, descriptors)
-        netns, *name_server = received
-        # /proc/PID/ns/net names it as well, and ends with the container; a descriptor would keep it alive.
-        os.close(netns)
-        if len(name_server) == 2:
-            self.udp, self.tcp = (socket.socket(fileno=one) for one in name_server)
         self.pid = int(answer.fields["pid"])
         self.root = answer.fields["root"]
         self.dns_port = int(answer.fields["dns_port"])
+        # /proc/PID/ns/net names it as well, and ends with the container; a descriptor would keep it alive.
+        for netns in received[:1]:
+            os.close(netns)
+        name_server = [socket.socket(fileno=one) for one in received[1:]]
+        if len(received) != (3 if self.dns_port else 1):
+            for one in name_server:
+                one.close()
+            raise HostError(f"this process has no descriptor left for container {self.id[:12]}", hint="`ulimit -n`")
+        if name_server:
+            self.udp, self.tcp = name_server
         try:
             self._shim = os.pidfd_open(int(answer.fields["shim"]))
         except ProcessLookupError:
             raise self._ended() from None
+        except OSError as error:
+            raise HostError(f"cannot watch the shim of container {self.id[:12]}: {error.strerror}") from error
 
     def _next_tag(self) -> int:
         self._tag += 1
@@ -314,6 +333,17 @@ class Task:
                 ended.set_result(None)
 
 
+async def readable(descriptor: int) -> None:
+    """Until it is; a pidfd, that its process has ended."""
+    loop = asyncio.get_running_loop()
+    heard = asyncio.Event()
+    loop.add_reader(descriptor, heard.set)
+    try:
+        await heard.wait()
+    finally:
+        loop.remove_reader(descriptor)
+
+
 async def start(
     container: Container, directory: Path, files: Mapping[str, str], run_directory: Path = RUN_DIRECTORY
 ) -> Task:
@@ -346,7 +376,10 @@ async def start(
 
 async def adopt(container_id: str, directory: Path, run_directory: Path = RUN_DIRECTORY) -> Task | None:
     """The task of a container that an earlier daemon started; None when its shim is gone: see :func:`exit_of`."""
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except OSError as error:
+        raise HostError(f"cannot reach the shim of container {container_id[:12]}: {error.strerror}") from None
     try:
         connection.connect(str(socket_path(container_id, run_directory)))
     except (FileNotFoundError, ConnectionRefusedError):
