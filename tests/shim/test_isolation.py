@@ -12,6 +12,7 @@ import pytest
 
 from tests.shim.conftest import Boxes
 from vxnet.host import creation, tasks
+from vxnet.model.container import Mount
 
 pytestmark = pytest.mark.host
 
@@ -52,6 +53,23 @@ async def test_secrets_are_masked(boxes: Boxes, place: Path, monkeypatch: pytest
     assert (
         await run(boxes, f"cd {place}; ls -A vxnet; cat token; touch vxnet/x || umount vxnet || echo kept") == "kept\n"
     )
+
+
+async def test_secrets_are_masked_whatever_name_they_are_bound_by(
+    boxes: Boxes, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As /var/run is a link to /run, and with it vxnetd's socket."""
+    (place / "run" / "secrets").mkdir(parents=True)
+    (place / "run" / "secrets" / "key").write_text("XYZZY")
+    (place / "link").symlink_to("run")
+    monkeypatch.setattr(creation, "MASKS", (*creation.MASKS, str(place / "run" / "secrets")))
+    names = {"/linked": place / "link", "/roundabout": place / "link" / ".." / "run"}
+    mounts = tuple(Mount(kind="bind", source=str(source), target=target) for target, source in names.items())
+    box = boxes("sh", "-c", "cat /linked/secrets/key /roundabout/secrets/key; ls /linked", mounts=mounts)
+    task = await box.start()
+    await task.start_main()
+    await task.wait()
+    assert "XYZZY" not in box.output and box.output.count("No such file") == 2
 
 
 async def test_masks_cover_vxnets_directories() -> None:

@@ -104,14 +104,16 @@ def _mount_fields(mount: Mount) -> list[tuple[str, str]]:
 
 
 def _masks(mounts: Sequence[Mount]) -> list[str]:
-    """Where vxnet's secrets would be seen: at their own place, and wherever a directory above them is bound. What was
-    mounted into them on purpose stays.
+    """Where vxnet's secrets would be seen: at their own place, and wherever a directory above them is bound, whatever its
+    name: /var/run is /run. What was mounted into them on purpose stays.
     """
+    bound = [(Path(mount.target), Path(os.path.realpath(mount.source))) for mount in mounts if mount.kind == "bind"]
+    secrets = {Path(os.path.realpath(secret)) for secret in MASKS}
     seen = [
-        str(Path(mount.target) / Path(secret).relative_to(mount.source))
-        for mount in mounts
-        for secret in MASKS
-        if mount.kind == "bind" and Path(mount.source) in Path(secret).parents
+        str(target / secret.relative_to(source))
+        for target, source in bound
+        for secret in sorted(secrets)
+        if source in secret.parents
     ]
     targets = [Path(mount.target) for mount in mounts]
     return [
