@@ -104,8 +104,8 @@ def _mount_fields(mount: Mount) -> list[tuple[str, str]]:
 
 
 def _masks(mounts: Sequence[Mount]) -> list[str]:
-    """Where vxnet's secrets would be seen: at their own place, and wherever a directory above them is bound, whatever its
-    name: /var/run is /run. What was mounted into them on purpose stays.
+    """Where vxnet's secrets would be seen: at their own place, and wherever a directory above them is bound, also by
+    another name: /var/run is /run. What was mounted into them on purpose stays.
     """
     bound = [(Path(mount.target), Path(os.path.realpath(mount.source))) for mount in mounts if mount.kind == "bind"]
     secrets = {Path(os.path.realpath(secret)) for secret in MASKS}

@@ -128,9 +128,17 @@ def forwards(namespace: int, bridges: Sequence[HostBridge], routed: Collection[i
     names = [name for name in _sysctls(bridges, routed) if name in _FORWARDING.values()]
 
     def look() -> bool:
-        return all(Path("/proc/sys/net", name).read_text().strip() != "0" for name in names)
+        return all(_setting(Path("/proc/sys/net", name)) != "0" for name in names)
 
     return netns.inside(namespace, look)
+
+
+def _setting(path: Path) -> str:
+    """Empty: an interface has just gone, or the kernel has no such thing."""
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
 
 
 _FORWARDING = {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}
@@ -140,11 +148,11 @@ def _switch_on(wanted: dict[str, str]) -> list[str]:
     """A host that gets its own default route by router advertisements would lose it when it becomes a router itself,
     unless its interfaces are told to go on listening (accept_ra 2)."""
     conf = Path("/proc/sys/net/ipv6/conf")
-    if "ipv6/conf/all/forwarding" in wanted and (conf / "all/forwarding").read_text().strip() == "0":
+    if "ipv6/conf/all/forwarding" in wanted and _setting(conf / "all/forwarding") == "0":
         listening = [
             path.parent.name
             for path in conf.glob("*/accept_ra")
-            if path.read_text().strip() == "1" and not path.parent.name.startswith(BRIDGE_PREFIX)
+            if _setting(path) == "1" and not path.parent.name.startswith(BRIDGE_PREFIX)
         ]
         wanted |= {f"ipv6/conf/{name}/accept_ra": "2" for name in listening}
         # First the interfaces, then the switch.

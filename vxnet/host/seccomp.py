@@ -90,7 +90,7 @@ class _Comparison(ctypes.Structure):
     )
 
 
-@functools.lru_cache(maxsize=32)
+@functools.cache  # one that was dropped would stay open
 def filter_file(capabilities: frozenset[str]) -> int:
     """A descriptor of the program for a container with these capabilities (``struct sock_filter``\\ s, sealed). It is
     shared and stays open. Takes some milliseconds the first time. Raises :class:`HostError`: without it nothing starts.
