@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.etcd_cluster import EtcdCluster
-from tests.cluster.small_disk import small_disk
+from tests.mounts import small_disk
 from vxnet.cluster.etcd import _ElsewhereError
 from vxnet.cluster.etcd_store import EtcdStore
 from vxnet.cluster.store import MAX_GUARDS, MAX_OCTETS, MAX_RECORDS, Commit, LeadershipLostError, Snapshot

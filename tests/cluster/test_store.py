@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.etcd_cluster import EtcdCluster
-from tests.cluster.small_disk import small_disk
+from tests.mounts import small_disk
 from vxnet.cluster.etcd_store import EtcdStore
 from vxnet.cluster.sqlite_store import KEPT_REVISIONS, SqliteStore
 from vxnet.cluster.store import LEAD_KEY, MAX_OCTETS, MAX_RECORDS, Commit, Leadership, LeadershipLostError, Snapshot

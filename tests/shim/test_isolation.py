@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.mounts import mounted
 from tests.shim.conftest import Boxes
 from vxnet.host import creation, tasks
 from vxnet.model.container import Mount
@@ -78,15 +79,10 @@ async def test_masks_cover_vxnets_directories() -> None:
 
 async def test_other_file_systems_are_read_only(boxes: Boxes, place: Path) -> None:
     """overlayfs does not show what is mounted below its lower directory."""
-    mount = place / "a disk"
-    mount.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "disk", mount], check=True)
-    try:
+    with mounted(place / "a disk", "tmpfs") as mount:
         (mount / "file").write_text("on the disk\n")
         assert await run(boxes, f"cd '{mount}'; cat file; touch new || echo refused") == "on the disk\nrefused\n"
         assert sorted(path.name for path in mount.iterdir()) == ["file"]
-    finally:
-        subprocess.run(["umount", mount], check=True)
 
 
 async def test_only_own_processes_and_mounts(boxes: Boxes) -> None:
@@ -172,18 +168,15 @@ async def test_cgroup(boxes: Boxes) -> None:
 
 async def test_writable_layer_in_memory_where_the_disk_is_an_overlay(boxes: Boxes, place: Path) -> None:
     """As when the daemon runs in a Docker container."""
-    for name in ("lower", "upper", "work", "state"):
+    for name in ("lower", "upper", "work"):
         (place / name).mkdir()
     options = f"lowerdir={place}/lower,upperdir={place}/upper,workdir={place}/work"
-    subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", place / "state"], check=True)
-    try:
+    with mounted(place / "state", "overlay", options) as state:
         box = boxes("sh", "-c", "echo written >/file; cat /file")
-        box.directory = place / "state" / "box"
+        box.directory = state / "box"
         task = await box.start()
         assert task.root == "tmpfs"
         await task.start_main()
         assert (await task.wait()).status == 0
         assert box.output == "written\n"
         await task.destroy()
-    finally:
-        subprocess.run(["umount", place / "state"], check=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.mounts import small_disk
 from tests.shim.conftest import Boxes, eventually
 from vxnet.host import creation
 
@@ -78,10 +78,7 @@ async def test_terminal_has_one_stream(boxes: Boxes) -> None:
 
 async def test_full_disk(boxes: Boxes, tmp_path: Path) -> None:
     """The container goes on; what is lost is counted, and no entry is torn."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "disk", disk], check=True)
-    try:
+    with small_disk(tmp_path / "disk", "300k") as disk:
         box = boxes("sh", "-c", "seq -w 1 99999; echo $? >/proc/1/fd/2; read wait; exit 3", stdin=True)
         box.directory = disk / "box"
         task = await box.start()
@@ -97,8 +94,6 @@ async def test_full_disk(boxes: Boxes, tmp_path: Path) -> None:
         assert (await task.wait()).status == 3
         await eventually(lambda: (box.directory / "exit").exists(), "the exit file, for which room was kept")
         await task.destroy()
-    finally:
-        subprocess.run(["umount", "-l", disk], check=True)
 
 
 def kept(directory: Path) -> list[Path]:
