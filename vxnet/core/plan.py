@@ -21,7 +21,7 @@ from vxnet.core.facts import NO_FACTS, Facts
 from vxnet.core.local_networks import NOTHING_LOCAL, PARENT, LocalPart, link_name, macvlan_mode
 from vxnet.core.mesh import NOTHING_HELD, Held, Mesh
 from vxnet.core.remembered import Remembered
-from vxnet.core.remotes import Groups
+from vxnet.core.remotes import Group, Groups, Known
 from vxnet.model.address import IPAddress, IPInterface, IPNetwork
 from vxnet.model.cluster import Cluster, Network, Node
 from vxnet.model.container import Attachment, Container
@@ -35,6 +35,7 @@ from vxnet.model.host import (
     Sandbox,
     Segment,
     TunnelKind,
+    VirtualService,
 )
 from vxnet.model.published import PortProtocol
 from vxnet.model.service import PublicService
@@ -94,70 +95,35 @@ def plan(
     local = self_node.data_path_addr
     vteps = _sorted_addresses({*members.values()} - {local})
     path_mtu = underlay_mtu if isinstance(underlay_mtu, int) else underlay_mtu(vteps)
-    inner_mtu = path_mtu - overhead(local)
-
-    mtus: dict[str, int] = {}
-    residents: dict[str, list[Attachment]] = {}
-    for container in containers:
-        for attachment in container.attachments:
-            network = networks.get(attachment.network)
-            if network is not None and network.driver == "overlay":
-                mtus[network.id] = network.mtu or inner_mtu
-                residents.setdefault(network.id, []).append(attachment)
-    if ingress is not None and (network := networks.get(ingress.network)) is not None:
-        mtus[network.id] = network.mtu or inner_mtu
-        residents.setdefault(network.id, []).append(ingress)
+    lived_in = _lived_in(networks, containers, ingress, path_mtu - overhead(local))
 
     groups = Groups() if groups is None else groups
-    elsewhere = groups.of(facts, {(network, networks[network].vni) for network in residents})
-
+    elsewhere = groups.of(facts, {(one.network.id, one.network.vni) for one in lived_in.values()})
     balance = Balance() if balance is None else balance
-    virtual = balance.of(serving, services, residents.keys())
+    virtual = balance.of(serving, services, lived_in.keys())
+    segments = []
+    for one in sorted(lived_in.values(), key=lambda one: one.network.vni):
+        others = [group for group in elsewhere[one.network.id, one.network.vni] if group.owner != self_node.id]
+        remotes = _remotes(one, local, groups, others)
+        segments.append(_segment(one, local, datapath, remotes, virtual[one.network.id]))
 
-    def segment(network: Network) -> Segment:
-        here = residents[network.id]
-        key = network.id, network.vni
-        there = [
-            group
-            for group in elsewhere[key]
-            # A tunnel's ends are of one family: the kernel refuses others.
-            if group.owner != self_node.id and group.vtep != local and group.vtep.version == local.version
-        ]
-        # An interface is its address, too; making that anew takes longer than all that is asked of it.
-        addresses = (interface for attachment in here for interface in attachment.addresses)
-        known = groups.settle(key, there, (attachment.mac for attachment in here), addresses)
-        return Segment(
-            vni=network.vni,
-            mtu=mtus[network.id],
-            local=local,
-            kind=datapath,
-            remotes=known.remotes,
-            flood=known.vteps,
-            services=virtual[network.id],
-            ingress=network.ingress,
-            foreign=_sorted_addresses({peer.vtep for peer in network.peers if peer.vtep.version == local.version}),
-        )
-
-    segments = tuple(
-        segment(networks[network]) for network in sorted(residents, key=lambda network: networks[network].vni)
-    )
-    senders = {vtep for segment in segments for vtep in segment.flood}
     foot, answering = None, _NO_ANSWERS
-    if ingress is not None and ingress.network in mtus:
-        network = networks[ingress.network]
+    if ingress is not None and ingress.network in lived_in:
+        one = lived_in[ingress.network]
         mesh = Mesh() if mesh is None else mesh
-        behind = partial(balance.behind, network.id)
+        behind = partial(balance.behind, ingress.network)
         foot = Ingress(
-            vni=network.vni,
+            vni=one.network.vni,
             mac=ingress.mac,
-            mtu=mtus[network.id],
+            mtu=one.mtu,
             addresses=ingress.addresses,
             ports=mesh.ports(services if published is None else published, behind, self_node.id, held),
-            gateways=mesh.gateways(facts, network.id, ingress.mac),
+            gateways=mesh.gateways(facts, ingress.network, ingress.mac),
         )
-        answering = _Answering(network.id, ingress.addresses, _targets(services))
+        answering = _Answering(ingress.network, ingress.addresses, _targets(services))
+    mtus = {network: one.mtu for network, one in lived_in.items()}
     return HostState(
-        segments=segments,
+        segments=tuple(segments),
         sandboxes=_sandboxes(containers, networks, mtus, gateway, dns_ports, boxes, own.networks, answering),
         gateway=gateway,
         ingress=foot,
@@ -165,7 +131,54 @@ def plan(
         ports=own.ports,
         data_port=cluster.data_port,
         # Also of nodes that are gone from the members but whose containers are still kept on the paths.
-        vteps=_sorted_addresses({*vteps, *senders}),
+        vteps=_sorted_addresses({*vteps, *(vtep for segment in segments for vtep in segment.flood)}),
+    )
+
+
+class _LivedIn(NamedTuple):
+    """An overlay network in which this host has containers, or its foot."""
+
+    network: Network
+    mtu: int
+    places: list[Attachment]
+
+
+def _lived_in(
+    networks: Mapping[str, Network], containers: Sequence[Container], ingress: Attachment | None, inner_mtu: int
+) -> dict[str, _LivedIn]:
+    found: dict[str, _LivedIn] = {}
+    places = [place for container in containers for place in container.attachments]
+    for place in (*places, *((ingress,) if ingress is not None else ())):
+        network = networks.get(place.network)
+        if network is not None and network.driver == "overlay":
+            found.setdefault(network.id, _LivedIn(network, network.mtu or inner_mtu, [])).places.append(place)
+    return found
+
+
+def _remotes(here: _LivedIn, local: IPAddress, groups: Groups, others: Sequence[Group]) -> Known:
+    """What the segment is to know of ``others``, those that live elsewhere."""
+    # A tunnel's ends are of one family: the kernel refuses others.
+    there = [group for group in others if group.vtep != local and group.vtep.version == local.version]
+    # An interface is its address, too; making that anew takes longer than all that is asked of it.
+    addresses = (interface for place in here.places for interface in place.addresses)
+    macs = (place.mac for place in here.places)
+    return groups.settle((here.network.id, here.network.vni), there, macs, addresses)
+
+
+def _segment(
+    here: _LivedIn, local: IPAddress, datapath: TunnelKind, remotes: Known, services: tuple[VirtualService, ...]
+) -> Segment:
+    network = here.network
+    return Segment(
+        vni=network.vni,
+        mtu=here.mtu,
+        local=local,
+        kind=datapath,
+        remotes=remotes.remotes,
+        flood=remotes.vteps,
+        services=services,
+        ingress=network.ingress,
+        foreign=_sorted_addresses({peer.vtep for peer in network.peers if peer.vtep.version == local.version}),
     )
 
 
