@@ -645,6 +645,29 @@ def test_a_few_failures_may_be_allowed():
     assert len(world.running()) == 3
 
 
+def test_what_may_fail_and_always_does_holds_up_nobody():
+    world = World()
+    config = UpdateConfig(max_failure_ratio=0.34)
+    world.make(spec(mode="global", update=config))
+    world.command("web", "fail:h3")
+    update = world.service("web").service.update
+    assert update is not None and update.state == "completed"
+    assert {task.node for task in world.running()} == {"h1", "h2"}
+
+
+def test_why_tasks_have_no_node_is_not_told_of_those_that_have_ended():
+    """A plan that was written in part ends one before the wish for its end stands in the store."""
+    world = World()
+    base = world.make(spec(replicas=1, task=TaskSpec(container=COMMAND, reserve_cpus=9.0))).spec
+    task = replace(base.task, placement=Placement(constraints=("node.id==n9",)), reserve_cpus=0.0)
+    wish = ServiceUpdate(spec=replace(base, task=task), base=base)
+    world.write(services.update(world.wishes, "web", wish, world.now)[0].changes)
+    plan = schedule.plan(world.state(), world.now, world._ids)
+    world.write(dict(list(plan.changes.items())[:-1]))
+    assert [task.desired for task in world.wishes.tasks.values()] == ["running", "ready"]
+    assert world.service("web").pending == "no suitable node (3 nodes: 3 not node.id==n9)"
+
+
 def test_continue_goes_on():
     world = World()
     world.make(spec(replicas=3, update=UpdateConfig(failure_action="continue")))

@@ -21,7 +21,8 @@ from msgspec.structs import replace
 
 from vxnet.core import rebalance
 from vxnet.core.lifecycle import FAILED
-from vxnet.model.service import Service, Task, UpdateConfig, UpdateState, UpdateStatus
+from vxnet.core.placement import FAILURES_COUNT
+from vxnet.model.service import Service, Task, UpdateState, UpdateStatus
 
 if TYPE_CHECKING:
     from vxnet.core.schedule import Planner, Slot
@@ -70,11 +71,11 @@ class _Rollout:
 
     def advance(self) -> None:
         config = self._config
-        failed = [task for slot in self._slots if (task := self._failed(slot)) is not None]
+        failed = [tasks[-1] for slot in self._slots if (tasks := self._failed(slot))]
         if failed and len(failed) / len(self._slots) > config.max_failure_ratio and self._give_up(failed[-1]):
             return
         old = [slot for slot in self._slots if slot.head.version != self._service.version]
-        under_way = [slot for slot in self._slots if self._under_way(slot, config)]
+        under_way = [slot for slot in self._slots if self._under_way(slot)]
         runs_since = [since for slot in self._slots if (since := self._started(slot)) is not None]
         now = self._planner.now
         if not old and not under_way:
@@ -101,23 +102,24 @@ class _Rollout:
         revisits = self._back or self._update.revisits
         return task.version == self._service.version and (not revisits or task.created_at >= self._update.started_at)
 
-    def _failed(self, slot: Slot) -> Task | None:
-        """The latest of the slot's new tasks that failed soon."""
-        for task in reversed(slot.tasks):
-            status = self._planner.statuses.get(task.id)
-            if not self._new(task) or status is None or status.state not in FAILED:
-                continue
-            if status.started_at is None or status.since - status.started_at <= self._config.monitor_s:
-                return task
-        return None
+    def _failed(self, slot: Slot) -> list[Task]:
+        """The slot's new tasks that failed soon."""
+        return [task for task in slot.tasks if self._new(task) and self._failed_soon(task)]
 
-    def _under_way(self, slot: Slot, config: UpdateConfig) -> bool:
+    def _failed_soon(self, task: Task) -> bool:
+        status = self._planner.statuses.get(task.id)
+        if status is None or status.state not in FAILED:
+            return False
+        return status.started_at is None or status.since - status.started_at <= self._config.monitor_s
+
+    def _under_way(self, slot: Slot) -> bool:
         if slot.head.version != self._service.version or self._planner.state(slot.head) == "running":
             return False
         if self._planner.ended(slot.head):
             return False  # no restart was wanted
-        # One that fails again and again must not hold up those that may go on all the same.
-        return not (config.failure_action == "continue" and self._failed(slot) is not None)
+        # One that fails again and again, and may, must not hold up the others; but it may do better on another node.
+        enough = 1 if self._config.failure_action == "continue" else FAILURES_COUNT
+        return len(self._failed(slot)) < enough
 
     def _started(self, slot: Slot) -> float | None:
         status = self._planner.statuses.get(slot.head.id)

@@ -64,7 +64,7 @@ def plan(known: State, now: float, ids: Iterator[str]) -> Plan:
 def pending(known: State, service: Service) -> str:
     """Why tasks of ``service`` have no node; empty if they all have one."""
     tasks = known.tasks.get(service.id, ())
-    waiting = [task for task in tasks if not task.node and task.desired != "shutdown"]
+    waiting = [task for task in tasks if lifecycle.state_of(task, known.statuses.get(task.id)) == "pending"]
     if not waiting:
         return ""
     used, of_service = carried(known)
