@@ -655,6 +655,15 @@ def test_what_may_fail_and_always_does_holds_up_nobody():
     assert {task.node for task in world.running()} == {"h1", "h2"}
 
 
+def test_what_ends_well_again_and_again_is_updated():
+    world = World()
+    world.make(spec(replicas=2))
+    world.command("web", "once")
+    update = world.service("web").service.update
+    assert update is not None and update.state == "completed"
+    assert {task.argv for task in world.tasks("web") if task.desired != "shutdown"} == {("once",)}
+
+
 def test_why_tasks_have_no_node_is_not_told_of_those_that_have_ended():
     """A plan that was written in part ends one before the wish for its end stands in the store."""
     world = World()

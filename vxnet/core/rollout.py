@@ -117,6 +117,8 @@ class _Rollout:
             return False
         if self._planner.ended(slot.head):
             return False  # no restart was wanted
+        if any(self._new(task) and self._planner.state(task) == "complete" for task in slot.tasks):
+            return False  # it does what it is for, again and again
         # One that fails again and again, and may, must not hold up the others; but it may do better on another node.
         enough = 1 if self._config.failure_action == "continue" else FAILURES_COUNT
         return len(self._failed(slot)) < enough
