@@ -302,6 +302,19 @@ def test_a_rebalance_spreads_over_zones_first_and_then_over_their_nodes():
     assert not world.service("web").service.rebalance
 
 
+def test_a_rebalance_moves_nothing_of_a_global_service():
+    world = World(nodes=4)
+    for number, zone in enumerate("aaab", 1):
+        world.set_node(f"n{number}", labels_added={"zone": zone})
+    world.make(
+        spec(mode="global", task=TaskSpec(container=COMMAND, placement=Placement(preferences=("node.labels.zone",))))
+    )
+    kept = {task.id for task in world.running()}
+    world.change("web", rebalance=True)
+    assert {task.id for task in world.running()} == kept
+    assert not world.service("web").service.rebalance
+
+
 def test_tasks_of_two_versions_are_placed_each_as_it_asks():
     world = World()
     world.make(spec(replicas=3, task=TaskSpec(container=COMMAND, reserve_cpus=64.0)))

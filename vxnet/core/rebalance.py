@@ -32,7 +32,9 @@ def step(planner: Planner, service: Service, slots: Sequence[Slot]) -> None:
     if any(planner.state(slot.head) not in ENDED | {"running"} or _overlaps(planner, slot) for slot in slots):
         return
     spread = _Spread(planner.known.nodes, service.spec.task.placement.preferences)
-    running = [slot for slot in slots if planner.state(slot.head) == "running"]
+    # Those of a global service are where they belong.
+    movable = slots if service.spec.mode == "replicated" else ()
+    running = [slot for slot in movable if planner.state(slot.head) == "running"]
     actual = Counter(slot.head.node for slot in running)
     before = spread.unevenness(actual)
     for slot in _crowded(spread, running, actual):
