@@ -110,6 +110,7 @@ def test_exec(vxnet_: Vxnet, sessions: Sessions, tmp_path: Path) -> None:
                 "user": "",
                 "terminal": False,
                 "stdin": True,
+                "detach": False,
             },
         ),
         (
@@ -122,6 +123,7 @@ def test_exec(vxnet_: Vxnet, sessions: Sessions, tmp_path: Path) -> None:
                 "user": "anna",
                 "terminal": True,
                 "stdin": False,
+                "detach": False,
             },
         ),
     ]

@@ -158,6 +158,13 @@ def test_exec_and_attach(server: Daemon) -> None:
     )
     assert vxnet(server, "exec", "-i", "c", "cat", typed="fed\n") == (0, "fed\n", "")
     assert vxnet(server, "exec", "c", "cat", typed="not fed\n") == (0, "", "")
+    # In the background: it goes on when the client is gone, and says nothing.
+    file = f"/tmp/gone-{os.getpid()}"
+    went_on = f"sleep 0.2; cat; echo said; echo gone >{file}"
+    assert vxnet(server, "exec", "-d", "c", "sh", "-c", went_on, typed="not fed\n") == (0, "", "")
+    waiting = f"until [ -s {file} ]; do sleep 0.02; done; cat {file}; rm {file}"
+    assert vxnet(server, "exec", "c", "timeout", "20", "sh", "-c", waiting) == (0, "gone\n", "")
+    assert vxnet(server, "exec", "-d", "c", "no-such-command")[0] == 127
     status, _, err = vxnet(server, "exec", "c", "no-such-command")
     assert (status, err.count("\n")) == (127, 1)
     attached = subprocess.Popen(

@@ -144,7 +144,7 @@ def run(
     )
     if detach:
         container = client.create_container(spec)
-        with _told_apart(client, container.id, remove):
+        with _told_apart(client, container.id, spec):
             client.start(container.id)
         click.echo(container.id)
         if any(port.addresses or port.interface for port in spec.ports):
@@ -169,7 +169,7 @@ def _run_attached(client: Client, spec: ContainerSpec, sig_proxy: bool, detach_k
     need_terminal(spec.terminal and spec.stdin)
     terminal.parse_keys(detach_keys)  # refused before anything is made
     id = client.create_container(spec).id
-    with _told_apart(client, id, spec.remove):
+    with _told_apart(client, id, spec):
         status = terminal.attach(
             client.shim(id),
             stdin=spec.stdin,
@@ -184,15 +184,20 @@ def _run_attached(client: Client, spec: ContainerSpec, sig_proxy: bool, detach_k
 
 
 @contextlib.contextmanager
-def _told_apart(client: Client, id: str, remove: bool) -> Iterator[None]:
+def _told_apart(client: Client, id: str, spec: ContainerSpec) -> Iterator[None]:
     """A container that did not start: end with the status that says whose fault it was, and keep ``--rm``'s promise."""
     try:
         yield
     except FAILURES as error:
-        if isinstance(error, VxnetError) and error.exit_status == NO_SUCH_COMMAND and not error.hint:
+        if (
+            isinstance(error, VxnetError)
+            and error.exit_status == NO_SUCH_COMMAND
+            and not error.hint
+            and spec.argv[0][:1] not in ("/", ".")
+        ):
             error.hint = "there are no images: the first word is the command"
         report(error)
-        if remove:
+        if spec.remove:
             with contextlib.suppress(VxnetError):  # it may be gone already
                 client.remove(id, force=True)
         status = error.exit_status if isinstance(error, VxnetError) else 0

@@ -22,6 +22,7 @@ from vxnet.model.errors import CallerError
 
 
 @click.command("exec", context_settings={"allow_interspersed_args": False})
+@click.option("-d", "--detach", is_flag=True, help="In the background: what it says is lost.")
 @click.option("-i", "--interactive", is_flag=True, help="Keep standard input open.")
 @click.option("-t", "--tty", is_flag=True, help="With a terminal.")
 @click.option("-e", "--env", "env", multiple=True, metavar="KEY[=VALUE]", help="KEY alone: its value here.")
@@ -30,10 +31,11 @@ from vxnet.model.errors import CallerError
 @click.option("-u", "--user", default="", metavar="USER[:GROUP]", help="Default: the container's.")
 @click.argument("container", shell_complete=running_names)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[--] COMMAND [ARG]...")
-@not_built("--detach-keys", flags=["-d --detach", "--privileged"])
+@not_built("--detach-keys", flags=["--privileged"])
 @click.pass_obj
 def exec_(
     client: Client,
+    detach: bool,
     interactive: bool,
     tty: bool,
     env: tuple[str, ...],
@@ -49,11 +51,20 @@ def exec_(
     """
     from vxnet.cluster import terminal
 
+    if detach and (interactive or tty):
+        raise CallerError("-d goes without -i and -t: nobody reads and types there")
     argv = command_of(command)
     variables = environment(env, env_files, os.environ)
     need_terminal(tty and interactive)
     status = terminal.execute(
-        client.shim(container), argv, env=variables, workdir=workdir, user=user, terminal=tty, stdin=interactive
+        client.shim(container),
+        argv,
+        env=variables,
+        workdir=workdir,
+        user=user,
+        terminal=tty,
+        stdin=interactive,
+        detach=detach,
     )
     raise click.exceptions.Exit(status)
 

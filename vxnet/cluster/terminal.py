@@ -81,9 +81,11 @@ def execute(
     user: str = "",
     terminal: bool = False,
     stdin: bool = False,
+    detach: bool = False,
 ) -> int:
     """Runs a command in the container on this process's streams: its exit status; 126 or 127, with a line on standard
-    error, when it cannot be run. Raises :class:`NotFoundError` when the container does not run.
+    error, when it cannot be run. With ``detach`` on none, and 0 as soon as it runs. Raises :class:`NotFoundError` when
+    the container does not run.
     """
     fields = [("arg", one) for one in argv]
     if terminal:
@@ -96,7 +98,9 @@ def execute(
     with _Session(socket_path, b"") as session:
         given: list[int] = []
         feed = -1
-        if not terminal:
+        if detach:
+            given = [os.open(os.devnull, os.O_RDWR) for _ in range(3)]
+        elif not terminal:
             source = os.open(os.devnull, os.O_RDONLY)
             if stdin:
                 os.close(source)
@@ -110,6 +114,8 @@ def execute(
         if answer.kind == Kind.ERROR:
             sys.stderr.write(f"vxnet: {answer.fields.get('message', 'the command cannot be run')}\n")
             return int(answer.fields.get("status", protocol.FAILED))
+        if detach:
+            return 0
         session.tag = answer.tag
         if terminal:
             session.take_terminal(descriptors[0], stdin, redraw=False, read=True)
