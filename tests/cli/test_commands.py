@@ -145,7 +145,9 @@ def test_network_connect(server: Daemon, vxnet_: Vxnet) -> None:
     assert vxnet_("network", "disconnect", "my-net", "web").output == ""
     result = vxnet_("network", "disconnect", "my-net", "web")
     assert (result.exit_code, result.stderr) == (1, "vxnet: web is not connected to my-net\n")
-    assert vxnet_("network", "disconnect", "-f", "my-net", "web").exit_code == 0
+    forced = vxnet_("network", "disconnect", "-f", "my-net", "web")
+    assert (forced.exit_code, forced.stderr) == (0, result.stderr)
+    assert vxnet_("network", "disconnect", "-f", "my-net", "gone").exit_code == 0
 
 
 # --------------------------------------------------------------------------------------------------------- containers

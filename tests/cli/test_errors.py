@@ -124,12 +124,14 @@ def test_wrong_input(vxnet_: Vxnet, words: str, status: int, line: str) -> None:
     assert result.stdout in ("", "[]\n")
 
 
-# In a cluster of h1 with the service app
+# In a cluster of h1 with the services app and everywhere, which is global
 IN_A_CLUSTER: list[tuple[str, str]] = [
     ("service update --args sleep'x app", "--args \"sleep'x\" is no command line: no closing quotation"),
     ("service scale app=999999999999", "a service has from 0 to 100000 replicas, not 999999999999"),
+    ("service update --replicas 2 everywhere", "service everywhere is global: it has a task on every node, and no number of replicas"),
+    ("service scale everywhere=2", "service everywhere is global: it has a task on every node, and no number of replicas"),
     ("service scale app=0x", "expected SERVICE=REPLICAS, found 'app=0x'"),
-    ("service ps nobody", "there is no service 'nobody'; there are: app"),
+    ("service ps nobody", "there is no service 'nobody'; there are: app, everywhere"),
     ("node ps nobody", "there is no node 'nobody'; there are: h1"),
 ]  # fmt: skip
 
@@ -138,6 +140,7 @@ IN_A_CLUSTER: list[tuple[str, str]] = [
 def test_wrong_input_in_a_cluster(vxnet_: Vxnet, words: str, line: str) -> None:
     vxnet_("init")
     assert vxnet_("service", "create", "-d", "--name", "app", "true").exit_code == 0
+    assert vxnet_("service", "create", "-d", "--name", "everywhere", "--mode", "global", "true").exit_code == 0
     result = vxnet_(*words.split())
     assert (result.exit_code, result.stdout, result.stderr) == (1, "", f"vxnet: {line}\n")
 

@@ -113,6 +113,8 @@ def test_a_network_grows_and_loses_nothing() -> None:
     more = grown(net, subnets=["10.9.1.0/24", "fd00:9::/64"], labels={"c": "3"}, labels_removed=("a",))
     assert prefixes(more) == ["10.9.0.0/24", "10.9.1.0/24", "fd00:9::/64"] and more.labels == {"b": "2", "c": "3"}
     assert more.subnets[0] == net.subnets[0] and (more.id, more.vni) == (net.id, net.vni)
+    with pytest.raises(CallerError, match="no label 'z'"):
+        grown(net, labels_removed=("z",))
     other = decided(subnets=["10.10.0.0/24"])
     for prefix in ("10.9.0.0/25", "10.10.0.0/16", "192.168.0.0/16"):
         with pytest.raises((CallerError, ConflictError), match=prefix):

@@ -393,7 +393,7 @@ class MemoryAgent:
 
     async def disconnect(self, ref: str, request: NetworkConnect, force: bool, /) -> None:
         key = (self._network(ref).id, self._container(request.container).id)
-        if self.members.pop(key, None) is None and not force:
+        if self.members.pop(key, None) is None:
             raise NotFoundError(f"{request.container} is not connected to {ref}")
 
     async def guests(self) -> tuple[GuestView, ...]:

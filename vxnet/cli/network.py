@@ -356,7 +356,7 @@ def connect(
 
 @click.command("disconnect")
 @guest_options
-@click.option("-f", "--force", is_flag=True, help="Also when the container is gone.")
+@click.option("-f", "--force", is_flag=True, help="A container that is gone, or not on it, is no failure.")
 @click.argument("network", shell_complete=network_names)
 @click.argument("container", required=False, shell_complete=connected_names)
 @click.pass_obj
@@ -364,8 +364,12 @@ def disconnect(client: Client, pid: int | None, netns: str, force: bool, network
     """Disconnect a container or a guest from a network."""
     if _is_guest(container, pid, netns):
         client.disconnect_guest(network, GuestWish(pid=pid or 0, netns=netns))
-    else:
-        client.disconnect(network, NetworkConnect(container=container or ""), force=force)
+        return
+
+    def disconnect_one(ref: str) -> None:
+        client.disconnect(network, NetworkConnect(container=ref), force=force)
+
+    for_each([container or ""], disconnect_one, echo=False, may_be_gone=force)
 
 
 @click.command("guests")

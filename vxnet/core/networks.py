@@ -160,6 +160,9 @@ def grow_network(
                 f"network {network.name} has an MTU of {network.mtu}, and IPv6 needs {MTU_RANGE_IPV6[0]}",
                 hint="create another network for it",
             )
+    for key in request.labels_removed:
+        if key not in network.labels:
+            raise CallerError(f"network {network.name} has no label {key!r}")
     more = _subnets(request, list(request.subnets), network.subnets, networks, nodes)
     labels = {key: value for key, value in network.labels.items() if key not in request.labels_removed}
     return replace(network, subnets=(*network.subnets, *more), labels=labels | request.labels)

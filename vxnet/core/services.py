@@ -58,6 +58,8 @@ def update(wishes: Wishes, ref: str, wish: ServiceUpdate, now: float) -> tuple[D
         raise CallerError(f"service {service.name} cannot be renamed", hint="create another one, and remove this one")
     if spec.mode != service.spec.mode:
         raise CallerError(f"service {service.name} is {service.spec.mode}, which cannot be changed")
+    if spec.mode == "global" and spec.replicas != service.spec.replicas:
+        raise _without_number(service)
     changed = replace(
         service,
         spec=spec,
@@ -120,9 +122,13 @@ def scale(wishes: Wishes, ref: str, replicas: int, now: float) -> tuple[Decision
     """Raises :class:`NotFoundError`, :class:`CallerError`."""
     service = networks.find(ref, wishes.services.values(), "service")
     if service.spec.mode != "replicated":
-        raise CallerError(f"service {service.name} is global: it has a task on every node, and no number of replicas")
+        raise _without_number(service)
     wish = ServiceUpdate(spec=replace(service.spec, replicas=replicas), base=service.spec)
     return update(wishes, service.id, wish, now)
+
+
+def _without_number(service: Service) -> CallerError:
+    return CallerError(f"service {service.name} is global: it has a task on every node, and no number of replicas")
 
 
 def remove(wishes: Wishes, ref: str) -> tuple[Decision, Service]:
