@@ -347,6 +347,19 @@ def test_global_follows_the_nodes():
     assert world.service("web").wanted == 4
 
 
+def test_a_global_service_takes_no_more_than_there_is_and_says_where_it_lacks():
+    world = World()
+    pinned = Placement(constraints=("node.hostname==h3",))
+    world.make(spec("big", replicas=1, task=TaskSpec(container=COMMAND, reserve_cpus=3.0, placement=pinned)))
+    for name in ("web", "api"):
+        world.make(spec(name, mode="global", task=TaskSpec(container=COMMAND, reserve_cpus=2.0)))
+    assert world.places("web") == world.places("api") == {"h1": 1, "h2": 1}
+    assert world.service("web").pending == "short of CPUs (of 2 to be reserved) on h3"
+    world._done(services.remove(world.wishes, "big"))
+    assert world.places("web") == world.places("api") == {"h1": 1, "h2": 1, "h3": 1}
+    assert world.service("web").pending == ""
+
+
 def test_a_node_that_is_back_before_its_task_has_ended_gets_one_other():
     """However often there is another look meanwhile."""
     world = World(nodes=1)

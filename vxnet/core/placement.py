@@ -127,14 +127,18 @@ class Rules:
                 return f"not {constraint}"
         return ""
 
-    def refusal(self, node: Node, alive: bool, of_service: int, used: Used) -> str:
-        """Why ``node``, which has ``of_service`` tasks of the service, cannot take one more; empty: it can."""
+    def unfit(self, node: Node, alive: bool) -> str:
+        """Why no task is to begin on ``node``, whatever it carries; empty: one may."""
         if not alive:
             return "down"
         if node.availability != "active":
             return "paused" if node.availability == "pause" else "drained"
-        if broken := self.broken(node):
-            return broken
+        return self.broken(node)
+
+    def refusal(self, node: Node, alive: bool, of_service: int, used: Used) -> str:
+        """Why ``node``, which has ``of_service`` tasks of the service, cannot take one more; empty: it can."""
+        if unfit := self.unfit(node, alive):
+            return unfit
         if self.max_per_node is not None and of_service >= self.max_per_node:
             return f"at --replicas-max-per-node {self.max_per_node}"
         return self.short_of(node, used) if self.reserves else ""

@@ -61,19 +61,6 @@ def plan(known: State, now: float, ids: Iterator[str]) -> Plan:
     return Planner(known, now, ids).run()
 
 
-def pending(known: State, service: Service) -> str:
-    """Why tasks of ``service`` have no node; empty if they all have one."""
-    tasks = known.tasks.get(service.id, ())
-    waiting = [task for task in tasks if lifecycle.state_of(task, known.statuses.get(task.id)) == "pending"]
-    if not waiting:
-        return ""
-    used, of_service = carried(known)
-    alive = known.nodes.keys() - known.lost.keys()
-    return placement.explain(
-        Rules(waiting[0].spec), tuple(known.nodes.values()), alive, of_service.get(service.id, {}), used
-    )
-
-
 def carried(known: State) -> tuple[dict[str, Used], dict[str, dict[str, int]]]:
     """What the tasks take of each node, and how many each service has there."""
     used: dict[str, Used] = {}
@@ -125,6 +112,7 @@ class Planner:
         self.deleted: list[str] = []
         self._plain: ContainerSpec | None = None
         """The last that was looked at and has no templates in it: the tasks of a service share theirs."""
+        self._used: dict[str, Used] | None = None
         self.alive = known.nodes.keys() - known.lost.keys()
 
     def run(self) -> Plan:
@@ -381,8 +369,17 @@ class Planner:
         last = {slot.key: slot for slot in slots}
         served = {slot.key for slot in slots if slot.in_use}
         for node in self.known.nodes.values():
-            if node.id not in served and not rules.refusal(node, node.id in self.alive, 0, placement.NOTHING):
+            used = self._used_of(node.id) if rules.reserves else placement.NOTHING
+            if node.id not in served and not rules.refusal(node, node.id in self.alive, 0, used):
                 self._begin(service, slots, last, node.id)
+                if rules.reserves:
+                    used.add(service.spec.task)
+
+    def _used_of(self, node_id: str) -> Used:
+        """What is taken of it before this pass finds nodes, and by the global services that come before this one."""
+        if self._used is None:
+            self._used, _ = carried(self.known)
+        return self._used.setdefault(node_id, Used())
 
     def _scale(self, service: Service, slots: list[Slot]) -> None:
         in_use = {slot.key for slot in slots if slot.in_use}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from vxnet.core import schedule
+from vxnet.core import unplaced
 from vxnet.core.lifecycle import state_of
 from vxnet.core.schedule import State
 from vxnet.model.api import ServiceView, TaskView
@@ -28,7 +28,7 @@ def _service(known: State, service: Service, networks: Mapping[str, Network]) ->
         networks={
             place.network: networks[place.network].name for place in service.networks if place.network in networks
         },
-        pending=schedule.pending(known, service),
+        pending=unplaced.why(known, service),
     )
 
 
@@ -46,7 +46,7 @@ def tasks(known: State, some: Iterable[Task]) -> tuple[TaskView, ...]:
         slot = (task.service, task.slot, "" if task.slot else task.node)
         message = status.message if status is not None else ""
         if not task.node and service is not None:
-            message = schedule.pending(known, service)
+            message = unplaced.why(known, service)
         view = TaskView(
             id=task.id,
             name=task.name,
