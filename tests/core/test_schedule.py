@@ -681,13 +681,18 @@ def test_what_may_fail_and_always_does_holds_up_nobody():
     assert {task.node for task in world.running()} == {"h1", "h2"}
 
 
-def test_what_ends_well_again_and_again_is_updated():
+@pytest.mark.parametrize("order", ["stop-first", "start-first"])
+@pytest.mark.parametrize("condition", ["any", "on-failure"])
+def test_what_ends_well_is_updated(order, condition):
+    """Whether or not it begins again: what was there before ends."""
     world = World()
-    world.make(spec(replicas=2))
+    task = TaskSpec(container=COMMAND, restart=RestartPolicy(condition=condition))
+    world.make(spec(replicas=2, task=task, update=UpdateConfig(order=order)))
     world.command("web", "once")
     update = world.service("web").service.update
     assert update is not None and update.state == "completed"
     assert {task.argv for task in world.tasks("web") if task.desired != "shutdown"} == {("once",)}
+    assert not world.running()
 
 
 def test_why_tasks_have_no_node_is_not_told_of_those_that_have_ended():

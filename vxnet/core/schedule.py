@@ -338,7 +338,7 @@ class Planner:
     def _hand_over(self, slot: Slot) -> None:
         """From the predecessors to the head."""
         head = slot.head
-        runs = self.state(head) == "running"
+        is_there = self.state(head) in ("running", "complete")
         waiting = False
         for place, task in enumerate(slot.tasks[:-1]):
             if self.ended(task):
@@ -350,7 +350,7 @@ class Planner:
                 leaving = (
                     node is not None and node.availability == "drain" and not head.node and head.id not in self.new
                 )
-                if runs or head.desired == "ready" or leaving:
+                if is_there or head.desired == "ready" or leaving:
                     self.stop(slot, place)
             waiting = True
         if head.desired == "ready" and not waiting:
