@@ -210,9 +210,13 @@ def _switch_on(unified: Path, controller: str, leaf: str) -> None:
             continue
         if group == unified:
             (unified / leaf).mkdir(exist_ok=True)
-            for pid in _read(unified / "cgroup.procs").split():
-                with contextlib.suppress(ProcessLookupError):
-                    _set(unified / leaf / "cgroup.procs", pid)
+            moved: set[str] = set()
+            # Again while there are others: somebody may start a process in the meantime.
+            while pids := {*_read(unified / "cgroup.procs").split()} - moved:
+                for pid in sorted(pids):
+                    with contextlib.suppress(ProcessLookupError):
+                        _set(unified / leaf / "cgroup.procs", pid)
+                moved |= pids
         _set(group / "cgroup.subtree_control", f"+{controller}")
 
 
