@@ -376,6 +376,36 @@ async def test_a_hundred_at_once_take_no_more_of_a_network_than_they_need(host, 
     assert len(asked) <= 2 and sum(block.num_addresses for block in blocks) <= 8 + 128 + 128
 
 
+async def test_a_removal_that_is_cut_short_is_finished_by_the_next_daemon(host, monkeypatch):
+    """The record went with the files, in whatever order: a container could be left without some of them."""
+
+    def die(container_id: str, directory: Path, run_directory: Path) -> None:
+        assert (directory / "upper").exists()
+        raise HostError("this daemon was killed")
+
+    container = await host.containers.create(SPEC)
+    (host.state.container_directory(container.id) / "upper").mkdir()
+    monkeypatch.setattr(tasks, "remove", die)
+    with pytest.raises(HostError, match="killed"):
+        await host.containers.remove("web", force=True)
+    assert StateDirectory(host.state.path).containers() == []
+    assert list(host.state.containers_path.iterdir()) == []
+
+
+async def test_a_name_server_that_cannot_be_leaves_nothing(host, monkeypatch):
+    """No descriptor is left, say. It could not be removed either: nobody watched for its end."""
+
+    def refuse(*_: object) -> None:
+        raise HostError("cannot serve names")
+
+    monkeypatch.setattr(Shim, "udp", object())
+    monkeypatch.setattr(Shim, "tcp", object())
+    monkeypatch.setattr(Resolver, "add", refuse)
+    with pytest.raises(HostError, match="cannot serve names"):
+        await host.containers.create(SPEC)
+    assert host.containers.all() == () and host.shims[0]._end.done()
+
+
 async def test_what_is_changed_at_once_is_changed_in_all(host, monkeypatch):
     """The kernel is told in a thread; what was changed meanwhile was as before."""
     gate, asked = threading.Event(), threading.Event()

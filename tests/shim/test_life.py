@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,21 @@ async def test_files_are_copied_of_this_container_whoever_has_its_pid(boxes: Box
     with tarfile.open(fileobj=io.BytesIO(tar)) as found:
         member = found.extractfile("hostname")
         assert member is not None and member.read() == b"box\n"
+
+
+def test_who_has_removed_it_leaves_nothing_to_another(tmp_path: Path) -> None:
+    """As `rm -f` and --rm at once: who missed what the other had just taken said that all was gone."""
+
+    def remove(directory: Path) -> bool:
+        tasks.remove("0" * 64, directory, tmp_path)
+        return directory.exists()
+
+    for number in range(20):
+        directory = tmp_path / str(number)
+        for name in range(40):
+            (directory / "upper" / str(name) / "deep").mkdir(parents=True)
+        with ThreadPoolExecutor(3) as pool:
+            assert not any(pool.map(remove, [directory] * 3))
 
 
 async def test_same_container_twice(boxes: Boxes) -> None:

@@ -229,13 +229,13 @@ class Containers:
         return container
 
     def _serve(self, container: Container, task: tasks.Task) -> Container:
-        """From here on its exit is noticed and its name server answers. Cannot fail half-way."""
+        """From here on its exit is noticed, and its name server answers. Raises :class:`HostError` if it cannot."""
         self._tasks[container.id] = task
+        self._watchers[container.id] = self._loop(self._watch(container.id, task))
         self._records.put(container)
         if task.udp is not None and task.tcp is not None:
             self._resolver.add(container.id, task.udp, task.tcp, view_of(container))
             task.udp = task.tcp = None
-        self._watchers[container.id] = self._loop(self._watch(container.id, task))
         return container
 
     def _loop(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
@@ -394,14 +394,13 @@ class Containers:
             await asyncio.wait([watcher])
 
     async def _discard(self, container_id: str) -> None:
-        """Everything of it: processes, rows, names, files, the record last."""
+        """Everything of it: processes, files, rows, names."""
         self._restarts.cancel(container_id)
         with self._records.doom(container_id):  # nobody makes it anew meanwhile
             await self._end(container_id)
             if self._records.get(container_id) is None:
                 return
-            directory = self._state.container_directory(container_id)
-            await asyncio.to_thread(tasks.remove, container_id, directory, self._run_directory)
+            await asyncio.to_thread(self._records.remove_files, container_id, self._run_directory)
         if not self._records.forget(container_id):
             return  # --rm and `vxnet rm` met here; the other was faster
         self.wiring.forget(container_id)

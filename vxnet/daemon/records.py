@@ -7,11 +7,13 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 from msgspec.structs import replace
 
 from vxnet.core.etc import HostTexts, etc_files
 from vxnet.daemon.state import StateDirectory
+from vxnet.host import tasks
 from vxnet.host.facts import own_texts
 from vxnet.host.tasks import Exit
 from vxnet.model.container import Container
@@ -124,6 +126,13 @@ class Records:
             self._doomed[container_id] -= 1
             if not self._doomed[container_id]:
                 del self._doomed[container_id]
+
+    def remove_files(self, container_id: str, run_directory: Path) -> None:
+        """The record first: of what is left when this is cut short nobody starts anything. Blocks. Raises
+        :class:`HostError`.
+        """
+        self._state.forget_container(container_id)
+        tasks.remove(container_id, self._state.container_directory(container_id), run_directory)
 
     def end(self, container: Container) -> None:
         """Tell those who wait for it. Harmless twice."""

@@ -249,6 +249,10 @@ class StateDirectory:
     def save_container(self, container: Container) -> None:
         self._write(f"containers/{container.id}/container.json", to_json(container), sync=False)
 
+    def forget_container(self, container_id: str) -> None:
+        """Before its other files go: what is left of them without this goes at the next start."""
+        self._remove(f"containers/{container_id}/container.json")
+
     # Guests
 
     def guests(self) -> list[Guest]:

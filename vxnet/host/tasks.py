@@ -415,12 +415,13 @@ def exit_of(directory: Path) -> Exit | None:
 def remove(container_id: str, directory: Path, run_directory: Path = RUN_DIRECTORY) -> None:
     """What an ended container left: files, socket, cgroup. Harmless twice. Blocks. Raises :class:`HostError`."""
     sweep(container_id, directory, run_directory)
-    try:
-        shutil.rmtree(directory)
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise HostError(f"cannot remove {directory}: {error}") from None
+    while directory.exists():
+        try:
+            shutil.rmtree(directory)
+        except FileNotFoundError:
+            continue  # somebody else is at it, too, and gives up like us when he misses something
+        except OSError as error:
+            raise HostError(f"cannot remove {directory}: {error}") from None
 
 
 def sweep(container_id: str, directory: Path, run_directory: Path = RUN_DIRECTORY) -> None:
