@@ -7,8 +7,8 @@ by its leadership too, so that one that was deposed without knowing it changes n
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
 import structlog
 
@@ -25,12 +25,6 @@ LEAD_AGAIN_S = 1.0
 
 R = TypeVar("R")
 log = structlog.get_logger(__name__)
-
-
-class Decide(Protocol):
-    """Commits what a decision makes of the wishes, and answers when they show it."""
-
-    def __call__(self, decide: Callable[[Wishes], tuple[Decision, R]], /) -> Awaitable[R]: ...
 
 
 class Commits:

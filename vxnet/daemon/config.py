@@ -33,6 +33,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from vxnet.host.uvxlan import QUEUES_MAX
 from vxnet.model.address import IPNetwork
 from vxnet.model.codec import from_toml
 from vxnet.model.errors import CallerError
@@ -59,7 +60,7 @@ class FirewallConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class UserspaceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
-    queues: Annotated[int, msgspec.Meta(ge=1, le=8)] = 1
+    queues: Annotated[int, msgspec.Meta(ge=1, le=QUEUES_MAX)] = 1
     spin_us: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 50
     virtual_underlay: bool = False
 

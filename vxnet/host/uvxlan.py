@@ -34,6 +34,7 @@ UID: Final = 4789789
 LANES: Final = 4
 """Source ports a queue: VXLAN_LANES."""
 QUEUES_MAX: Final = 8
+"""csrc/vxlan/vxlan.h, VXLAN_QUEUES_MAX."""
 DIRECTORY: Final = Path("/run/vxnet")
 """Where the control socket lies, unless the caller says otherwise."""
 _PREFIX = "uvxlan-"
