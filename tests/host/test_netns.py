@@ -5,18 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
-from tests.host.throwaway import Host
-from vxnet.host import datapath, netns
+from tests.host.throwaway import Host, Place
+from vxnet.host import datapath, elements, netns
 from vxnet.host.kernel import Kernel
 from vxnet.host.netlink import Netlink
 from vxnet.model.errors import HostError
-from vxnet.model.host import HostState, Segment
+from vxnet.model.host import HostState, Sandbox, Segment
 
 pytestmark = pytest.mark.host
 
@@ -103,6 +104,29 @@ def test_names_that_the_host_would_not_see(host: Host) -> None:
         return netns.hidden_from_host()
 
     assert host.do(lambda: netns.in_thread(under_slave))
+
+
+def test_a_host_that_makes_no_thread_is_the_hosts_error(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's fork bomb: Python says RuntimeError, and that ended the daemon."""
+    container = Place()
+    box = Sandbox(id="0" * 64, netns=container.path, dns_port=5353)
+    state = HostState(segments=(Segment(vni=65536, mtu=1400, local=ip_address("127.0.0.1")),), sandboxes=(box,))
+    kernel = host.do(Kernel)
+    assert all(not change.error for change in host.do(kernel.reconcile, state))
+
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    kernel._closer.take(Netlink(host.fd, elements.NETLINK_NETFILTER))
+    with monkeypatch.context() as bomb:
+        bomb.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(HostError, match="thread"):
+            host.do(kernel.reconcile, state)
+        kernel._closer.begin()
+        kernel._forgetter.look(None, None, everywhere=True)
+    assert all(not change.error for change in host.do(kernel.reconcile, state))
+    host.do(kernel.close)
+    container.close()
 
 
 def test_errors_come_out_of_the_thread() -> None:

@@ -79,8 +79,10 @@ class Forgetter:
 
     def _begin(self) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="forgetter")
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="forgetter")
+            with contextlib.suppress(RuntimeError):  # there can be none: with the next look then
+                thread.start()
+                self._thread = thread
 
     def _run(self) -> None:
         while True:

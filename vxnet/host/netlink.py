@@ -339,8 +339,12 @@ class Closer:
         if self._sockets:
             sockets, self._sockets = self._sockets, []
             thread = threading.Thread(target=self._close, args=(sockets,), name="closer")
-            self._threads.append(thread)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError:  # there can be none
+                self._close(sockets)
+            else:
+                self._threads.append(thread)
 
     def _close(self, sockets: Iterable[Netlink]) -> None:
         self._end.wait(FORGOTTEN_S)

@@ -77,7 +77,9 @@ def kernel_has_filesystem(kind: str) -> bool:
 
 
 def in_thread(function: Callable[[], T]) -> T:
-    """Run ``function`` in a thread of its own, which may change its namespaces as it ends afterwards."""
+    """Run ``function`` in a thread of its own, which may change its namespaces as it ends afterwards. Raises OSError
+    (EAGAIN) if there can be none.
+    """
     results: list[T] = []
     errors: list[BaseException] = []
 
@@ -88,7 +90,10 @@ def in_thread(function: Callable[[], T]) -> T:
             errors.append(error)
 
     thread = threading.Thread(target=run, name="netns")
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise OSError(errno.EAGAIN, f"{error}: too many processes") from error
     thread.join()
     if errors:
         raise errors[0]

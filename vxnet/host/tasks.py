@@ -492,4 +492,5 @@ def _spawn(container: Container, control: socket.socket) -> subprocess.Popen[byt
             stderr=subprocess.DEVNULL,
         )
     except OSError as error:
-        raise HostError(f"cannot run {shim_path()}: {error.strerror}", hint="install vxnet again") from None
+        hint = "" if shim_path().exists() else "install vxnet again"
+        raise HostError(f"cannot run {shim_path()}: {error.strerror}", hint=hint) from None
