@@ -286,6 +286,22 @@ def test_a_rebalance_ends_where_no_task_can_lie_better(why, order):
     assert not world.service("web").service.rebalance
 
 
+def test_a_rebalance_moves_nothing_to_where_a_task_has_just_failed():
+    """It would come back, be moved again, and so on: of a slot's failures only the last few are remembered."""
+    world = World()
+    world.make(spec(replicas=4))
+    world.set_node("n3", availability="pause")
+    for id in [task.id for task in world.running() if task.node == "h3"]:
+        world.end(world.wishes.tasks[id])
+    world.set_node("n3", availability="active")
+    assert world.places() == {"h1": 2, "h2": 2}
+    world.change("web", rebalance=True)
+    assert world.places() == {"h1": 2, "h2": 2}
+    world.now += HOUR
+    world.change("web", rebalance=True)
+    assert sorted(world.places().values()) == [1, 1, 2]
+
+
 def test_a_rebalance_spreads_over_zones_first_and_then_over_their_nodes():
     world = World(nodes=5)
     for number, zone in enumerate("aabbb", 1):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec.structs import replace
 
 from vxnet.core.lifecycle import ENDED
-from vxnet.core.placement import attribute
+from vxnet.core.placement import FAILURES_COUNT, attribute
 from vxnet.model.cluster import Node
 from vxnet.model.service import Service
 
@@ -37,10 +37,12 @@ def step(planner: Planner, service: Service, slots: Sequence[Slot]) -> None:
     running = [slot for slot in movable if planner.state(slot.head) == "running"]
     actual = Counter(slot.head.node for slot in running)
     before = spread.unevenness(actual)
+    # What moves to where one has failed comes back, and would be moved again.
+    failures = dict.fromkeys(planner.failures(service, slots), FAILURES_COUNT)
     for slot in _crowded(spread, running, actual):
         left = actual - Counter([slot.head.node])
         board, _ = planner.board(planner.known.tasks)
-        target = board.place(service.spec.task, 1, left, planner.failures(service, slots))
+        target = [node for node in board.place(service.spec.task, 1, left, failures) if node not in failures]
         if target and spread.unevenness(left + Counter(target)) < before:
             planner.replace_head(slot, service, service.spec.update.order)
             return
