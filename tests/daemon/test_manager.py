@@ -380,6 +380,7 @@ async def test_names_and_addresses_are_unique(cluster, manager, alive):
     [
         ({"advertise_addr": address("127.0.0.1")}, "advertise address 127.0.0.1"),
         ({"data_path_addr": address("::")}, "data-path address ::"),
+        ({"data_path_addr": address("fe80::2")}, "data-path address fe80::2 cannot be reached"),
         ({"data_path_addr": address("2001:db8::2")}, "not of the cluster's family"),
         ({"advertise_addr": address("2001:db8::2")}, "not of the cluster's family"),
         ({"name": "vxnet-manager"}, "reserved"),

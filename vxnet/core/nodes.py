@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from msgspec.structs import replace
 
 from vxnet.core.trust import check_host_name
+from vxnet.model.address import IPAddress
 from vxnet.model.api import JoinClaim, NodeUpdate
 from vxnet.model.cluster import Node
 from vxnet.model.errors import CallerError, ConflictError
@@ -96,6 +97,8 @@ def _check_family(claim: JoinClaim | Node, nodes: Collection[Node]) -> None:
                 )
 
 
-def _check_address(what: str, address: object) -> None:
-    if any(getattr(address, f"is_{kind}") for kind in ("unspecified", "loopback", "multicast")):
+def _check_address(what: str, address: IPAddress) -> None:
+    # A link-local one of IPv6 means another link on each host (RFC 4007).
+    local = address.version == 6 and address.is_link_local
+    if local or address.is_unspecified or address.is_loopback or address.is_multicast:
         raise CallerError(f"{what} {address} cannot be reached by other hosts", hint="give an address of this host")
