@@ -163,22 +163,14 @@ def picture(pair: Pair) -> dict[str, object]:
     }
 
 
-def forwards(pair: Pair) -> bool:
-    """Whether all ports of h1's bridges do: one that was just made does once the kernel has noticed its carrier, which
-    it does in its own time."""
-    found = [*pair.h1.links("-n", "vxnet").values(), *pair.h1.links().values()]
-    ports = [link["linkinfo"]["info_slave_data"] for link in found if link.get("master")]
-    return all(port["state"] == "forwarding" for port in ports)
-
-
 def picture_at_rest(pair: Pair) -> dict[str, object]:
     """To compare a later one with: an early one, of ports that do not forward yet, would never come again."""
-    assert wait_until(lambda: forwards(pair))
+    assert wait_until(pair.h1.forwards)
     return picture(pair)
 
 
 def settles_to(pair: Pair, before: dict[str, object]) -> bool:
-    """As :func:`forwards`, in the kernel's own time."""
+    """As :meth:`tests.host.rig.Machine.forwards`, in the kernel's own time."""
     if wait_until(lambda: picture(pair) == before):
         return True
     assert picture(pair) == before

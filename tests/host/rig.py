@@ -112,6 +112,15 @@ class Machine(Host):
     def reconcile(self, state: HostState, sandboxes: Sequence[str] | None = None) -> list[Change]:
         return self.do(self.kernel.reconcile, state, sandboxes)
 
+    def forwards(self) -> bool:
+        """Whether its cards are up and all ports of its bridges forward: what was just made does so once the kernel has
+        noticed its carrier, which it does in its own time."""
+        own = self.links()
+        found = [*self.links("-n", "vxnet").values(), *own.values()]
+        ports = [link["linkinfo"]["info_slave_data"] for link in found if link.get("master")]
+        cards = [link for name, link in own.items() if name.startswith("eth")]
+        return all(card["operstate"] == "UP" for card in cards) and all(port["state"] == "forwarding" for port in ports)
+
     def stop(self) -> None:
         """The daemon dies."""
         self.do(self.kernel.close)
@@ -142,8 +151,10 @@ class Pair:
         self.s2 = state(self.v2, [sandboxes[1]], [self.c1.remote(self.v1)], kind=kinds[1], mtu=mtu)
 
     def reconcile(self) -> None:
+        """And packets pass from then on."""
         for host, wanted in ((self.h1, self.s1), (self.h2, self.s2)):
             assert errors(host.reconcile(wanted)) == []
+        assert wait_until(lambda: self.h1.forwards() and self.h2.forwards())
 
     def close(self) -> None:
         for place in (self.h1, self.h2, self.c1, self.d1):

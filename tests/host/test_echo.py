@@ -14,6 +14,7 @@ pytestmark = pytest.mark.host
 def test_what_fits_comes_back(version: int) -> None:
     pair = Pair(version)
     try:
+        pair.reconcile()
         pair.h2.sh("ip link set eth0 mtu 1400")  # and 4 for a VLAN tag: what is larger it drops
         (nobody,) = addresses("192.168.9.77" if version == 4 else "fd00:9::77")
         sizes = (128, 129, 576, 1280, 1400, 1404, 1405, 1500, 1501, 9000)
