@@ -94,6 +94,13 @@ def vxnet(server: Daemon, *words: str, typed: str = "") -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
+def test_without_standard_streams(server: Daemon) -> None:
+    words = " ".join(command(server, "run", "--rm", "sh", "-c", "'echo out; echo err >&2; exit 4'"))
+    for closed, shown in ((">&-", "err\n"), ("<&- >&- 2>&-", "")):
+        done = subprocess.run(["bash", "-c", f"{words} {closed}"], capture_output=True, text=True, timeout=DEADLINE_S)
+        assert (done.returncode, done.stdout, done.stderr) == (4, "", shown)
+
+
 def until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + DEADLINE_S
     while not condition():

@@ -109,3 +109,16 @@ def test_a_full_disk_is_one() -> None:
     done = run("--help >/dev/full")
     assert done.returncode == 1
     assert done.stderr == "vxnet: No space left on device\n"
+
+
+def test_closed_standard_streams_are_as_devnull() -> None:
+    with daemon() as server:
+        socket = f"--socket {server.path}"
+        for closed in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
+            done = run(f"{socket} ps {closed}")
+            assert (done.returncode, done.stderr) == (0, ""), closed
+            assert bool(done.stdout) == (">&-" not in closed.replace("2>&-", "")), closed
+        assert run(f"{socket} rm nobody <&- >&- 2>&-").returncode == 1
+        run(f"{socket} run -d --name ended true")
+        run(f"{socket} stop ended")
+        assert run(f"{socket} prune <&-").stderr.startswith("vxnet: nobody answered")

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 def main() -> NoReturn:
     """Entry point of the script ``vxnet``."""
+    _open_standard_streams()
     # What start-up allocates stays until the end: looking through it for garbage costs 5 ms and finds none.
     gc.disable()
     from vxnet.cli.root import root
@@ -20,6 +21,18 @@ def main() -> NoReturn:
         root.main(prog_name="vxnet")
     finally:
         _leave_at_once()
+
+
+def _open_standard_streams() -> None:
+    """Those that were closed (``>&-``) lead to /dev/null: a socket would take their numbers, and be written to."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
 
 
 def _leave_at_once() -> None:
