@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,6 +69,19 @@ def test_it_has_as_many_descriptors_as_it_may(tmp_path, monkeypatch):
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
     assert seen == [(min(before[1], 1 << 20), before[1])]
+
+
+async def test_what_blocks_needs_no_further_thread(monkeypatch):
+    """A container's fork bomb leaves none, and a daemon that needed one for its disk ended."""
+    await daemon._make_threads()
+
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as bomb:
+        bomb.setattr(threading.Thread, "start", refuse)
+        found = await asyncio.gather(*(asyncio.to_thread(threading.get_ident) for _ in range(100)))
+    assert len(found) == 100
 
 
 def test_what_the_tunnels_are_is_said_in_the_file_or_when_called(tmp_path, monkeypatch):

@@ -16,7 +16,9 @@ import os
 import resource
 import signal
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,8 @@ from vxnet.model.errors import CallerError, ConflictError, HostError, VxnetError
 
 log = structlog.get_logger()
 
+THREADS = min(32, (os.cpu_count() or 1) + 4)
+"""For what blocks: as many as Python would make."""
 GARBAGE = (20_000, 4, 100)
 """Objects (net), collections of the young, of the middle-aged: how seldom the collector looks for cycles. Rows come by
 the ten thousand and are no garbage: with Python's 700 objects, half the time of their arrival went into looking. A look
@@ -90,7 +94,17 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
     ]
 
 
+async def _make_threads() -> None:
+    """Those of :func:`asyncio.to_thread`, all of them now: on a machine that a container has filled with processes
+    there are none to be had, and what needs one then would end the daemon.
+    """
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="blocking"))
+    all_here = threading.Barrier(THREADS)
+    await asyncio.gather(*(asyncio.to_thread(all_here.wait) for _ in range(THREADS)))
+
+
 async def _serve(config: configuration.Config, socket_path: Path) -> None:
+    await _make_threads()
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
