@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tests.shim.test_limits import need
 from vxnet.host import cgroups, tasks
 from vxnet.host.usage import usage_of
 from vxnet.model.api import UsageView
+from vxnet.model.container import Container, ContainerSpec
 from vxnet.model.errors import ConflictError
 
 HUNGRY = """
@@ -48,6 +50,18 @@ async def test_usage(boxes: Boxes, grouped: bool, monkeypatch: pytest.MonkeyPatc
     assert second.pids == 2
     assert second.at_s > first.at_s and 0 < second.cpu_s - first.cpu_s <= 1.5 * (second.at_s - first.at_s)
     assert (second.received, second.sent) == (0, 0), "it has no network but lo"
+
+
+def test_processes_in_groups_below_its_own_are_its(tmp_path: Path) -> None:
+    """As systemd makes them in a container that may: it counted as ended."""
+    group = tmp_path / "vxnet" / "0123456789ab"
+    (group / "init.scope").mkdir(parents=True)
+    (group / "cgroup.kill").write_text("")
+    (group / "cgroup.procs").write_text("")
+    (group / "init.scope" / "cgroup.procs").write_text(f"{os.getpid()}\n")
+    container = Container(id="0" * 64, spec=ContainerSpec(argv=("true",)), pid=os.getpid(), created_at=0.0)
+    found = usage_of(container, [group])
+    assert found is not None and found.pids >= 1
 
 
 @pytest.mark.host

@@ -30,8 +30,7 @@ class _Process(NamedTuple):
 def usage_of(container: Container, groups: Sequence[Path], proc: Path = Path("/proc")) -> UsageView | None:
     """None: it has just ended. ``groups``: its own, of any version. Blocks."""
     unified = next((group for group in groups if (group / "cgroup.kill").exists()), None)
-    listed = _text(unified / "cgroup.procs").split() if unified is not None else []
-    pids = [int(pid) for pid in listed] if unified is not None else pids_beside(container.pid, proc)
+    pids = _members(unified) if unified is not None else pids_beside(container.pid, proc)
     processes = [found for pid in pids if (found := _process(proc / str(pid))) is not None]
     if not processes:
         return None
@@ -52,6 +51,11 @@ def usage_of(container: Container, groups: Sequence[Path], proc: Path = Path("/p
         read=disk[0] if disk else sum(one.read for one in processes),
         written=disk[1] if disk else sum(one.written for one in processes),
     )
+
+
+def _members(group: Path) -> list[int]:
+    """Of a group and of those that the container has made below it."""
+    return [int(pid) for place, _, _ in os.walk(group) for pid in _text(Path(place, "cgroup.procs")).split()]
 
 
 def _text(path: Path) -> str:
