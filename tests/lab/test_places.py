@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import vxnet
-from vxnet.lab import boot, mountpoints, state
+from vxnet.lab import boot, commands, mountpoints, state
+from vxnet.lab.state import LabState
 
 
 @pytest.fixture
@@ -50,6 +51,15 @@ def test_missing_places_are_made_and_go_with_the_last_lab(machine: Path) -> None
     down("two")
     state.RUN.rmdir()
     assert everything(machine) == before
+
+
+def test_a_lab_whose_file_is_damaged_hides_no_other(machine: Path) -> None:
+    """`vxnet lab down` is what it needs, and for that one has to know of it."""
+    for name in ("broken", "whole"):
+        up(name)
+        state.save(LabState(name=name))
+    (state.folder("broken") / "lab.json").write_text("{")
+    assert [lab.name for lab in commands.ls()] == ["broken", "whole"]
 
 
 def test_what_was_there_or_came_meanwhile_stays(machine: Path) -> None:

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from vxnet.lab import foreground, operations, programs, state
+from vxnet.lab.state import LabState
 from vxnet.lab.views import LabView, view
-from vxnet.model.errors import NotFoundError
+from vxnet.model.errors import HostError, NotFoundError
 
 
 def up(
@@ -48,10 +49,14 @@ def down(*, name: str = "lab", all: bool = False) -> tuple[str, ...]:
 
 
 def ls() -> tuple[LabView, ...]:
+    """One whose file is damaged has no hosts."""
     views = []
     for name in state.names():
         with contextlib.suppress(NotFoundError):  # removed meanwhile
-            views.append(view(state.load(name)))
+            try:
+                views.append(view(state.load(name)))
+            except HostError:
+                views.append(view(LabState(name=name)))
     return tuple(views)
 
 
