@@ -13,6 +13,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+/* Of others than the daemon's user, who has as many again: it must not be kept out of its containers. */
 #define CONNECTIONS_MAX 256
 
 static void connection_close(struct connection *connection)
@@ -80,12 +81,18 @@ void answer_status(const struct shim *shim, struct answer *answer, enum message_
 			   shim->started_at.tv_nsec);
 }
 
+/* Is at the other end who runs the shim too: the daemon, or root? */
+static bool is_daemons(int fd)
+{
+	struct ucred peer;
+	socklen_t size = sizeof(peer);
+	return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0 && peer.uid == geteuid();
+}
+
 static void hello(struct connection *connection, uint32_t tag)
 {
 	struct shim *shim = connection->shim;
-	struct ucred peer;
-	socklen_t size = sizeof(peer);
-	if (getsockopt(connection->source.fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0 || peer.uid != geteuid()) {
+	if (!is_daemons(connection->source.fd)) {
 		refuse(connection, tag, "forbidden", 125, "only the daemon may take the container over");
 		return;
 	}
@@ -259,7 +266,7 @@ static void listener_ready(struct source *source, uint32_t events)
 	size_t count = 0;
 	for (const struct connection *each = shim->connections; each != NULL; each = each->next)
 		count++;
-	if (fd >= 0 && count >= CONNECTIONS_MAX)
+	if (fd >= 0 && count >= CONNECTIONS_MAX && (count >= 2 * CONNECTIONS_MAX || !is_daemons(fd)))
 		close(fd);
 	else if (fd >= 0)
 		(void)connection_open(shim, fd);

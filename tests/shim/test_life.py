@@ -390,6 +390,33 @@ print(shim.decode(packet).fields["kind"], len(fds))
     assert done.stdout == "forbidden 0\n"
 
 
+async def test_many_clients_do_not_keep_the_daemon_out(boxes: Boxes) -> None:
+    """It took its containers for ended, as they closed its connection: they are let in beside all others."""
+    box = boxes("sleep", "1000")
+    task = await box.start()
+    await task.start_main()
+    task.close()
+
+    os.chmod(box.socket, 0o666)
+    os.chmod(Path(box.socket).parent, 0o755)
+    code = f"""
+import os, socket, sys
+os.setresuid(65534, 65534, 65534)
+held = [socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(300)]
+for one in held:
+    one.connect({box.socket!r})
+print("all", flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as clients:
+        assert clients.stdout is not None
+        assert await asyncio.to_thread(clients.stdout.readline) == b"all\n"
+        adopted = await box.adopt()
+        assert adopted is not None and adopted.pid == task.pid
+        adopted.close()
+        clients.communicate()
+
+
 async def test_refuses_what_it_does_not_know(boxes: Boxes) -> None:
     """A field could be a limit or a mask that somebody relies on."""
     box = boxes("sleep", "1000")
