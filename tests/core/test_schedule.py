@@ -580,6 +580,46 @@ def test_an_update_that_fails_pauses():
     assert len(world.running()) == 6
 
 
+def test_a_paused_update_goes_on_when_somebody_asks_for_it():
+    world = World()
+    world.make(spec())
+    world.command("web", "fail:h2")
+    world.set_node("n2", availability="drain")
+    world.now += HOUR
+    paused = world.service("web").service
+    assert paused.update is not None and paused.update.state == "paused"
+    world._done(services.scale(world.wishes, "web", 4, world.now))
+    assert world.service("web").service.update == paused.update, (
+        "a pause is no reason not to scale, nor scaling to go on"
+    )
+    world.change("web", labels={"a": "b"})
+    service = world.service("web").service
+    assert service.update is not None and service.update.state == "completed"
+    assert {task.argv for task in world.running()} == {("fail:h2",)} and len(world.running()) == 4
+    assert service.previous is not None and service.previous.task.container.argv == ("serve",)
+    assert services.update(world.wishes, "web", ServiceUpdate(spec=service.spec, base=service.spec), world.now)[0] == (
+        {},
+        (),
+    )
+
+
+def test_a_paused_rollback_goes_on_too():
+    world = World()
+    world.make(spec(argv=("fail:h2",), replicas=2, rollback=UpdateConfig(failure_action="pause")))
+    world.command("web", "serve")
+    world.set_node("n1", availability="drain")
+    world.set_node("n3", availability="drain")
+    world._done(services.roll_back(world.wishes, "web", world.now))
+    update = world.service("web").service.update
+    assert update is not None and update.state == "rollback_paused"
+    world.set_node("n3", availability="active")
+    world.set_node("n2", availability="drain")
+    world.now += HOUR
+    world.change("web")
+    update = world.service("web").service.update
+    assert update is not None and update.state == "rollback_completed"
+
+
 def test_an_update_that_fails_is_rolled_back_and_keeps_the_untouched():
     world = World()
     config = UpdateConfig(failure_action="rollback", parallelism=2)

@@ -34,7 +34,8 @@ def wait_converged(client: Client, service: Service, quiet: bool) -> None:
                 update = None  # somebody else's, earlier
             if update is not None and update.state in ("paused", "rollback_paused"):
                 screen.finish()
-                click.echo(f"vxnet: {output.printable(update.message)}; `vxnet service ps` tells more", err=True)
+                hint = f"`vxnet service ps` tells more, `vxnet service update {service.spec.name}` goes on"
+                click.echo(f"vxnet: {output.printable(update.message)}; {hint}", err=True)
                 raise click.exceptions.Exit(FAILED)
             if _converged(progress):
                 screen.finish()

@@ -90,7 +90,8 @@ def update(
 ) -> None:
     """Change a service, a few tasks at a time.
 
-    Ends when the update is complete, has paused, or was rolled back.
+    Ends when the update is complete, has paused, or was rolled back. One that has paused goes on, also if nothing is
+    to be different.
     """
     if rollback:
         _roll_back(client, service, detach, quiet)

@@ -6,6 +6,7 @@
         │                                                 ^      │
         ├── too many new tasks fail, action pause ──> paused     └── … fail ──> rollback_paused
         └── … action rollback ────────────────────────────┘
+                                    (what has paused goes on after `service update`, also one that changes nothing)
 
 A slot is *old* as long as its head is of another version than the service's, *under way* until its head runs. A new
 task fails the update when it ends within ``monitor_s`` of its start, or never starts. After the last one has run for
@@ -27,6 +28,8 @@ from vxnet.model.service import Service, Task, UpdateState, UpdateStatus
 if TYPE_CHECKING:
     from vxnet.core.schedule import Planner, Slot
 
+GOES_ON: Final[dict[UpdateState, UpdateState]] = {"paused": "updating", "rollback_paused": "rollback_started"}
+"""What each pause is followed by, once somebody asks for that."""
 ROLLING_BACK: Final[dict[UpdateState, UpdateState]] = {
     "updating": "rollback_started",
     "paused": "rollback_paused",
@@ -58,6 +61,19 @@ def back(service: Service, now: float, message: str, *, and_forth: bool) -> Serv
         updated_at=now,
         update=UpdateStatus(state="rollback_started", started_at=now, message=message),
     )
+
+
+def is_unfinished(service: Service) -> bool:
+    """Whether it has tasks of two versions, or may soon."""
+    return service.update is not None and service.update.state in {*GOES_ON, *GOES_ON.values()}
+
+
+def resumed(service: Service, now: float) -> Service:
+    """An update that has paused goes on; what has failed by now does not count."""
+    state = GOES_ON.get(service.update.state) if service.update is not None else None
+    if state is None:
+        return service
+    return replace(service, update=UpdateStatus(state=state, started_at=now, revisits=True))
 
 
 class _Rollout:

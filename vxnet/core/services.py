@@ -49,7 +49,9 @@ def create(wishes: Wishes, spec: ServiceSpec, id: str, now: float) -> tuple[Deci
 
 
 def update(wishes: Wishes, ref: str, wish: ServiceUpdate, now: float) -> tuple[Decision, Service]:
-    """Raises as :func:`create`, and :class:`ConflictError` if the service is no longer as it was."""
+    """An update that has paused goes on, unless only the number of replicas is to be another. Raises as
+    :func:`create`, and :class:`ConflictError` if the service is no longer as it was.
+    """
     service = networks.find(ref, wishes.services.values(), "service")
     if wish.base != service.spec:
         raise ConflictError(f"service {service.name} was changed meanwhile", hint="look at it, and try again")
@@ -67,9 +69,13 @@ def update(wishes: Wishes, ref: str, wish: ServiceUpdate, now: float) -> tuple[D
         updated_at=now,
         rebalance=wish.rebalance or service.rebalance,
     )
-    if spec != service.spec:
+    same_tasks = spec.task == service.spec.task
+    # What concerns no task is no reason to forget what an unfinished update would go back to.
+    if spec != service.spec and not (same_tasks and rollout.is_unfinished(service)):
         changed = replace(changed, previous=service.spec, previous_version=service.version)
-    if spec.task != service.spec.task:
+    if same_tasks and (spec == service.spec or replace(spec, replicas=service.spec.replicas) != service.spec):
+        changed = rollout.resumed(changed, now)
+    if not same_tasks:
         # What goes back by hand to what it was goes back to those tasks, too.
         back = service.previous is not None and spec.task == service.previous.task
         changed = replace(
