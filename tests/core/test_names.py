@@ -651,12 +651,14 @@ def test_what_counts_as_a_reply() -> None:
     good = _reply_to(question, 0x2222)
     assert forward.judge(question, 0x2222, good) == "good"
     assert forward.judge(question, 0x2222, _reply_to(question, 0x2222, rcode=3)) == "good"
-    assert forward.judge(question, 0x2222, _reply_to(question, 0x2222, rcode=2)) == "next"
-    assert forward.judge(question, 0x2222, _reply_to(question, 0x2222, rcode=5)) == "next"
+    for rcode in (2, 4, 5):
+        assert forward.judge(question, 0x2222, _reply_to(question, 0x2222, rcode=rcode)) == "next"
     # Some servers lower the case; the client gets its own back.
     assert forward.judge(question, 0x2222, good.replace(b"eXample", b"example")) == "good"
     assert forward.judge(question, 0x2223, good) == "stray"
     assert forward.judge(question, 0x2222, good.replace(b"eXample", b"evample")) == "stray"
+    https = question._replace(question=question.name + b"\0\x41\0\1", type=65)
+    assert forward.judge(https, 0x2222, good[:12] + question.name + b"\0\x61\0\1") == "stray"
     assert forward.judge(question, 0x2222, forward.pack_query(question, 0x2222)) == "stray"
     assert forward.judge(question, 0x2222, good[:11]) == "stray"
     bare = good[:4] + bytes(8)

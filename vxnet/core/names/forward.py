@@ -47,6 +47,9 @@ def pack_query(query: Query, number: int) -> bytes:
     return number.to_bytes(2, "big") + query.packet[2:]
 
 
+_ASK_ANOTHER = (SERVFAIL, NOTIMP, REFUSED)
+"""As glibc does (res_send.c)."""
+
 Verdict = Literal["good", "next", "stray"]
 
 
@@ -61,9 +64,11 @@ def judge(query: Query, number: int, reply: bytes) -> Verdict:
     if questions == 0:
         # Servers that understand little send a bare header.
         return "next" if rcode in (FORMERR, SERVFAIL, NOTIMP, REFUSED) else "stray"
-    if reply[12 : 12 + len(query.question)].lower() != query.question.lower():
+    name = len(query.name)
+    # Of the letters alone the case is no matter: type 65 is no type 97.
+    if reply[12 : 12 + name].lower() != query.name or reply[12 + name : 16 + name] != query.question[name:]:
         return "stray"
-    return "next" if rcode in (SERVFAIL, REFUSED) else "good"
+    return "next" if rcode in _ASK_ANOTHER else "good"
 
 
 def relay(query: Query, reply: bytes) -> bytes:
