@@ -21,6 +21,8 @@ from vxnet.model.codec import to_json
 from vxnet.model.service import Service, ServiceSpec, Task
 
 HORIZON_S = 3600.0
+ROUNDS = 1000
+"""Plans in one moment, at most."""
 
 
 class MemoryServices:
@@ -55,13 +57,16 @@ class MemoryServices:
     def settle(self) -> None:
         """Until nothing is left to be done within :data:`HORIZON_S`."""
         until = self.now + HORIZON_S
+        rounds = 0
         while True:
+            rounds += 1
+            assert rounds < ROUNDS, "there is always something else to do, and time stands still"
             plan = schedule.plan(self.state(), self.now, self._ids)
             self.write(services.with_places(self.wishes, plan.changes))
             if not self._work() and not plan.changes:
                 if plan.next_at is None or plan.next_at > until:
                     return
-                self.now = max(plan.next_at, self.now + 0.001)
+                self.now, rounds = max(plan.next_at, self.now + 0.001), 0
 
     def _work(self) -> bool:
         statuses = {}
