@@ -124,7 +124,7 @@ CONVERSATION: list[tuple[str, str, object, int, object]] = [
     ("DELETE", "networks/my-net", None, 409, "conflict"),
     ("POST", "networks/my-net/disconnect", {"container": "web"}, 204, b""),
     ("POST", "networks/my-net/disconnect", {"container": "web"}, 404, "not-found"),
-    ("POST", "networks/my-net/disconnect?force=1", {"container": "web"}, 204, b""),
+    ("POST", "networks/my-net/disconnect?force=1", {"container": "web"}, 404, "not-found"),
     ("POST", "networks/my-net/connect", {"container": "web", "ip": "10.0.16.9"}, 204, b""),
     ("GET", "containers", None, 200, 1),
     ("GET", f"containers/{make_id('web')[:6]}", None, 200, {"pid": 4711}),
