@@ -588,6 +588,7 @@ def test_a_paused_update_goes_on_when_somebody_asks_for_it():
     world.now += HOUR
     paused = world.service("web").service
     assert paused.update is not None and paused.update.state == "paused"
+    assert paused.fallback == paused.previous, "nobody takes what it may have to go back to"
     world._done(services.scale(world.wishes, "web", 4, world.now))
     assert world.service("web").service.update == paused.update, (
         "a pause is no reason not to scale, nor scaling to go on"

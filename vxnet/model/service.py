@@ -192,8 +192,8 @@ class Service(Record, frozen=True, kw_only=True):
 
     @property
     def fallback(self) -> ServiceSpec | None:
-        """What an update that is under way may have to go back to."""
-        return self.previous if self.update is not None and self.update.state == "updating" else None
+        """What an update that is under way, or has paused and may go on, may have to go back to."""
+        return self.previous if self.update is not None and self.update.state in ("updating", "paused") else None
 
     @property
     def public(self) -> PublicService:
