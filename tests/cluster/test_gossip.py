@@ -137,6 +137,7 @@ async def test_late_joiner_learns_all_at_once(field: Field) -> None:
     assert took < 2
 
 
+@pytest.mark.slow
 async def test_killed_node_loses_its_names_and_keeps_its_paths(field: Field) -> None:
     nodes = field.start(3)
     for number, node in field.nodes.items():
@@ -183,6 +184,7 @@ async def test_leaving_is_told_and_coming_back_works(field: Field) -> None:
     await wait(lambda: all(names(node) == {"back"} for node in (nodes[0], nodes[1], again)), "it is back")
 
 
+@pytest.mark.slow
 async def test_a_planned_restart_keeps_everything(field: Field) -> None:
     nodes = field.start(3)
     field.nodes[3].put("endpoint", "e1", endpoint("10.0.3.5", "web3"))

@@ -76,7 +76,7 @@ class EtcdEngine:
 _PREFIXES = itertools.count()
 
 
-@pytest.fixture(params=["sqlite", "etcd"])
+@pytest.fixture(params=["sqlite", pytest.param("etcd", marks=pytest.mark.slow)])
 async def engine(request, tmp_path):
     if request.param == "etcd":
         engine = EtcdEngine(request.getfixturevalue("etcd_cluster"))

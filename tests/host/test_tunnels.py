@@ -174,6 +174,7 @@ OWN_DAMAGES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [*(damage for damage in DAMAGES if damage.what in ALIKE), *OWN_DAMAGES],
