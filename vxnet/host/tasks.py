@@ -36,6 +36,9 @@ RUN_DIRECTORY = Path("/run/vxnet")
 ANSWER_TIMEOUT_S = 30.0
 """Setting up a root takes milliseconds; this long only on a machine whose disk stands still."""
 REMOVE_TIMEOUT_S = 10.0
+LINGER_S = 2.0
+"""For a container's end behind its shim's. It has none where nobody reaps the commands beside its first process: in a
+Docker container without an init."""
 
 OUTPUT_MAX = 4096
 """Octets kept of what a command says that the daemon itself runs in a container."""
@@ -194,28 +197,33 @@ class Task:
 
     async def destroy(self) -> None:
         """End container and shim at once, and wait until both are gone, with all that they held. Raises
-        :class:`HostError` if they will not.
+        :class:`HostError` if the shim will not.
         """
-        dying: list[int] = []
+        shim: list[int] = []
+        first: list[int] = []
         if self._shim >= 0:
-            dying.append(os.dup(self._shim))  # somebody may close ours meanwhile
+            shim.append(os.dup(self._shim))  # somebody may close ours meanwhile
             with contextlib.suppress(ProcessLookupError):
                 if not self.ended:
-                    dying.append(os.pidfd_open(self.pid))
+                    first.append(os.pidfd_open(self.pid))
                 signal.pidfd_send_signal(self._shim, signal.SIGKILL)
         try:
             async with asyncio.timeout(REMOVE_TIMEOUT_S):
                 await self._gone.wait()
                 await self.wait()
-                for one in dying:
+                for one in shim:
                     await readable(one)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LINGER_S):
+                    for one in first:
+                        await readable(one)
         except TimeoutError:
             raise HostError(
                 f"the shim of container {self.id[:12]} did not end within {REMOVE_TIMEOUT_S:.0f} s of SIGKILL",
                 hint=f"see /proc/{self.pid}/stack: the kernel holds it",
             ) from None
         finally:
-            for one in dying:
+            for one in (*shim, *first):
                 os.close(one)
             self.close()
 
