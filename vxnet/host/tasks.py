@@ -37,8 +37,7 @@ ANSWER_TIMEOUT_S = 30.0
 """Setting up a root takes milliseconds; this long only on a machine whose disk stands still."""
 REMOVE_TIMEOUT_S = 10.0
 LINGER_S = 2.0
-"""For a container's end behind its shim's. It has none where nobody reaps the commands beside its first process: in a
-Docker container without an init."""
+"""For a container's end behind its shim's. It has none where nobody reaps execs: in a Docker container without init."""
 
 OUTPUT_MAX = 4096
 """Octets kept of what a command says that the daemon itself runs in a container."""
@@ -159,8 +158,7 @@ class Task:
             return status, bytes(output)
 
     def _collect(self, reader: int, output: bytearray) -> bool:
-        """One piece of what there is to read, so that who writes without end holds nobody up; beyond ``OUTPUT_MAX`` it
-        is thrown away. False: there is none now."""
+        """One piece, as some never cease; beyond ``OUTPUT_MAX`` it is thrown away. False: there is none now."""
         try:
             piece = os.read(reader, _ANSWER_MAX)
         except BlockingIOError:
@@ -199,31 +197,29 @@ class Task:
         """End container and shim at once, and wait until both are gone, with all that they held. Raises
         :class:`HostError` if the shim will not.
         """
-        shim: list[int] = []
-        first: list[int] = []
+        dying: list[int] = []
         if self._shim >= 0:
-            shim.append(os.dup(self._shim))  # somebody may close ours meanwhile
+            dying.append(os.dup(self._shim))  # somebody may close ours meanwhile
             with contextlib.suppress(ProcessLookupError):
                 if not self.ended:
-                    first.append(os.pidfd_open(self.pid))
+                    dying.append(os.pidfd_open(self.pid))
                 signal.pidfd_send_signal(self._shim, signal.SIGKILL)
         try:
             async with asyncio.timeout(REMOVE_TIMEOUT_S):
                 await self._gone.wait()
                 await self.wait()
-                for one in shim:
-                    await readable(one)
+                for shim in dying[:1]:
+                    await readable(shim)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LINGER_S):
-                    for one in first:
-                        await readable(one)
+                for first in dying[1:]:
+                    await asyncio.wait_for(readable(first), LINGER_S)
         except TimeoutError:
             raise HostError(
                 f"the shim of container {self.id[:12]} did not end within {REMOVE_TIMEOUT_S:.0f} s of SIGKILL",
                 hint=f"see /proc/{self.pid}/stack: the kernel holds it",
             ) from None
         finally:
-            for one in (*shim, *first):
+            for one in dying:
                 os.close(one)
             self.close()
 
