@@ -71,7 +71,8 @@ def test_networks_and_containers(server: Daemon) -> None:
     assert [view.name for view in client.containers()] == ["web"]
     assert client.network("my-net", verbose=True).endpoints[0].name == "web"
     client.disconnect("my-net", NetworkConnect(container="web"))
-    client.disconnect("my-net", NetworkConnect(container="web"), force=True)
+    with pytest.raises(NotFoundError, match="web is not connected to my-net"):
+        client.disconnect("my-net", NetworkConnect(container="web"), force=True)
     client.connect("my-net", NetworkConnect(container="web"))
     client.kill("web", signal="SIGUSR1")
     assert server.agent.signals == [("web", 10)]
