@@ -35,7 +35,8 @@ def shared() -> Iterator[Pair]:
 
 
 def settled(pair: Pair) -> Pair:
-    """As it should be, and all that this has raised is over: carriers are up, link-local addresses nobody else's."""
+    """As it should be, and all that this has raised is over: carriers are up, ports forward, link-local addresses are
+    nobody else's."""
     assert errors(pair.h1.reconcile(pair.s1)) == []
     places = (pair.h1, pair.c1)
     assert wait_until(lambda: not any(place.run("ip", "-6", "addr", "show", "tentative") for place in places))
@@ -43,6 +44,7 @@ def settled(pair: Pair) -> Pair:
     assert wait_until(
         lambda: not any("DOWN" in shown for shown in (*(one.run(*up) for one in places), pair.h1.inside(*up)))
     )
+    assert wait_until(pair.h1.forwards)
     while select.select([pair.h1.kernel.events], [], [], 0.2)[0]:
         pair.h1.kernel.events.drain()
     assert pair.h1.reconcile(pair.s1) == []
