@@ -9,7 +9,16 @@ import pytest
 
 from tests.host import uvxlan_rig
 from tests.host.rig import Machine, Pair
+from tests.host.throwaway import Place
 from tests.host.uvxlan_rig import End, Kind, cable
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    """A network namespace, and nothing of vxnet's in it."""
+    place = Place()
+    yield place
+    place.close()
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import errno
 import ipaddress
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import pytest
 
@@ -24,13 +24,6 @@ TCP_SYN_SENT, TCP_ESTABLISHED = 1, 3
 IPS_SEEN_REPLY, IPS_CONFIRMED = 1 << 1, 1 << 3
 MANY = 1000
 EVERYTHING = (UNANSWERED, *UDP.values())
-
-
-@pytest.fixture
-def place() -> Iterator[Place]:
-    made = Place()
-    yield made
-    made.close()
 
 
 def nested(kind: int, *inside: bytes) -> bytes:

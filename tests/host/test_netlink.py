@@ -33,13 +33,6 @@ def test_attributes_of_anything_end(data: bytes) -> None:
 
 
 @pytest.fixture
-def place() -> Iterator[Place]:
-    place = Place()
-    yield place
-    place.close()
-
-
-@pytest.fixture
 def netlink(place: Place) -> Iterator[Netlink]:
     with Netlink(place.fd) as netlink:
         yield netlink

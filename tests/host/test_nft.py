@@ -16,13 +16,6 @@ pytestmark = pytest.mark.host
 
 
 @pytest.fixture
-def place() -> Iterator[Place]:
-    place = Place()
-    yield place
-    place.close()
-
-
-@pytest.fixture
 def netlink(place: Place) -> Iterator[Netlink]:
     with Netlink(place.fd, elements.NETLINK_NETFILTER) as netlink:
         yield netlink
